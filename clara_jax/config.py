@@ -1,0 +1,285 @@
+"""Every option once, with its default and a comment.
+
+`configs/*.py` build a ConfigDict with `default()` and override a few lines. `freeze()` turns it
+into the frozen dataclasses below, so that an unknown key or a wrong type fails at the border and
+inner code never sees a ConfigDict. A workdir's `config.json` holds the same tree.
+"""
+
+import dataclasses
+import json
+import os
+import types
+import typing
+from typing import Any
+
+import ml_collections
+
+from clara_jax.errors import UserError
+from clara_jax.models.config import LoraConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The base LLM."""
+
+    preset: str = "smollm2_135m"  # architecture (models/config.py) when there is no `base`
+    base: str = ""  # HF directory, hub id or .gguf file; empty: random weights of `preset`
+    tokenizer: str = ""  # HF directory or hub id, or `facts`; empty: the base's own
+    vocab_size: int = 0  # overrides the preset's for random weights; 0: the preset's own
+    dtype: str = "float32"  # of activations and matmuls: float32 or bfloat16
+    param_dtype: str = "float32"  # of the base weights
+    remat: str = "none"  # none, dots (keep matmul outputs) or full (keep only layer inputs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What to train on and how it is laid out in rows."""
+
+    sources: tuple[str, ...] = ()  # file.jsonl, tfds:name/split, reconstruct:<source>, facts:<n>
+    split: str = "train"  # train or dev: which side of `holdout` the sources give
+    holdout: float = 0.0  # share of the documents (by title) that belong to dev
+    tfds_dir: str = ""  # where TFDS keeps its data; empty: its default
+    document_length: int = 256  # tokens of a document's text; longer ones are cut and counted
+    rate: int = 16  # compression rate; M = document_length // rate memory tokens
+    pack: bool = True  # several examples a row; false: one example a row, padded
+    encoder_row: int = 0  # tokens a row of the compressor's batch; 0: measured on the data
+    decoder_row: int = 0  # tokens a row of the generator's batch; 0: measured on the data
+    row_examples: int = 16  # most examples packed into one row
+    packing_bins: int = 64  # rows that are filled at the same time
+    epochs: int = 0  # passes over the data; 0: as many as the steps need
+    workers: int = 0  # processes that prepare data; 0: in the main one
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """The training loop."""
+
+    steps: int = 1000  # optimizer steps
+    batch_rows: int = 16  # rows a step, over all hosts and micro-batches
+    accumulate: int = 1  # micro-batches a step
+    full: bool = False  # train the base itself instead of adapters (from scratch, quickstart)
+    mse_weight: float = 0.1  # lambda of the alignment loss (paper, eq. of section 3.1)
+    loss_chunks: int = 1  # blocks of the cross-entropy over tokens; 1: all logits at once
+    log_every: int = 10  # steps between lines of metrics.jsonl
+    checkpoint_every: int = 500  # steps between checkpoints; the last step is always saved
+    keep_checkpoints: int = 2  # newest checkpoints kept
+    eval_every: int = 0  # steps between evaluations of the held-out CE; 0: never
+    tensorboard: bool = False  # also write TensorBoard events (needs tensorboardX)
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+    """AdamW and its learning rate."""
+
+    learning_rate: float = 1e-4  # peak
+    schedule: str = "cosine"  # cosine (to `final_fraction`) or constant, after the warm-up
+    warmup: float = 0.03  # share of the steps
+    final_fraction: float = 0.1  # of the peak, at the last step of the cosine
+    b1: float = 0.9
+    b2: float = 0.95
+    weight_decay: float = 0.0
+    clip: float = 1.0  # global gradient norm
+    memory_lr_scale: float = 1.0  # learning rate of the memory embeddings over that of the rest
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Initial values of the memory embeddings."""
+
+    init: str = "mean"  # memory embeddings start at the mean of all (release), or at `tokens`
+    init_noise: float = 0.0  # standard deviation added, in units of the embeddings' own
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    """`--mode=evaluate`."""
+
+    sources: tuple[str, ...] = ()  # records to evaluate on; empty: the dev side of data.sources
+    records: int = 100  # at most so many, from the start; 0: all
+    batch: int = 16  # records at once
+    max_new_tokens: int = 32  # of an answer
+    baselines: bool = True  # also without any document, and with its full text
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """Devices: sizes of the three mesh axes."""
+
+    data: int = 1  # replicas of the weights; -1: all devices left over
+    fsdp: int = -1  # shards of weights and batch
+    tensor: int = 1  # shards of heads and mlp
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """Texts of the prompts; `{docs}` is where the memory slots go, `{question}` the question.
+
+    `answer_system` is the release's own (golden/README.md, point 10): its weights need it. The
+    others are ours; to continue from released SCP weights set the texts they were trained with.
+    """
+
+    answer_system: str = (
+        "You are a helpful assistant. Your task is to extract relevant information from provided "
+        "documents and to answer to questions as briefly as possible."
+    )
+    answer_user: str = "Background:\n{docs}\n\nQuestion:{question}"
+    qa_system: str = (
+        "You are a helpful assistant. Read the document, then write questions that cover what it "
+        "says, each followed by its answer."
+    )
+    qa_user: str = "Background:\n{docs}"
+    paraphrase_system: str = (
+        "You are a helpful assistant. Follow the instruction about the background."
+    )
+    paraphrase_users: tuple[str, ...] = (
+        "Background: {docs} Say the same in other words.",
+        "Rewrite this background without changing its meaning: {docs}",
+        "{docs} How else could this background be put?",
+        "Express the content of the following in your own words: {docs}",
+    )
+    reconstruct_user: str = "Background: {docs} Repeat the background word for word."
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All of a run."""
+
+    stage: str = "scp"  # scp (instruct, e2e and contrastive follow)
+    seed: int = 0  # of initialisation, dropout and data order
+    init_from: str = ""  # workdir of an earlier stage whose trained trees this one starts from
+    model: Model = Model()
+    lora: LoraConfig = LoraConfig()
+    data: Data = Data()
+    memory: Memory = Memory()
+    train: Train = Train()
+    optim: Optim = Optim()
+    eval: Eval = Eval()
+    mesh: Mesh = Mesh()
+    prompts: Prompts = Prompts()
+
+    @property
+    def memory_tokens(self) -> int:
+        """M, memory vectors of one document."""
+        return self.data.document_length // self.data.rate
+
+
+def default() -> ml_collections.ConfigDict:
+    """The defaults as a ConfigDict for `configs/*.py` to override; unknown keys raise there."""
+    config = ml_collections.ConfigDict(dataclasses.asdict(Config()), convert_dict=True)
+    return config.lock()
+
+
+def freeze(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
+    """Checks a config tree and turns it into frozen dataclasses.
+
+    Raises:
+        UserError: an unknown key or a value of the wrong type, with its dotted name.
+    """
+    tree = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
+    frozen = _build(Config, tree, "config")
+    _validate(frozen)
+    return frozen
+
+
+def save(config: Config, path: str | os.PathLike[str]) -> None:
+    """Writes the config as JSON; `load` reads it back equal."""
+    with open(path, "w", encoding="utf-8") as f:
+        json.dump(dataclasses.asdict(config), f, indent=2)
+
+
+def load(path: str | os.PathLike[str]) -> Config:
+    """Reads a workdir's config.json.
+
+    Raises:
+        UserError: the file is missing or is no config of ours.
+    """
+    try:
+        with open(path, encoding="utf-8") as f:
+            return freeze(json.load(f))
+    except FileNotFoundError as e:
+        raise UserError(f"{path}: no such file; is this a clara_jax workdir?") from e
+    except json.JSONDecodeError as e:
+        raise UserError(f"{path}: not JSON ({e})") from e
+
+
+def _build(cls: type, tree: Any, name: str) -> Any:
+    if not isinstance(tree, dict):
+        raise UserError(f"{name} must be a group of options, not {tree!r}")
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(tree) - set(hints))
+    if unknown:
+        raise UserError(f"unknown option {name}.{unknown[0]}; known: {', '.join(hints)}")
+    values = {}
+    for key, value in tree.items():
+        values[key] = _convert(hints[key], value, f"{name}.{key}")
+    try:
+        return cls(**values)
+    except ValueError as e:
+        raise UserError(f"{name}: {e}") from e
+
+
+def _convert(hint: Any, value: Any, name: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, name)
+    if typing.get_origin(hint) is tuple:
+        if isinstance(value, str) or not isinstance(value, list | tuple):
+            raise UserError(f"{name} must be a list, not {value!r}")
+        return tuple(_convert(typing.get_args(hint)[0], v, name) for v in value)
+    if isinstance(hint, types.UnionType):
+        hint = typing.get_args(hint)[0]
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise UserError(f"{name} must be {hint.__name__}, not {value!r}")
+    return value
+
+
+_CHOICES = {
+    "stage": ("scp",),
+    "model.dtype": ("float32", "bfloat16"),
+    "model.param_dtype": ("float32", "bfloat16"),
+    "model.remat": ("none", "dots", "full"),
+    "data.split": ("train", "dev"),
+    "optim.schedule": ("cosine", "constant"),
+    "memory.init": ("mean", "tokens"),
+}
+
+_POSITIVE = (
+    "data.document_length", "data.rate", "data.row_examples", "data.packing_bins", "train.steps",
+    "train.batch_rows", "train.accumulate", "train.loss_chunks", "train.log_every",
+    "train.checkpoint_every", "train.keep_checkpoints", "eval.batch", "eval.max_new_tokens",
+)  # fmt: skip
+_NOT_NEGATIVE = ("data.encoder_row", "data.decoder_row", "data.epochs", "data.workers")
+
+
+def _get(config: Config, dotted: str) -> Any:
+    value: Any = config
+    for key in dotted.split("."):
+        value = getattr(value, key)
+    return value
+
+
+def _validate(config: Config) -> None:
+    for name, choices in _CHOICES.items():
+        if _get(config, name) not in choices:
+            raise UserError(
+                f"config.{name}={_get(config, name)!r} is not one of {', '.join(choices)}"
+            )
+    for name in _POSITIVE:
+        if _get(config, name) < 1:
+            raise UserError(f"config.{name}={_get(config, name)} must be at least 1")
+    for name in _NOT_NEGATIVE:
+        if _get(config, name) < 0:
+            raise UserError(f"config.{name}={_get(config, name)} must not be negative")
+    if not 0 <= config.data.holdout < 1:
+        raise UserError(f"config.data.holdout={config.data.holdout} must be in [0, 1)")
+    if config.memory_tokens < 1:
+        raise UserError(
+            f"config.data.rate={config.data.rate} leaves no memory token for documents of "
+            f"config.data.document_length={config.data.document_length}"
+        )
+    if config.train.batch_rows % config.train.accumulate:
+        raise UserError(
+            f"config.train.batch_rows={config.train.batch_rows} does not divide by "
+            f"config.train.accumulate={config.train.accumulate}"
+        )

@@ -1,0 +1,172 @@
+"""What a line of data may be, checked once at the border.
+
+Two forms, those of the release:
+    scp  {"data_type": "qa" | "paraphrase" | "reconstruction", "question": [...],
+          "answers": [...], "docs": [document]}
+    e2e  {"question", "docs" (or "context", "content"), "answer" (or "answers", "golden_answers",
+          "gold_answer"), "pos_index"?}
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+from clara_jax.errors import UserError
+
+DATA_TYPES = ("qa", "paraphrase", "reconstruction")
+_DOCUMENT_KEYS = ("docs", "context", "content")
+_ANSWER_KEYS = ("answer", "answers", "golden_answers", "gold_answer")
+
+
+@dataclasses.dataclass(frozen=True)
+class ScpRecord:
+    """One document and what is to be said about it.
+
+    Attributes:
+        data_type: one of DATA_TYPES.
+        questions: empty unless `data_type` is qa.
+        answers: one a question, or the one text that a paraphrase or reconstruction must give.
+        document: text of the document, its title on the first line.
+        origin: where the record stands, as `file:line`.
+    """
+
+    data_type: str
+    questions: tuple[str, ...]
+    answers: tuple[str, ...]
+    document: str
+    origin: str
+
+
+@dataclasses.dataclass(frozen=True)
+class QaRecord:
+    """One question over several documents.
+
+    Attributes:
+        question: the question.
+        documents: candidates.
+        answers: every accepted answer, the first is the one to train on.
+        gold: positions in `documents` of those that hold the answer; empty where unknown.
+        origin: where the record stands, as `file:line`.
+    """
+
+    question: str
+    documents: tuple[str, ...]
+    answers: tuple[str, ...]
+    gold: tuple[int, ...]
+    origin: str
+
+
+def parse_line(line: str | bytes, origin: str) -> dict[str, Any]:
+    """Decodes one line of JSONL.
+
+    Raises:
+        UserError: the line is no JSON object, with its origin.
+    """
+    try:
+        value = json.loads(line)
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise UserError(f"{origin}: not JSON ({e})") from e
+    if not isinstance(value, dict):
+        raise UserError(f"{origin}: a record must be a JSON object, not {type(value).__name__}")
+    return value
+
+
+def is_scp(value: dict[str, Any]) -> bool:
+    """Whether a decoded line claims the scp form."""
+    return "data_type" in value
+
+
+def parse_scp(value: dict[str, Any], origin: str) -> ScpRecord:
+    """Checks a record of the scp form.
+
+    Raises:
+        UserError: a field is missing or of the wrong kind, with the record's origin.
+    """
+    data_type = value.get("data_type")
+    if data_type not in DATA_TYPES:
+        raise UserError(f"{origin}: data_type {data_type!r} is not one of {', '.join(DATA_TYPES)}")
+    documents = _texts(value, "docs", origin)
+    if len(documents) != 1:
+        raise UserError(f"{origin}: docs must hold one document, not {len(documents)}")
+    if not documents[0].strip():
+        raise UserError(f"{origin}: the document is empty")
+    answers = _texts(value, "answers", origin)
+    if data_type != "qa":
+        if len(answers) != 1:
+            raise UserError(f"{origin}: {data_type} needs one text in answers, not {len(answers)}")
+        return ScpRecord(data_type, (), answers, documents[0], origin)
+    questions = _texts(value, "question", origin)
+    if not questions:
+        raise UserError(f"{origin}: question is empty; a qa record needs one or more")
+    if len(questions) != len(answers):
+        raise UserError(
+            f"{origin}: {len(questions)} questions but {len(answers)} answers; they must pair"
+        )
+    return ScpRecord(data_type, questions, answers, documents[0], origin)
+
+
+def parse_qa(value: dict[str, Any], origin: str) -> QaRecord:
+    """Checks a record of the e2e form.
+
+    `aliases`, where given, are further accepted answers.
+
+    Raises:
+        UserError: a field is missing or of the wrong kind, with the record's origin.
+    """
+    question = value.get("question")
+    if not isinstance(question, str) or not question.strip():
+        raise UserError(f"{origin}: question must be a text, not {question!r}")
+    documents = _texts(value, _first_key(value, _DOCUMENT_KEYS, origin), origin)
+    if not documents:
+        raise UserError(f"{origin}: there are no documents")
+    answer = value[_first_key(value, _ANSWER_KEYS, origin)]
+    answers = [answer] if isinstance(answer, str) else answer
+    aliases = value.get("aliases", [])
+    if not _is_texts(answers) or not answers or not _is_texts(aliases):
+        raise UserError(f"{origin}: the answer must be a text or a list of texts")
+    gold = value.get("pos_index", [])
+    positions = range(len(documents))
+    if not isinstance(gold, list) or any(type(i) is not int or i not in positions for i in gold):
+        raise UserError(
+            f"{origin}: pos_index must list positions in the {len(documents)} documents, "
+            f"not {gold!r}"
+        )
+    accepted = tuple(dict.fromkeys([*answers, *aliases]))
+    return QaRecord(question, documents, accepted, tuple(gold), origin)
+
+
+def gold_records(record: QaRecord) -> list[ScpRecord]:
+    """The question over each of its gold documents by itself, as scp records."""
+    return [
+        ScpRecord("qa", (record.question,), record.answers[:1], record.documents[i], record.origin)
+        for i in record.gold
+    ]
+
+
+def reconstruction(document: str, origin: str) -> ScpRecord:
+    """The record that asks for a document word for word."""
+    return ScpRecord("reconstruction", (), (document,), document, origin)
+
+
+def title(document: str) -> str:
+    """First line of a document, its title."""
+    return document.strip().split("\n", 1)[0].strip()
+
+
+def _texts(value: dict[str, Any], key: str, origin: str) -> tuple[str, ...]:
+    texts = value.get(key)
+    if not _is_texts(texts):
+        kind = "missing" if texts is None else type(texts).__name__
+        raise UserError(f"{origin}: {key} must be a list of texts, not {kind}")
+    return tuple(texts)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _first_key(value: dict[str, Any], keys: tuple[str, ...], origin: str) -> str:
+    for key in keys:
+        if key in value:
+            return key
+    raise UserError(f"{origin}: the record has none of {', '.join(keys)}")

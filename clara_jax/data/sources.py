@@ -1,0 +1,301 @@
+"""Random-access sources of SCP records, checked when they are opened.
+
+A source has a length, gives an ScpRecord for a position, keeps a hash of each record's title for
+the train/dev split, and can be pickled: processes and threads that prepare data read each by
+themselves.
+"""
+
+import hashlib
+import os
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from clara_jax.data import records
+from clara_jax.data.records import ScpRecord
+from clara_jax.errors import UserError
+
+SPLITS = ("train", "dev")
+
+Expand = Callable[[dict[str, Any], str], Iterable[ScpRecord]]
+
+
+class Source(Protocol):
+    """Records by position; `keys` holds uint32 hashes of their titles."""
+
+    keys: np.ndarray
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> ScpRecord: ...
+
+
+def title_key(document: str) -> int:
+    """A hash of the document's title that is the same on every machine."""
+    return zlib.crc32(records.title(document).encode())
+
+
+def own_records(value: dict[str, Any], origin: str) -> list[ScpRecord]:
+    """Records of a line: itself in the scp form, its gold documents in the e2e form."""
+    if records.is_scp(value):
+        return [records.parse_scp(value, origin)]
+    return records.gold_records(records.parse_qa(value, origin))
+
+
+def documents_of(value: dict[str, Any], origin: str) -> list[ScpRecord]:
+    """Reconstruction records of all documents of a line of either form."""
+    if records.is_scp(value):
+        documents = (records.parse_scp(value, origin).document,)
+    else:
+        documents = records.parse_qa(value, origin).documents
+    return [records.reconstruction(document, origin) for document in documents]
+
+
+class JsonlSource:
+    """A JSONL file; opening it reads and checks every line once and remembers where each begins.
+
+    Args:
+        path: the file.
+        expand: turns one decoded line into records.
+        distinct: leave out records whose document was seen before.
+
+    Raises:
+        UserError: the file is missing or empty, or a line is malformed, with file and line.
+    """
+
+    def __init__(self, path: str, expand: Expand = own_records, distinct: bool = False):
+        self._path, self._expand = path, expand
+        self._file: BinaryIO | None = None
+        starts, lengths, lines, parts, keys = [], [], [], [], []
+        seen: set[bytes] = set()
+        offset = 0
+        for number, line in enumerate(self._lines(), 1):
+            if line.strip():
+                for part, record in enumerate(expand(self._parse(line, number), self._at(number))):
+                    if distinct:
+                        document = _digest(record.document)
+                        if document in seen:
+                            continue
+                        seen.add(document)
+                    starts.append(offset)
+                    lengths.append(len(line))
+                    lines.append(number)
+                    parts.append(part)
+                    keys.append(title_key(record.document))
+            offset += len(line)
+        if not starts:
+            raise UserError(
+                f"{path}: no records; a file of question, docs and answer needs pos_index, "
+                "which names the documents to ask about"
+            )
+        self._index = np.array([starts, lengths, lines, parts], np.int64)
+        self.keys = np.array(keys, np.uint32)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> ScpRecord:
+        start, length, number, part = self._index[:, index].tolist()
+        file = self._file or open(self._path, "rb")
+        self._file = file
+        # pread shares no file position, so that threads do not disturb each other.
+        value = self._parse(os.pread(file.fileno(), length, start), number)
+        return list(self._expand(value, self._at(number)))[part]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_file": None}
+
+    def __repr__(self) -> str:
+        return f"JsonlSource({self._path!r}, {len(self)} records)"
+
+    def _at(self, number: int) -> str:
+        return f"{self._path}:{number}"
+
+    def _parse(self, line: bytes, number: int) -> dict[str, Any]:
+        return records.parse_line(line, self._at(number))
+
+    def _lines(self) -> Iterable[bytes]:
+        try:
+            with open(self._path, "rb") as f:
+                yield from f
+        except OSError as e:
+            raise UserError(f"{self._path}: cannot be read ({e.strerror})") from e
+
+
+class TfdsSource:
+    """A TFDS data set, read without TensorFlow: the scp form, or a SQuAD-like set.
+
+    SQuAD-like rows `{context, question, answers: {text}, title?}` of one context make one record;
+    questions without an answer are left out.
+
+    Args:
+        name: `name/split`; the name may hold a configuration and a version.
+        data_dir: where TFDS keeps its data; empty: its default.
+
+    Raises:
+        UserError: no such data set or split, or rows of another kind.
+    """
+
+    def __init__(self, name: str, data_dir: str = ""):
+        self._name = f"tfds:{name}"
+        dataset, _, split = name.rpartition("/")
+        if not dataset:
+            raise UserError(f"{self._name}: give tfds:name/split, such as tfds:squad/train")
+        try:
+            self._rows = tfds.data_source(
+                dataset,
+                split=split,
+                data_dir=data_dir or None,
+                builder_kwargs={"file_format": "array_record"},
+            )
+        except (ValueError, NotImplementedError, OSError) as e:
+            raise UserError(f"{self._name}: cannot be opened ({str(e).splitlines()[0]})") from e
+        groups: dict[int | bytes, list[int]] = {}
+        keys = {}
+        for i in range(len(self._rows)):
+            record = self._record([i])
+            if record is not None:
+                # Rows of the scp form stay apart, as lines of a file do.
+                group = i if records.is_scp(self._rows[i]) else _digest(record.document)
+                groups.setdefault(group, []).append(i)
+                keys[group] = title_key(record.document)
+        if not groups:
+            raise UserError(f"{self._name}: no record has an answer")
+        self._groups = list(groups.values())
+        self.keys = np.array(list(keys.values()), np.uint32)
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __getitem__(self, index: int) -> ScpRecord:
+        return self._record(self._groups[index])
+
+    def __repr__(self) -> str:
+        return f"TfdsSource({self._name!r}, {len(self)} records)"
+
+    def _record(self, rows: list[int]) -> ScpRecord | None:
+        origin = f"{self._name}:{rows[0]}"
+        values = [_decode(self._rows[i]) for i in rows]
+        if records.is_scp(values[0]):
+            return records.parse_scp(values[0], origin)
+        pairs = []
+        for value in values:
+            try:
+                if texts := value["answers"]["text"]:
+                    pairs.append((value["question"], texts[0]))
+                context = value["context"]
+            except (KeyError, TypeError) as e:
+                raise UserError(
+                    f"{origin}: has fields {', '.join(value)}; known are those of scp records and "
+                    "of SQuAD: context, question, answers.text"
+                ) from e
+        if not pairs:
+            return None
+        title = value.get("title", "").replace("_", " ")
+        document = f"{title}\n{context}" if title else context
+        questions, answers = zip(*pairs, strict=True)
+        return ScpRecord("qa", questions, answers, document, origin)
+
+
+class Concatenation:
+    """Several sources one after the other."""
+
+    def __init__(self, sources: Sequence[Source]):
+        self._sources = sources
+        self._starts = np.cumsum([0, *(len(source) for source in sources[:-1])])
+        self.keys = np.concatenate([source.keys for source in sources])
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> ScpRecord:
+        which = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._sources[which][index - int(self._starts[which])]
+
+    def __repr__(self) -> str:
+        return " + ".join(map(repr, self._sources))
+
+
+class Subset:
+    """Some records of a source, by their positions."""
+
+    def __init__(self, source: Source, positions: np.ndarray):
+        self._source, self._positions = source, positions
+        self.keys = source.keys[positions]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> ScpRecord:
+        return self._source[int(self._positions[index])]
+
+    def __repr__(self) -> str:
+        return f"{len(self)} of {self._source!r}"
+
+
+# `scheme:rest` of a source's name to what opens it, given the rest and the TFDS directory.
+SCHEMES: dict[str, Callable[[str, str], Source]] = {
+    "tfds": TfdsSource,
+    "reconstruct": lambda path, _: JsonlSource(path, documents_of, distinct=True),
+}
+
+
+def open_source(name: str, tfds_dir: str = "") -> Source:
+    """Opens one source: `scheme:rest` for a scheme of SCHEMES, else a JSONL file.
+
+    Raises:
+        UserError: it cannot be opened or holds a malformed record.
+    """
+    scheme, _, rest = name.partition(":")
+    if scheme in SCHEMES:
+        return SCHEMES[scheme](rest, tfds_dir)
+    return JsonlSource(name)
+
+
+def open_sources(
+    names: Sequence[str], *, split: str = "train", holdout: float = 0.0, tfds_dir: str = ""
+) -> Source:
+    """Opens sources as one, and keeps one side of the train/dev split.
+
+    A document belongs to dev if the hash of its title falls into the first `holdout` of all
+    hashes: the same title is on the same side in every source, run and machine.
+
+    Args:
+        names: see `open_source`.
+        split: train or dev.
+        holdout: share of the titles that belong to dev.
+        tfds_dir: where TFDS keeps its data; empty: its default.
+
+    Raises:
+        UserError: there is no source, one cannot be opened, or no record is on this side.
+    """
+    if not names:
+        raise UserError("config.data.sources is empty; name a .jsonl file or a tfds:name/split")
+    opened = [open_source(name, tfds_dir) for name in names]
+    source = opened[0] if len(opened) == 1 else Concatenation(opened)
+    is_dev = source.keys < holdout * 2**32
+    positions = np.flatnonzero(is_dev if split == "dev" else ~is_dev)
+    if not len(positions):
+        raise UserError(
+            f"no record of {', '.join(names)} belongs to {split} with "
+            f"config.data.holdout={holdout}; choose another holdout"
+        )
+    return source if len(positions) == len(source) else Subset(source, positions)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def _decode(value: Any) -> Any:
+    """Text of TFDS arrives as bytes, and lists of text as arrays of bytes or lists of them."""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, dict):
+        return {key: _decode(v) for key, v in value.items()}
+    if isinstance(value, np.ndarray | list | tuple):
+        return [_decode(v) for v in value]
+    return value

@@ -1,0 +1,98 @@
+"""Turns our JSONL into a TFDS data set of ArrayRecord shards, without TensorFlow.
+
+    python -m clara_jax.data.tfds_builder --name my_scp --output ~/tensorflow_datasets train=a.jsonl
+
+reads back as `tfds:my_scp/train` with `config.data.tfds_dir` set to the output directory.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from clara_jax.data import sources
+from clara_jax.errors import UserError
+
+
+class ScpBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """SCP records of one source a split; `build` names it."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, splits: Mapping[str, sources.Source], **kwargs: Any):
+        self._splits = splits
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = tfds.features.Text()
+        texts = tfds.features.Sequence(text)
+        fields = {"data_type": text, "question": texts, "answers": texts, "docs": texts}
+        # The info is made here because that of the base class needs TensorFlow.
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(fields))
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
+        del dl_manager  # nothing is downloaded
+        return {name: self._generate_examples(source) for name, source in self._splits.items()}
+
+    def _generate_examples(self, source: sources.Source) -> Iterator[tuple[int, dict]]:
+        for i in range(len(source)):
+            record = source[i]
+            yield (
+                i,
+                {
+                    "data_type": record.data_type,
+                    "question": list(record.questions),
+                    "answers": list(record.answers),
+                    "docs": [record.document],
+                },
+            )
+
+
+def build(name: str, output: str, splits: Mapping[str, Sequence[str]]) -> None:
+    """Writes a data set.
+
+    Args:
+        name: of the data set: lower case letters, digits and underscores.
+        output: TFDS data directory.
+        splits: names of sources (data/sources.py) by split.
+
+    Raises:
+        UserError: a source cannot be read, or the data set exists already.
+    """
+    if not name.isidentifier() or name != name.lower():
+        raise UserError(f"--name {name}: use lower case letters, digits and underscores")
+    opened = {split: sources.open_sources(names) for split, names in splits.items()}
+    builder_class = type(name, (ScpBuilder,), {"name": name}, skip_registration=True)
+    builder = builder_class(opened, data_dir=output, file_format="array_record")
+    if builder.data_path.exists():
+        raise UserError(f"{builder.data_path}: exists already; remove it or choose another --name")
+    builder.download_and_prepare()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--name", required=True, help="name of the data set")
+    parser.add_argument("--output", required=True, help="TFDS data directory to write to")
+    parser.add_argument(
+        "splits", nargs="+", metavar="split=file.jsonl", help="repeat a split to join files"
+    )
+    args = parser.parse_args(argv)
+    splits: dict[str, list[str]] = {}
+    try:
+        for item in args.splits:
+            split, equals, source = item.partition("=")
+            if not equals:
+                raise UserError(f"{item}: write split=file.jsonl, such as train={item}")
+            splits.setdefault(split, []).append(source)
+        build(args.name, args.output, splits)
+    except UserError as e:
+        print(e, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""Text to ids, where the places of ids are chosen by the program and never by the text.
+
+A prompt is a sequence of parts: a string is text in which nothing is special, an int is an id that
+stands where it stands. Users can therefore write `<|im_end|>` or `<MEM0>` without effect, and
+memory and separator ids need no entry in the tokenizer.
+"""
+
+import itertools
+import re
+from collections.abc import Callable, Iterator, Sequence
+
+import jinja2
+import tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from clara_jax.errors import UserError
+from clara_jax.interop import gguf
+
+Parts = str | Sequence[str | int]
+
+# For base models without a chat template: turns apart by a blank line, the answer closed by eos.
+PLAIN_TEMPLATE = (
+    "{{ bos_token or '' }}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}{{ message['content'] + (eos_token or '') }}"
+    "{% else %}{{ message['content'] + '\n\n' }}{% endif %}"
+    "{% endfor %}"
+)
+
+# Characters that stand for something else inside this module. They lie in the last private-use
+# plane, mean nothing anywhere, and are removed from users' text.
+_PRIVATE = range(0x100000, 0x10FFFE)
+_SENTINELS = 0x100000  # each stands for an id put in by the program
+_PLACEHOLDERS = 0x101000  # each stands for an int of the user turn while the template is rendered
+_PROTECTED = 0x108000  # each stands for a special token's string in a user's text
+_REMOVE = re.compile(f"[{chr(_PRIVATE[0])}-{chr(_PRIVATE[-1])}]")
+
+# Tokenizers that are code and not files; every other name is a file, a directory or a hub id.
+NAMED: dict[str, Callable[[], PreTrainedTokenizerFast]] = {}
+
+
+class Tokenizer:
+    """Encodes parts and chat turns with a fast tokenizer of transformers, which stays unmodified.
+
+    Attributes:
+        bos_id: id that opens a text, or None.
+        eos_id: id that closes a text, or None.
+        size: one more than the largest id that the tokenizer itself knows.
+    """
+
+    def __init__(self, hf: PreTrainedTokenizerFast):
+        self._hf = hf
+        self.bos_id: int | None = hf.bos_token_id
+        self.eos_id: int | None = hf.eos_token_id
+        self.size = max(hf.get_vocab().values()) + 1
+        self._backend = tokenizers.Tokenizer.from_str(hf.backend_tokenizer.to_str())
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self._backend.encode_special_tokens = True  # special tokens in text are text
+        added = self._backend.get_added_tokens_decoder()
+        # Added tokens may swallow the blanks beside them: the sentinel of an id does as they do.
+        self._kinds = {i: (token.lstrip, token.rstrip) for i, token in added.items()}
+        kinds = list(itertools.product((False, True), repeat=2))
+        self._sentinels = {kind: chr(_SENTINELS + n) for n, kind in enumerate(kinds)}
+        self._backend.add_tokens([
+            tokenizers.AddedToken(
+                character, lstrip=lstrip, rstrip=rstrip, normalized=False, special=False
+            )
+            for (lstrip, rstrip), character in self._sentinels.items()
+        ])  # fmt: skip
+        self._sentinel_ids = {self._backend.token_to_id(c) for c in self._sentinels.values()}
+        self._specials = {token.content: i for i, token in added.items() if token.special}
+        longest_first = sorted(self._specials, key=len, reverse=True)
+        self._special_pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._protection = {s: chr(_PROTECTED + i) for i, s in enumerate(longest_first)}
+        self._restore = str.maketrans({c: s for s, c in self._protection.items()})
+        self._template = hf.chat_template or PLAIN_TEMPLATE
+        self._has_system = self._takes_system()
+
+    def __reduce__(self):
+        return Tokenizer, (self._hf,)
+
+    def encode(self, parts: Parts) -> list[int]:
+        """Ids of the parts, tokenised together as one string with added tokens at the ints.
+
+        Args:
+            parts: a text, or texts and ids mixed. No id is added that is not among them.
+        """
+        parts = [parts] if isinstance(parts, str) else parts
+        ints = [part for part in parts if not isinstance(part, str)]
+        text = "".join(
+            _REMOVE.sub("", part)
+            if isinstance(part, str)
+            else self._sentinels[self._kinds.get(part, (False, False))]
+            for part in parts
+        )
+        return list(self._fill(self._backend.encode(text, add_special_tokens=False).ids, ints))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of the ids; special tokens and ids beyond the tokenizer's own are left out."""
+        known = [int(i) for i in ids if 0 <= i < self.size]
+        return self._backend.decode(known, skip_special_tokens=True)
+
+    def head(self, text: str, length: int) -> str:
+        """The start of a text that is at most `length` tokens long, cut between tokens."""
+        text = _REMOVE.sub("", text)
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return text if len(encoding.ids) <= length else text[: encoding.offsets[length][0]]
+
+    def chat(self, system: str, user: Parts, assistant: str | None = None) -> list[str | int]:
+        """Renders one exchange with the chat template.
+
+        Args:
+            system: system text. Where the template has no system role it is joined to the user's
+                turn with a newline.
+            user: text and ids of the user's turn.
+            assistant: text of the answer; None leaves the turn open for generation.
+
+        Returns:
+            Parts for `encode`: the template's special tokens and the ints of `user` are ids.
+        """
+        user = [user] if isinstance(user, str) else user
+        ints = [part for part in user if not isinstance(part, str)]
+        places = itertools.count(_PLACEHOLDERS)
+        text = "".join(
+            self._protect(part) if isinstance(part, str) else chr(next(places)) for part in user
+        )
+        system = self._protect(system)
+        turns = {"system": system, "user": text, "assistant": assistant}
+        if not self._has_system:
+            turns |= {"system": None, "user": f"{system}\n{text}" if system else text}
+        if assistant is not None:
+            turns["assistant"] = self._protect(assistant)
+        return self._parse(self._render(turns), ints)
+
+    def _fill(self, ids: list[int], ints: list[int]) -> Iterator[int]:
+        """Puts the ints where the sentinels are."""
+        rest = iter(ints)
+        return (next(rest) if i in self._sentinel_ids else i for i in ids)
+
+    def _protect(self, text: str) -> str:
+        text = _REMOVE.sub("", text)
+        return self._special_pattern.sub(lambda match: self._protection[match[0]], text)
+
+    def _render(self, turns: dict[str, str | None]) -> str:
+        return self._hf.apply_chat_template(
+            [{"role": role, "content": text} for role, text in turns.items() if text is not None],
+            chat_template=self._template,
+            tokenize=False,
+            add_generation_prompt=turns["assistant"] is None,
+            enable_thinking=False,  # Qwen3: so that the open turn is the start of the closed one
+        )
+
+    def _parse(self, rendered: str, ints: list[int]) -> list[str | int]:
+        """Splits a rendered prompt at special tokens and placeholders."""
+        places = f"[{chr(_PLACEHOLDERS)}-{chr(_PROTECTED - 1)}]"
+        pattern = re.compile(f"({self._special_pattern.pattern}|{places})")
+        parts: list[str | int] = []
+        for piece in pattern.split(rendered):
+            if piece in self._specials:
+                parts.append(self._specials[piece])
+            elif len(piece) == 1 and _PLACEHOLDERS <= ord(piece) < _PROTECTED:
+                parts.append(ints[ord(piece) - _PLACEHOLDERS])
+            elif piece:
+                parts.append(piece.translate(self._restore))
+        return parts
+
+    def _takes_system(self) -> bool:
+        """Whether the template shows the system text in an open and in a closed exchange."""
+        probe = "the system text"
+        for assistant in (None, "the answer"):
+            turns = {"system": probe, "user": "the question", "assistant": assistant}
+            try:
+                if probe not in self._render(turns):
+                    return False
+            except jinja2.TemplateError:
+                return False
+        return True
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """Loads a tokenizer by name.
+
+    Args:
+        name: a key of NAMED, a `.gguf` file, a directory with `tokenizer.json`, or a hub id.
+
+    Raises:
+        UserError: nothing of that name can be loaded.
+    """
+    if name in NAMED:
+        return Tokenizer(NAMED[name]())
+    if name.endswith(".gguf"):
+        return Tokenizer(gguf.load_tokenizer(name))
+    try:
+        return Tokenizer(PreTrainedTokenizerFast.from_pretrained(name))
+    except (OSError, ValueError) as e:
+        reason = str(e).strip().splitlines()[0]
+        raise UserError(
+            f"{name}: no tokenizer there; give a directory with tokenizer.json, a hub id or a "
+            f".gguf file ({reason})"
+        ) from e

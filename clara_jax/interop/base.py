@@ -1,0 +1,77 @@
+"""Base models in any format: a Hugging Face directory, a hub id or a GGUF file."""
+
+import dataclasses
+import os
+import pathlib
+import re
+from typing import Any
+
+from clara_jax.errors import UserError
+from clara_jax.interop import gguf, hf, layout
+from clara_jax.models.config import ModelConfig
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """A base model on this machine: its `format` is "hf" (a directory) or "gguf" (a file)."""
+
+    format: str
+    path: pathlib.Path
+
+
+_READERS = {"hf": hf, "gguf": gguf}
+
+
+def resolve(base: str | os.PathLike[str]) -> Base:
+    """Finds out what a base model's name stands for; a hub id is downloaded.
+
+    Existing paths take precedence over hub ids.
+
+    Raises:
+        UserError: neither a model directory, nor a .gguf file, nor a hub id that can be had.
+    """
+    path = pathlib.Path(base)
+    if path.is_dir():
+        return Base("hf", path)
+    if path.is_file() and path.suffix == ".gguf":
+        return Base("gguf", path)
+    if not path.exists() and path.suffix != ".gguf" and _HUB_ID.fullmatch(str(base)):
+        return Base("hf", hf.download(str(base)))
+    raise UserError(
+        f"base {str(base)!r} is neither a model directory, nor a .gguf file, nor a hub id"
+    )
+
+
+def read_config(base: str | os.PathLike[str]) -> ModelConfig:
+    """Reads a base model's architecture.
+
+    Raises:
+        UserError: it cannot be found, or is not supported.
+    """
+    found = resolve(base)
+    return _READERS[found.format].read_config(found.path)
+
+
+def load_params(
+    base: str | os.PathLike[str],
+    config: ModelConfig,
+    sharding_of: layout.ShardingOf | None = None,
+) -> Any:
+    """Loads a base model's weights into `config.param_dtype`, each shard straight to its device.
+
+    Args:
+        base: HF directory, hub id or .gguf file.
+        config: the architecture, from `read_config`; its dtypes may have been replaced.
+        sharding_of: gives the sharding of a parameter from its path ("layers/attention/q/kernel")
+            and shape; None puts everything on the first device.
+
+    Returns:
+        The `params` tree of the decoder.
+
+    Raises:
+        UserError: a file or tensor is missing, unknown, mis-shaped or broken.
+    """
+    found = resolve(base)
+    return _READERS[found.format].load_params(found.path, config, sharding_of)

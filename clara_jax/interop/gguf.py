@@ -1,0 +1,238 @@
+"""Base models and tokenizers in llama.cpp's GGUF files, through the package `gguf`, without torch.
+
+Quantised weights are expanded to `param_dtype` as they are read; only the rows that a device shard
+needs are touched, so no second copy of the model exists at any time.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import gguf
+import numpy as np
+import tokenizers
+import transformers
+from tokenizers import decoders, pre_tokenizers
+
+from clara_jax.errors import UserError
+from clara_jax.interop import layout
+from clara_jax.models.config import ModelConfig, RopeScaling
+from clara_jax.models.layers import rope_frequencies
+
+# llama.cpp also stores Mistral and SmolLM2 under this name.
+_ARCHITECTURE = "llama"
+
+# Divisors of the rotary frequencies, which stand for the llama3 scaling.
+_ROPE_FACTORS = "rope_freqs.weight"
+
+# Pre-tokenizers by the name that llama.cpp gives them.
+_PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
+    "smollm": lambda: pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    ),
+}
+
+_ROLES = {
+    "bos_token": "tokenizer.ggml.bos_token_id",
+    "eos_token": "tokenizer.ggml.eos_token_id",
+    "unk_token": "tokenizer.ggml.unknown_token_id",
+    "pad_token": "tokenizer.ggml.padding_token_id",
+}
+
+
+def read_config(path: str | os.PathLike[str]) -> ModelConfig:
+    """Reads the architecture from a GGUF file's metadata.
+
+    Raises:
+        UserError: not a GGUF file, or an architecture that the decoder does not implement.
+    """
+    metadata, tensors = _open(path)
+    architecture = metadata("general.architecture")
+    if architecture != _ARCHITECTURE:
+        raise UserError(
+            f"{path}: architecture {architecture!r} is not supported; supported: {_ARCHITECTURE}"
+        )
+
+    def get(key: str, default: Any = None) -> Any:
+        return metadata(f"{_ARCHITECTURE}.{key}", default)
+
+    try:
+        d_model, n_heads = get("embedding_length"), get("attention.head_count")
+        head_dim = get("attention.key_length", d_model // n_heads)
+        theta = get("rope.freq_base", 10_000.0)
+        if get("rope.dimension_count", head_dim) != head_dim:
+            raise UserError(
+                f"{path}: rotary embedding of only a part of each head is not supported"
+            )
+        if get("rope.scaling.type", "none") != "none":
+            raise UserError(f"{path}: rope scaling {get('rope.scaling.type')!r} is not supported")
+        return ModelConfig(
+            vocab_size=int(tensors["token_embd.weight"].shape[-1]),
+            d_model=d_model,
+            d_ff=get("feed_forward_length"),
+            n_layers=get("block_count"),
+            n_heads=n_heads,
+            n_kv_heads=get("attention.head_count_kv", n_heads),
+            head_dim=head_dim,
+            rope_theta=theta,
+            rope_scaling=_rope_scaling(path, tensors.get(_ROPE_FACTORS), head_dim, theta),
+            norm_eps=get("attention.layer_norm_rms_epsilon", 1e-5),
+            tied_embeddings="output.weight" not in tensors,
+            sliding_window=get("attention.sliding_window"),
+        )
+    except KeyError as e:
+        raise UserError(f"{path}: tensor {e} is missing") from e
+    except (TypeError, ValueError) as e:
+        raise UserError(f"{path}: incomplete or inconsistent metadata ({e})") from e
+
+
+def load_params(
+    path: str | os.PathLike[str],
+    config: ModelConfig,
+    sharding_of: layout.ShardingOf | None = None,
+) -> Any:
+    """Loads the weights of a GGUF file, expanded to `config.param_dtype`.
+
+    Args:
+        path: the file.
+        config: the architecture, as `read_config` gives it.
+        sharding_of: gives the sharding of a parameter from its path and shape.
+
+    Returns:
+        The `params` tree of the decoder.
+
+    Raises:
+        UserError: a tensor is missing, unknown, mis-shaped, or of a type that cannot be expanded.
+    """
+    return layout.load(_Tensors(path, config), config, sharding_of)
+
+
+def load_tokenizer(path: str | os.PathLike[str]) -> transformers.PreTrainedTokenizerFast:
+    """Builds the tokenizer from a GGUF file's metadata.
+
+    It adds no special tokens of its own to a text; its ids equal the original tokenizer's.
+
+    Raises:
+        UserError: a kind of tokenizer that is not supported, or incomplete metadata.
+    """
+    metadata, _ = _open(path)
+    model, pre = metadata("tokenizer.ggml.model"), metadata("tokenizer.ggml.pre")
+    if model != "gpt2":
+        raise UserError(f"{path}: tokenizer model {model!r} is not supported; supported: gpt2")
+    if pre not in _PRE_TOKENIZERS:
+        raise UserError(
+            f"{path}: pre-tokenizer {pre!r} is not supported; "
+            f"supported: {', '.join(_PRE_TOKENIZERS)}"
+        )
+    tokens, merges = metadata("tokenizer.ggml.tokens"), metadata("tokenizer.ggml.merges")
+    types = metadata("tokenizer.ggml.token_type")
+    if not tokens or not merges or not types or len(types) != len(tokens):
+        raise UserError(f"{path}: tokens, token types or merges of the tokenizer are missing")
+    roles = {role: metadata(key) for role, key in _ROLES.items() if metadata(key) is not None}
+    try:
+        bpe = tokenizers.models.BPE(
+            vocab={token: i for i, token in enumerate(tokens)},
+            merges=[tuple(merge.split(" ", 1)) for merge in merges],
+        )
+        roles = {role: tokens[i] for role, i in roles.items()}
+    except Exception as e:  # the library raises no narrower class
+        raise UserError(f"{path}: inconsistent tokenizer metadata ({e})") from e
+    tokenizer = tokenizers.Tokenizer(bpe)
+    tokenizer.pre_tokenizer = _PRE_TOKENIZERS[pre]()
+    tokenizer.decoder = decoders.ByteLevel()
+    for token, kind in zip(tokens, types, strict=True):
+        if kind == gguf.TokenType.CONTROL:
+            tokenizer.add_special_tokens([tokenizers.AddedToken(token, normalized=False)])
+        elif kind == gguf.TokenType.USER_DEFINED:
+            tokenizer.add_tokens([tokenizers.AddedToken(token, normalized=False)])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        chat_template=metadata("tokenizer.chat_template"),
+        clean_up_tokenization_spaces=False,
+        model_max_length=metadata(f"{_ARCHITECTURE}.context_length"),
+        **roles,
+    )
+
+
+class _Tensors:
+    """The tensors of a GGUF file (`layout.Checkpoint`)."""
+
+    format = "gguf"
+
+    def __init__(self, path: str | os.PathLike[str], config: ModelConfig) -> None:
+        self.where = str(path)
+        _, self._tensors = _open(path)
+        self._tensors.pop(_ROPE_FACTORS, None)  # read_config has them
+        # GGUF lists the innermost axis first.
+        self.shapes = {n: tuple(map(int, t.shape[::-1])) for n, t in self._tensors.items()}
+        self._head_dim = config.head_dim
+
+    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """Expands tensor[index] to float32."""
+        tensor, rows = self._tensors[name], index[0]
+        data = tensor.data
+        if name.endswith(("attn_q.weight", "attn_k.weight")):
+            rows = _rotary_rows(data.shape[0], self._head_dim)[rows]
+        try:
+            values = gguf.quants.dequantize(data[rows], tensor.tensor_type)
+        except NotImplementedError as e:
+            raise UserError(
+                f"{self.where}: tensor {name} has type {tensor.tensor_type.name}, which the "
+                "package gguf cannot expand"
+            ) from e
+        return values[(slice(None), *index[1:])]
+
+
+def _rotary_rows(n_rows: int, head_dim: int) -> np.ndarray:
+    """Where the file has each row of q or k.
+
+    llama.cpp rotates neighbouring pairs and so interleaves the two halves of every head; we rotate
+    (c, c + C/2).
+    """
+    return np.arange(n_rows).reshape(-1, head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
+
+
+def _rope_scaling(
+    path: str | os.PathLike[str], factors: Any, head_dim: int, theta: float
+) -> RopeScaling | None:
+    """The llama3 scaling whose divisors the file holds in place of its settings."""
+    if factors is None:
+        return None
+    scaling = RopeScaling(factor=float(np.max(factors.data)))
+    plain, scaled = rope_frequencies(head_dim, theta), rope_frequencies(head_dim, theta, scaling)
+    if factors.data.shape != plain.shape or not np.allclose(
+        plain / scaled, factors.data, rtol=1e-4
+    ):
+        raise UserError(f"{path}: {_ROPE_FACTORS} is not the scaling of Llama 3.1 and later")
+    return scaling
+
+
+@functools.lru_cache(maxsize=1)
+def _reader(path: str, modified: int) -> gguf.GGUFReader:
+    """Parses a file; kept, for that takes seconds and config, weights and tokenizer all need it."""
+    del modified  # only tells a new file of the same name from the old one
+    return gguf.GGUFReader(path)
+
+
+def _open(path: str | os.PathLike[str]) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Gives a look-up of metadata by key (with a default) and the tensors by name."""
+    try:
+        reader = _reader(str(path), os.stat(path).st_mtime_ns)
+    except OSError as e:
+        raise UserError(f"{path}: cannot be opened ({e.strerror})") from e
+    except (ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError) as e:
+        raise UserError(f"{path}: not a readable GGUF file ({e})") from e
+
+    def metadata(key: str, default: Any = None) -> Any:
+        field = reader.fields.get(key)
+        if field is None:
+            return default
+        value = field.contents()
+        # Shortest decimal of a float32, so that 1e-5 reads as 1e-5.
+        return float(str(np.float32(value))) if isinstance(value, float) else value
+
+    return metadata, {tensor.name: tensor for tensor in reader.tensors}

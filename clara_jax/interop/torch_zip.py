@@ -1,0 +1,182 @@
+"""Reads the tensors of a torch zip file (`torch.save`) without torch and without running anything.
+
+Such a file is a zip of one pickle and the raw bytes of every storage. A pickle is a program, so it
+is read by an unpickler that knows a few harmless names and refuses every other one; what those
+names build is plain descriptions, which are checked before any byte of a storage is looked at.
+"""
+
+import collections
+import os
+import pickle
+import struct
+import types
+import zipfile
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from clara_jax.errors import UserError
+
+_DTYPES = {
+    "DoubleStorage": np.float64,
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+}
+
+_LOCAL_HEADER = struct.Struct("<26xHH")  # lengths of the name and of the extra field
+_LOCAL_HEADER_BYTES = 30
+
+
+class _Storage(NamedTuple):
+    kind: str
+    key: str
+
+
+class Tensor(NamedTuple):
+    """Description of one tensor: elements of a storage, by offset and strides (in elements)."""
+
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class TorchFile:
+    """An opened file.
+
+    Attributes:
+        content: what was saved: dicts, lists and scalars, with `Tensor` in the place of tensors.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Opens the file and reads its pickle.
+
+        Raises:
+            UserError: not a torch zip file, damaged, or with anything but tensors of floats in it.
+        """
+        self.path = path
+        try:
+            with zipfile.ZipFile(path) as archive:
+                self._entries = {entry.filename: entry for entry in archive.infolist()}
+                pickles = [name for name in self._entries if name.endswith("/data.pkl")]
+                if len(pickles) != 1:
+                    raise UserError(f"{path}: not a torch zip file (no data.pkl in it)")
+                self._prefix = pickles[0].removesuffix("data.pkl")
+                byteorder = self._prefix + "byteorder"
+                if byteorder in self._entries and archive.read(byteorder) != b"little":
+                    raise UserError(f"{path}: was saved on a big-endian machine")
+                with archive.open(pickles[0]) as f:
+                    self.content = _Unpickler(f).load()
+            self._bytes = np.memmap(path, mode="r")
+        except UserError:
+            raise
+        except FileNotFoundError as e:
+            raise UserError(f"{path}: no such file") from e
+        except zipfile.BadZipFile as e:
+            raise UserError(f"{path}: damaged, or not in torch's zip format ({e})") from e
+        except pickle.UnpicklingError as e:
+            raise UserError(f"{path}: {e}") from e
+        except Exception as e:  # a damaged pickle can fail in any way
+            raise UserError(f"{path}: not readable ({type(e).__name__}: {e})") from e
+
+    def array(self, name: str, tensor: Tensor) -> np.ndarray:
+        """A read-only view of a tensor in the memory-mapped file.
+
+        Args:
+            name: of the tensor, for error messages.
+            tensor: its description, from `content`.
+
+        Raises:
+            UserError: the tensor reaches beyond its storage, or the storage is damaged.
+        """
+        where = f"{self.path}: tensor {name}"
+        entry = self._entries.get(f"{self._prefix}data/{tensor.storage.key}")
+        if entry is None:
+            raise UserError(f"{where}: its storage {tensor.storage.key!r} is missing")
+        dtype = np.dtype(_DTYPES[tensor.storage.kind])
+        numbers = (tensor.offset, *tensor.shape, *tensor.strides)
+        if len(tensor.shape) != len(tensor.strides) or not all(
+            type(n) is int and 0 <= n < 2**48 for n in numbers
+        ):
+            raise UserError(f"{where}: bad shape {tensor.shape} or strides {tensor.strides}")
+        if 0 in tensor.shape:
+            return np.zeros(tensor.shape, dtype)
+        last = tensor.offset + sum(
+            (n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True)
+        )
+        if (last + 1) * dtype.itemsize > entry.file_size:
+            raise UserError(f"{where}: reaches beyond its storage")
+        start = self._start(entry, where) + tensor.offset * dtype.itemsize
+        values = self._bytes[start : start + (last + 1 - tensor.offset) * dtype.itemsize]
+        return np.lib.stride_tricks.as_strided(
+            # The memory map may start anywhere; numpy needs no alignment, only a dtype.
+            values.view(dtype),
+            tensor.shape,
+            [stride * dtype.itemsize for stride in tensor.strides],
+            writeable=False,
+        )
+
+    def _start(self, entry: zipfile.ZipInfo, where: str) -> int:
+        """First byte of an entry, whose local header differs from the central one in length."""
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise UserError(f"{where}: its storage is compressed")
+        header = self._bytes[entry.header_offset : entry.header_offset + _LOCAL_HEADER_BYTES]
+        if len(header) < _LOCAL_HEADER_BYTES or bytes(header[:4]) != b"PK\x03\x04":
+            raise UserError(f"{where}: the file is damaged at its storage")
+        start = entry.header_offset + _LOCAL_HEADER_BYTES + sum(_LOCAL_HEADER.unpack(header))
+        if start + entry.file_size > len(self._bytes):
+            raise UserError(f"{where}: the file is cut off")
+        return start
+
+
+class _RebuildTensor:
+    """Stands for torch's function of that name; without attributes that a pickle could set."""
+
+    __slots__ = ()
+
+    def __call__(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
+        if type(storage) is not _Storage:
+            raise pickle.UnpicklingError("a tensor without a storage")
+        return Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+class _RebuildParameter:
+    """Stands for torch's function of that name: a parameter is its tensor."""
+
+    __slots__ = ()
+
+    def __call__(self, tensor: Any, *_: Any) -> Any:
+        return tensor
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows the names that `torch.save` writes for tensors of floats, and nothing else.
+
+    What it gives for them cannot be changed by a pickle, so none can alter what other code sees.
+    """
+
+    _KNOWN = types.MappingProxyType(
+        {
+            ("collections", "OrderedDict"): collections.OrderedDict,
+            ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
+            ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
+            **{("torch", name): name for name in _DTYPES},
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Gives the stand-in for a name, or refuses it."""
+        if (module, name) not in self._KNOWN:
+            raise pickle.UnpicklingError(
+                f"refused: its pickle asks for {module}.{name}, which plain tensors do not need"
+            )
+        return self._KNOWN[module, name]
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        """Gives the description of a storage."""
+        tag, kind, key, _location, _n = pid
+        if tag != "storage" or kind not in _DTYPES or not isinstance(key, str):
+            raise pickle.UnpicklingError(f"unknown storage {pid!r}")
+        return _Storage(kind, key)

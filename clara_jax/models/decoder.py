@@ -1,0 +1,225 @@
+"""One decoder for all families: scanned layers, optional recomputation, optional KV cache."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from clara_jax.models.config import LoraConfig, ModelConfig
+from clara_jax.models.layers import MLP, Attention, RMSNorm, rotary_tables
+
+# Position of a cache slot that holds no token: no query comes after it.
+EMPTY = 2**30
+
+_REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names("dropout_mask"),
+    ),
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+@flax.struct.dataclass
+class Cache:
+    """Keys and values of the tokens so far, all layers in one array that is updated in place.
+
+    Attributes:
+        k: [L, B, S, G, C] keys after rotation.
+        v: [L, B, S, G, C] values.
+        positions_BS: int32 position of the token in each slot, EMPTY where there is none.
+        length: int32 scalar, slots used so far, the same for all rows; shorter rows have EMPTY
+            slots inside.
+    """
+
+    k: jax.Array
+    v: jax.Array
+    positions_BS: jax.Array
+    length: jax.Array
+
+    @classmethod
+    def create(cls, config: ModelConfig, batch: int, slots: int) -> "Cache":
+        """An empty cache for `batch` rows of at most `slots` tokens, in the activations' dtype."""
+        shape = (config.n_layers, batch, slots, config.n_kv_heads, config.head_dim)
+        dtype = jnp.dtype(config.dtype)
+        return cls(
+            k=jnp.zeros(shape, dtype),
+            v=jnp.zeros(shape, dtype),
+            positions_BS=jnp.full((batch, slots), EMPTY, jnp.int32),
+            length=jnp.zeros((), jnp.int32),
+        )
+
+    def extend(self, positions_BT: jax.Array) -> "Cache":
+        """Enters the positions of T new tokens; `write` then fills their slots layer by layer."""
+        positions_BS = jax.lax.dynamic_update_slice(
+            self.positions_BS, positions_BT.astype(jnp.int32), (0, self.length)
+        )
+        return self.replace(positions_BS=positions_BS, length=self.length + positions_BT.shape[1])
+
+    def write(self, layer: jax.Array, k_BTGC: jax.Array, v_BTGC: jax.Array) -> "Cache":
+        """Writes the newest T tokens of one layer."""
+        start = (layer, 0, self.length - k_BTGC.shape[1], 0, 0)
+        return self.replace(
+            k=jax.lax.dynamic_update_slice(self.k, k_BTGC[None], start),
+            v=jax.lax.dynamic_update_slice(self.v, v_BTGC[None], start),
+        )
+
+    def read(self, layer: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Keys and values [B, S, G, C] of one layer."""
+        return (
+            jax.lax.dynamic_index_in_dim(self.k, layer, keepdims=False),
+            jax.lax.dynamic_index_in_dim(self.v, layer, keepdims=False),
+        )
+
+
+class Layer(nn.Module):
+    """One transformer layer, as the body of a scan: the carry is (x_BTD, cache)."""
+
+    config: ModelConfig
+    lora: LoraConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        carry: tuple[jax.Array, Cache | None],
+        layer: jax.Array,
+        cos: jax.Array,
+        sin: jax.Array,
+        mask_BTS: jax.Array,
+    ) -> tuple[tuple[jax.Array, Cache | None], None]:
+        """Applies attention and MLP, each after a norm and with a residual connection."""
+        c = self.config
+        x_BTD, cache = carry
+        y_BTD = RMSNorm(c.norm_eps, c.param_dtype, name="attention_norm")(x_BTD)
+        y_BTD, cache = Attention(c, self.lora, name="attention")(
+            y_BTD, cos, sin, mask_BTS, cache, layer
+        )
+        x_BTD = x_BTD + y_BTD
+        y_BTD = RMSNorm(c.norm_eps, c.param_dtype, name="mlp_norm")(x_BTD)
+        return (x_BTD + MLP(c, self.lora, name="mlp")(y_BTD), cache), None
+
+
+class Decoder(nn.Module):
+    """Embeddings in, hidden states after the final norm out; the head is `head_logits`.
+
+    The base weights are the `params` collection, one adapter is the `lora` collection:
+
+        hidden_BTD, _ = decoder.apply({"params": base, "lora": adapter}, x_BTD, positions_BT, ...)
+
+    Without a `lora` collection it is the plain base model and costs no more than that. A `dropout`
+    generator switches the adapter's dropout on.
+    """
+
+    config: ModelConfig
+    lora: LoraConfig = LoraConfig()
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        positions_BT: jax.Array,
+        segments_BT: jax.Array | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """Runs the layers.
+
+        Args:
+            x_BTD: input embeddings in the activations' dtype.
+            positions_BT: int32, position of each token in its own sequence.
+            segments_BT: int32, packed sequences of a row: tokens see only their own segment, and 0
+                is padding. None: every row is one sequence. Not used with a cache.
+            cache: keys and values of the tokens before these; EMPTY positions mark padding.
+
+        Returns:
+            Hidden states [B, T, D] after the final norm, and the cache with these tokens added.
+        """
+        c = self.config
+        self._head_params()
+        if cache is not None:
+            cache = cache.extend(positions_BT)
+            keys_BS = cache.positions_BS
+        else:
+            keys_BS = positions_BT
+        mask_BTS = positions_BT[:, :, None] >= keys_BS[:, None, :]
+        if segments_BT is not None:
+            mask_BTS &= segments_BT[:, :, None] == segments_BT[:, None, :]
+        if c.sliding_window is not None:
+            mask_BTS &= positions_BT[:, :, None] - keys_BS[:, None, :] < c.sliding_window
+        cos, sin = rotary_tables(c, positions_BT)
+
+        layer = Layer
+        if c.remat != "none":
+            layer = nn.remat(Layer, policy=_REMAT_POLICIES[c.remat], prevent_cse=False)
+        layers = nn.scan(
+            layer,
+            variable_axes={"params": 0, "lora": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            length=c.n_layers,
+        )(c, self.lora, name="layers")
+        (x_BTD, cache), _ = layers((x_BTD, cache), jnp.arange(c.n_layers), cos, sin, mask_BTS)
+        return RMSNorm(c.norm_eps, c.param_dtype, name="norm")(x_BTD), cache
+
+    def _head_params(self) -> None:
+        """Declares embedding and head, which pure functions below use."""
+        c = self.config
+        dtype = jnp.dtype(c.param_dtype)
+        _Leaf("embedding", (c.vocab_size, c.d_model), 1, dtype, name="embed")()
+        if not c.tied_embeddings:
+            _Leaf("kernel", (c.d_model, c.vocab_size), 0, dtype, name="head")()
+
+
+class _Leaf(nn.Module):
+    """A parameter of its own scope; `fan_in` is the axis whose size scales its initial values."""
+
+    leaf: str
+    shape: tuple[int, ...]
+    fan_in: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        init = nn.initializers.normal(self.shape[self.fan_in] ** -0.5)
+        return self.param(self.leaf, init, self.shape, self.dtype)
+
+
+def init_params(config: ModelConfig, rng: jax.Array) -> Any:
+    """Random base weights, the tree `{"embed", "layers", "norm"[, "head"]}`."""
+    x_BTD = jnp.zeros((1, 1, config.d_model), jnp.dtype(config.dtype))
+    return Decoder(config).init(rng, x_BTD, jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+def abstract_params(config: ModelConfig) -> Any:
+    """Shapes and dtypes of the base weights, without computing them."""
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+
+
+def embed(config: ModelConfig, params: Any, tokens: jax.Array) -> jax.Array:
+    """Input embeddings [..., D] of base tokens [...], in the activations' dtype."""
+    return params["embed"]["embedding"][tokens].astype(jnp.dtype(config.dtype))
+
+
+def head_logits(
+    config: ModelConfig, params: Any, hidden: jax.Array, added_head: jax.Array | None = None
+) -> jax.Array:
+    """Logits [..., V] in float32 of hidden states [..., D].
+
+    `added_head` [D, X] are columns for tokens beyond the base vocabulary, which only checkpoints of
+    the release have; they make it [..., V + X].
+    """
+    if config.tied_embeddings:
+        kernel, contract = params["embed"]["embedding"], 1
+    else:
+        kernel, contract = params["head"]["kernel"], 0
+
+    def score(kernel: jax.Array, contract: int) -> jax.Array:
+        axes = (((hidden.ndim - 1,), (contract,)), ((), ()))
+        kernel = kernel.astype(hidden.dtype)
+        return jax.lax.dot_general(hidden, kernel, axes, preferred_element_type=jnp.float32)
+
+    logits = score(kernel, contract)
+    if added_head is None:
+        return logits
+    return jnp.concatenate([logits, score(added_head, 0)], axis=-1)

@@ -1,0 +1,208 @@
+"""Sources: random access, errors with their place, the split by title, and TFDS both ways."""
+
+import json
+import pickle
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from clara_jax.data import sources, tfds_builder
+from clara_jax.errors import UserError
+
+
+def qa(title: str, text: str = "text", pairs: int = 1) -> dict:
+    return {
+        "data_type": "qa",
+        "question": [f"é{i} {title}?" for i in range(pairs)],
+        "answers": [f"a{i}" for i in range(pairs)],
+        "docs": [f"{title}\n{text}"],
+    }
+
+
+def e2e(titles: list[str], gold: list[int]) -> dict:
+    documents = [f"{title}\ntext" for title in titles]
+    return {"question": "q", "docs": documents, "answer": "a", "pos_index": gold}
+
+
+def write(path, rows) -> str:
+    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def test_random_access_with_origins(tmp_path):
+    path = write(tmp_path / "a.jsonl", [qa("é t0"), "", qa("t1"), e2e(["x", "y", "z"], [2, 0])])
+    source = sources.JsonlSource(path)
+    documents = ["é t0\ntext", "t1\ntext", "z\ntext", "x\ntext"]
+    assert [source[i].document for i in range(len(source))] == documents
+    assert source[3].document == documents[3] and source[0].document == documents[0]
+    origins = [source[i].origin for i in range(4)]
+    assert origins == [f"{path}:1", f"{path}:3", f"{path}:4", f"{path}:4"]
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy[2] == source[2]
+
+
+def test_threads_do_not_disturb_each_other(tmp_path):
+    path = write(tmp_path / "a.jsonl", [qa(f"t{i}", "x" * (i % 37)) for i in range(300)])
+    source = sources.JsonlSource(path)
+    order = np.random.default_rng(0).integers(0, 300, 3000).tolist()
+    with ThreadPoolExecutor(8) as pool:
+        for i, record in zip(order, pool.map(source.__getitem__, order), strict=True):
+            assert record.document.startswith(f"t{i}\n")
+
+
+def test_malformed_line_is_found_when_opening(tmp_path):
+    path = write(tmp_path / "a.jsonl", [qa("t"), qa("u") | {"question": "plain"}])
+    with pytest.raises(UserError, match=rf"^{path}:2: question must be a list"):
+        sources.open_source(path)
+    with pytest.raises(UserError, match=r"none\.jsonl: cannot be read"):
+        sources.open_source(str(tmp_path / "none.jsonl"))
+    with pytest.raises(UserError, match="no records"):
+        sources.open_source(write(tmp_path / "b.jsonl", [e2e(["x"], [])]))
+
+
+def test_reconstruct_gives_distinct_documents(tmp_path):
+    path = write(tmp_path / "a.jsonl", [e2e(["x", "y"], [0]), e2e(["y", "z"], []), qa("x")])
+    source = sources.open_source(f"reconstruct:{path}")
+    records = [source[i] for i in range(len(source))]
+    assert [r.document for r in records] == ["x\ntext", "y\ntext", "z\ntext"]
+    assert all(r.data_type == "reconstruction" and r.answers == (r.document,) for r in records)
+    assert records[2].origin == f"{path}:2"
+
+
+def test_several_sources_are_one(tmp_path):
+    a = write(tmp_path / "a.jsonl", [qa(f"a{i}") for i in range(3)])
+    b = write(tmp_path / "b.jsonl", [qa(f"b{i}") for i in range(2)])
+    source = sources.open_sources([a, f"reconstruct:{b}", b])
+    documents = [source[i].document.split("\n")[0] for i in range(len(source))]
+    assert documents == ["a0", "a1", "a2", "b0", "b1", "b0", "b1"]
+    assert [source[i].data_type[0] for i in range(7)] == list("qqqrrqq")
+    assert pickle.loads(pickle.dumps(source))[3] == source[3]
+
+
+def titles(source) -> list[str]:
+    return [source[i].document.split("\n")[0] for i in range(len(source))]
+
+
+def test_holdout_keeps_titles_apart(tmp_path):
+    rows = [qa(f"title {i % 200}", f"text {i}") for i in range(600)]
+    a = write(tmp_path / "a.jsonl", rows)
+    names = [a, f"reconstruct:{a}"]
+    train = sources.open_sources(names, split="train", holdout=0.2)
+    dev = sources.open_sources(names, split="dev", holdout=0.2)
+    assert not set(titles(train)) & set(titles(dev))
+    assert len(train) + len(dev) == 1200 and len(set(titles(train)) | set(titles(dev))) == 200
+    assert 20 < len(set(titles(dev))) < 60
+    # The split does not depend on what else is read: a larger file keeps every title's side.
+    more = write(tmp_path / "b.jsonl", [qa(f"title {i}") for i in range(400)])
+    dev_more = set(titles(sources.open_sources([more], split="dev", holdout=0.2)))
+    assert dev_more & {f"title {i}" for i in range(200)} == set(titles(dev))
+    with pytest.raises(UserError, match=r"belongs to dev with config\.data\.holdout=0"):
+        sources.open_sources([a], split="dev")
+    with pytest.raises(UserError, match=r"config\.data\.sources is empty"):
+        sources.open_sources([])
+
+
+def test_holdout_on_real_files(shared):
+    names = [
+        str(shared / "data" / "scp_nq_train.jsonl"),
+        f"reconstruct:{shared / 'data' / 'qa_e2e_train.jsonl'}",
+    ]
+    train = set(titles(sources.open_sources(names, split="train", holdout=0.05)))
+    dev = set(titles(sources.open_sources(names, split="dev", holdout=0.05)))
+    assert dev and not train & dev
+    assert 0.03 < len(dev) / (len(dev) + len(train)) < 0.07
+
+
+def test_tfds_round_trip(tmp_path):
+    rows = [qa(f"t{i}", "é", pairs=i % 3 + 1) for i in range(7)]
+    rows.append({"data_type": "paraphrase", "answers": ["p"], "docs": ["d"]})
+    a, b = write(tmp_path / "a.jsonl", rows), write(tmp_path / "b.jsonl", [qa("dev")])
+    output = str(tmp_path / "tfds")
+    arguments = ["--name", "my_scp", "--output", output, f"train={a}", f"dev={b}"]
+    assert tfds_builder.main(arguments) == 0
+    source = sources.open_source("tfds:my_scp/train", output)
+    original = sources.open_source(a)
+
+    def fields(source):
+        records = [source[i] for i in range(len(source))]
+        return sorted((r.data_type, r.questions, r.answers, r.document) for r in records)
+
+    assert fields(source) == fields(original)
+    assert source[2].origin == "tfds:my_scp/train:2"
+    assert pickle.loads(pickle.dumps(source))[3] == source[3]
+    assert len(sources.open_source("tfds:my_scp/dev", output)) == 1
+    assert list((tmp_path / "tfds").rglob("*.array_record*"))
+    with pytest.raises(UserError, match="tfds:my_scp/other: cannot be opened"):
+        sources.open_source("tfds:my_scp/other", output)
+
+
+class Squad(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Rows as TFDS's own SQuAD has them."""
+
+    name = "small_squad"
+    code_path = None  # a test module has no package in which TFDS could look for checksums
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        text = tfds.features.Text()
+        answers = tfds.features.Sequence({"text": text, "answer_start": np.int32})
+        features = {"title": text, "context": text, "question": text, "answers": answers}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i in range(12):
+            known = {"text": [f"a{i}", "b"], "answer_start": [0, 1]}
+            none = {"text": [], "answer_start": []}
+            yield (
+                i,
+                {
+                    "title": f"The_{i % 4}",
+                    "context": f"context {i % 4}",
+                    "question": f"q{i}",
+                    "answers": none if i in (0, 3, 7, 11) else known,
+                },
+            )
+
+
+def test_squad_rows_of_a_context_make_one_record(tmp_path):
+    Squad(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
+    source = sources.open_source("tfds:small_squad/train", str(tmp_path))
+    found = {source[i].document: dict(zip(source[i].questions, source[i].answers, strict=True))
+             for i in range(len(source))}  # fmt: skip
+    assert found == {
+        "The 0\ncontext 0": {"q4": "a4", "q8": "a8"},
+        "The 1\ncontext 1": {"q1": "a1", "q5": "a5", "q9": "a9"},
+        "The 2\ncontext 2": {"q2": "a2", "q6": "a6", "q10": "a10"},
+    }
+
+
+def test_tfds_mistakes(tmp_path):
+    with pytest.raises(UserError, match="give tfds:name/split"):
+        sources.open_source("tfds:squad")
+    with pytest.raises(UserError, match="tfds:no_such_set/train: cannot be opened"):
+        sources.open_source("tfds:no_such_set/train", str(tmp_path))
+
+
+def test_builder_command_line(tmp_path):
+    command = [sys.executable, "-m", "clara_jax.data.tfds_builder"]
+    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
+    assert "split=file.jsonl" in shown.stdout
+    bad = write(tmp_path / "bad.jsonl", ["{"])
+    arguments = ["--name", "x", "--output", str(tmp_path), f"train={bad}"]
+    code = "import sys; from clara_jax.data import tfds_builder as t; r = t.main(sys.argv[1:]); "
+    code += "assert 'tensorflow' not in sys.modules; sys.exit(r)"
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True
+    )
+    assert result.returncode == 2 and f"{bad}:1: not JSON" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert tfds_builder.main(["--name", "Bad Name", "--output", "x", f"train={bad}"]) == 2
+    assert tfds_builder.main(["--name", "x", "--output", "x", bad]) == 2
