@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from clara_jax.data import records
+from clara_jax.data.facts import FactsSource
 from clara_jax.data.records import ScpRecord
 from clara_jax.errors import UserError
 
@@ -239,6 +240,7 @@ class Subset:
 # `scheme:rest` of a source's name to what opens it, given the rest and the TFDS directory.
 SCHEMES: dict[str, Callable[[str, str], Source]] = {
     "tfds": TfdsSource,
+    "facts": FactsSource.open,
     "reconstruct": lambda path, _: JsonlSource(path, documents_of, distinct=True),
 }
 

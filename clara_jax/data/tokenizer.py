@@ -13,6 +13,7 @@ import jinja2
 import tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from clara_jax.data import facts
 from clara_jax.errors import UserError
 from clara_jax.interop import gguf
 
@@ -36,7 +37,7 @@ _PROTECTED = 0x108000  # each stands for a special token's string in a user's te
 _REMOVE = re.compile(f"[{chr(_PRIVATE[0])}-{chr(_PRIVATE[-1])}]")
 
 # Tokenizers that are code and not files; every other name is a file, a directory or a hub id.
-NAMED: dict[str, Callable[[], PreTrainedTokenizerFast]] = {}
+NAMED: dict[str, Callable[[], PreTrainedTokenizerFast]] = {"facts": facts.load_tokenizer}
 
 
 class Tokenizer:

@@ -1,12 +1,15 @@
 """From a config to what every mode needs: tokenizer, decoder and the trees of weights."""
 
 import dataclasses
+import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 from jax.sharding import Mesh
 
+from clara_jax import config as config_lib
 from clara_jax import sharding
 from clara_jax.config import Config
 from clara_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -17,6 +20,7 @@ from clara_jax.models.clara import Trees
 from clara_jax.models.config import PRESETS, ExtraTokens, ModelConfig
 from clara_jax.models.decoder import Decoder, init_params
 from clara_jax.models.lora import init_adapter
+from clara_jax.training.checkpoint import load_trees
 
 # What each stage trains; everything else is frozen, gets no gradient and no optimizer state.
 # With config.train.full the base itself takes the place of the adapters.
@@ -125,3 +129,33 @@ def fresh_trees(config: Config, model: ModelConfig, base: Any, mesh: Mesh) -> Tr
 
     out = make(base, jax.random.key(config.seed + 1))
     return jax.device_put(out, sharding.replicated(mesh))
+
+
+def with_earlier(setup: Setup, workdir: str) -> Setup:
+    """Puts in the trees that an earlier run trained.
+
+    Raises:
+        UserError: the run has no checkpoint, or its trees do not fit this model.
+    """
+    earlier = config_lib.load(os.path.join(workdir, "config.json"))
+    names = [name for name in trained_names(earlier) if name in setup.trees]
+    step, trees = load_trees(workdir, {name: setup.trees[name] for name in names})
+    logging.info("weights: %s of %s, step %d", ", ".join(names), workdir, step)
+    return dataclasses.replace(setup, trees={**setup.trees, **trees})
+
+
+def restore(workdir: str, base: str | None = None, mesh: Mesh | None = None) -> Setup:
+    """The newest checkpoint of a run with everything it needs, ready for evaluation or inference.
+
+    Args:
+        workdir: of the run.
+        base: where the base model is now, if not where the run found it.
+        mesh: devices; the run's own mesh options by default.
+
+    Raises:
+        UserError: no such run, no checkpoint, or a base that does not fit.
+    """
+    config = config_lib.load(os.path.join(workdir, "config.json"))
+    if base is not None:
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, base=base))
+    return with_earlier(create(config, mesh), workdir)

@@ -1,0 +1,108 @@
+"""Made-up facts for the quickstart: documents and questions drawn on the fly, nothing to download.
+
+A document tells about one subject: a name of two words and one sentence for each of a few of its
+attributes. Its questions ask for every part, the subject's name included, for what no question
+needs the compressor drops. Any word can be the value of any document, so answers cannot be guessed.
+"""
+
+import dataclasses
+import itertools
+
+import numpy as np
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from clara_jax.data.records import ScpRecord
+from clara_jax.errors import UserError
+
+_ONSETS = ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z")
+_NAMES = tuple(a + v + b + "a" for a, b in itertools.product(_ONSETS, _ONSETS) for v in "ei")
+
+# Attribute → its possible values. What differs between documents is only which are chosen.
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "city": tuple(n.replace("a", "o") + "ton" for n in _NAMES[:40]),
+    "job": ("baker", "pilot", "nurse", "judge", "miner", "tailor", "farmer", "singer", "sailor",
+            "poet", "cook", "smith", "clerk", "painter", "guard", "weaver", "teacher", "hunter",
+            "mason", "potter"),
+    "animal": ("horse", "goat", "cat", "dog", "mule", "crow", "owl", "fox", "bear", "hen", "duck",
+               "ferret", "badger", "swan", "toad", "otter", "mouse", "eagle", "lynx", "seal"),
+    "colour": ("red", "blue", "green", "black", "white", "yellow", "brown", "grey", "violet",
+               "orange", "pink", "amber", "olive", "ivory", "teal", "crimson"),
+    "food": ("bread", "rice", "soup", "figs", "plums", "cheese", "beans", "honey", "eggs", "corn",
+             "apples", "nuts", "pears", "fish", "cake", "olives"),
+    "instrument": ("drum", "flute", "harp", "lute", "horn", "violin", "organ", "cello", "banjo",
+                   "zither", "bell", "oboe", "piano", "fiddle", "viola", "trumpet"),
+}  # fmt: skip
+FACTS = 4  # sentences of a document, in random order
+
+
+@dataclasses.dataclass(frozen=True)
+class FactsSource:
+    """`facts:<n>[:<seed>]`: n documents with a question for every part; the seed is 0 by default.
+
+    Record i depends on the seed and i alone, so another seed gives documents never seen.
+    """
+
+    count: int
+    seed: int = 0
+
+    @classmethod
+    def open(cls, rest: str, tfds_dir: str = "") -> "FactsSource":
+        """Parses `<n>[:<seed>]`."""
+        parts = rest.split(":")
+        if len(parts) > 2 or not all(p.isdigit() for p in parts) or int(parts[0]) < 1:
+            raise UserError(f"facts:{rest}: expected facts:<documents>[:<seed>], as facts:10000:1")
+        return cls(*map(int, parts))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> ScpRecord:
+        rng = np.random.default_rng((self.seed, index))
+        first, second = rng.choice(len(_NAMES), 2, replace=False)
+        name = f"{_NAMES[first]} {_NAMES[second]}"
+        attributes = rng.choice(list(ATTRIBUTES), FACTS, replace=False)
+        values = [str(rng.choice(ATTRIBUTES[a])) for a in attributes]
+        facts = " . ".join(
+            f"the {a} of {name} is {v}" for a, v in zip(attributes, values, strict=True)
+        )
+        asked = [("who is this", name)]
+        asked += [(f"what is the {a}", v) for a, v in zip(attributes, values, strict=True)]
+        order = rng.permutation(len(asked))
+        return ScpRecord(
+            data_type="qa",
+            questions=tuple(f"{asked[i][0]} ?" for i in order),
+            answers=tuple(asked[i][1] for i in order),
+            document=f"this is {name} . {facts} .",
+            origin=f"facts:{self.count}:{self.seed}, record {index}",
+        )
+
+    @property
+    def keys(self) -> np.ndarray:
+        """For `holdout`: a random number a document, since no two share a subject by design."""
+        return np.random.default_rng(self.seed).integers(2**32, size=len(self), dtype=np.uint32)
+
+
+def load_tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer of just the words that the facts and their prompts use."""
+    special = ["<unk>", "<bos>", "<eos>", "<system>", "<user>", "<assistant>"]
+    text = "this is the of . what who ? Question: Answer:"
+    words = [*text.split(), *ATTRIBUTES, *_NAMES]
+    words += [v for values in ATTRIBUTES.values() for v in values]
+    vocabulary = {w: i for i, w in enumerate(dict.fromkeys([*special, "\n", *words]))}
+    backend = Backend(models.WordLevel(vocabulary, unk_token="<unk>"))
+    # Words are split at spaces, which are dropped; a newline is a token of its own.
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.Split(" ", "removed")]
+    )
+    backend.add_special_tokens(special)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.content %}{{ '<' + m.role + '>' + m.content }}{% endif %}"
+        "{% if m.role == 'assistant' %}{{ '<eos>' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+    )
+    return tokenizer

@@ -1,0 +1,329 @@
+"""How well questions are answered from memories, beside no document and the full text.
+
+Every question of an SCP record is one example. Under each condition the prompt is the same but for
+what stands for the document, and the assistant's turn is opened with the question, so that the
+cross-entropies of the answers compare:
+
+    memory               the compressed document, read by the trained generator
+    no_document          nothing, read by the plain base
+    full_text            the document's text, read by the plain base
+    no_document_trained  nothing, read by the trained generator: how much of the gain is only form
+"""
+
+import dataclasses
+import functools
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from clara_jax.config import Config
+from clara_jax.data import pipeline, prompts, sources
+from clara_jax.data.records import ScpRecord
+from clara_jax.data.tokenizer import Parts
+from clara_jax.errors import UserError
+from clara_jax.evaluation import metrics
+from clara_jax.inference import engine, generate
+from clara_jax.inference.generate import Prompt, PromptBatch
+from clara_jax.models import clara
+from clara_jax.models.clara import Trees
+from clara_jax.models.decoder import Decoder
+from clara_jax.progress import Progress
+from clara_jax.training import setup as setup_lib
+from clara_jax.training.losses import IGNORE, cross_entropy_sum
+from clara_jax.training.setup import Setup
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """What stands for the document (memory, nothing, text) and which adapter reads it."""
+
+    docs: str
+    role: str | None
+
+
+CONDITIONS = {
+    "memory": Condition("memory", "generator"),
+    "no_document": Condition("nothing", None),
+    "full_text": Condition("text", None),
+    "no_document_trained": Condition("nothing", "generator"),
+}
+# What the gap between the baselines is taken of, and whether more of it is better.
+GAPS = {"answer_ce": False, "f1": True}
+SMALLEST_GAP = 1e-6
+COLUMNS = {
+    "turn_ce": "turn CE",
+    "answer_ce": "answer CE",
+    "exact_match": "EM",
+    "f1": "F1",
+    "cover_exact_match": "cover EM",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """A prompt with the token that each position must predict, IGNORE where there is no loss."""
+
+    prompt: Prompt
+    targets: np.ndarray
+
+
+def evaluate(
+    setup: Setup,
+    source: sources.Source | Sequence[ScpRecord],
+    *,
+    step: int = 0,
+    name: str = "",
+    workdir: str | None = None,
+) -> dict[str, Any]:
+    """Evaluates on the qa records of a source; `setup.config.eval` says how many and how.
+
+    Args:
+        setup: the model.
+        source: records; those that are not qa are passed over.
+        step: training steps that the model has seen, for the result.
+        name: of the result's file; empty: the step.
+        workdir: where to write `eval/<name>.json`; None: nowhere.
+
+    Returns:
+        `records`, `questions`, `documents_cut`, `memory_tokens`, `compression_rate` (realised),
+        `conditions` {name: {turn_ce, answer_ce, exact_match, f1, cover_exact_match, seconds}},
+        `gap_closed` {answer_ce, f1} (see `gap_closed`), `predictions`. `turn_ce` is nats a labelled
+        token of the whole assistant turn with all questions of a record, the training loss;
+        `answer_ce` those a token of an answer, given its question.
+
+    Raises:
+        UserError: the source has no qa record.
+    """
+    options = setup.config.eval
+    begun = time.monotonic()
+    records = list(itertools.islice(_qa_records(source), options.records or None))
+    if not records:
+        raise UserError(f"{source!r}: there is no qa record to evaluate on")
+    names = [n for n in CONDITIONS if n == "memory" or options.baselines]
+    if "generator" not in setup.trees and "no_document_trained" in names:
+        names.remove("no_document_trained")  # without adapters it is no_document
+    questions = sum(len(record.questions) for record in records)
+    report, close = _reporter(len(records) + len(names) * (len(records) + 2 * questions))
+    compressed = engine.compress(setup, [r.document for r in records], options.batch, report)
+    conditions, predictions = {}, {}
+    for condition in names:
+        conditions[condition], predictions[condition] = _evaluate_condition(
+            setup, records, CONDITIONS[condition], compressed.memories, report
+        )
+    close()
+    result = {
+        "step": step,
+        "records": len(records),
+        "questions": questions,
+        "documents_cut": compressed.cut,
+        "memory_tokens": len(setup.extra.memory),
+        "compression_rate": compressed.rate,
+        "conditions": conditions,
+        "gap_closed": _gaps(conditions) if options.baselines else {},
+        "seconds": time.monotonic() - begun,
+        "predictions": [
+            {"origin": record.origin, "question": question, "answer": answer}
+            | {condition: next(texts) for condition, texts in predictions.items()}
+            for record in records
+            for question, answer in zip(record.questions, record.answers, strict=True)
+        ],
+    }
+    if workdir is not None and jax.process_index() == 0:
+        _write(result, workdir, name or str(step))
+    return result
+
+
+def gap_closed(
+    no_document: float, memory: float, full_text: float, more_is_better: bool
+) -> float | None:
+    """Share of the way from no document to the full text that the memory goes.
+
+    0 is no better than no document and 1 as good as the text; it may be negative or above 1. None
+    where the text is no better than nothing: there is no gap to close, and the quotient would be
+    huge or have the wrong sign.
+    """
+    gap = full_text - no_document if more_is_better else no_document - full_text
+    if gap < SMALLEST_GAP:
+        return None
+    return (memory - no_document if more_is_better else no_document - memory) / gap
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result for people."""
+    lines = [
+        f"step {result['step']}: {result['questions']} questions on {result['records']} documents, "
+        f"compressed {result['compression_rate']:.1f}x into {result['memory_tokens']} vectors "
+        f"({result['documents_cut']} documents cut), {result['seconds']:.0f} s",
+        " ".join([f"{'':20}", *(f"{title:>10}" for title in COLUMNS.values())]),
+    ]
+    for name, values in result["conditions"].items():
+        cells = (f"{values[key]:10.3f}" for key in COLUMNS)
+        lines.append(" ".join([f"{name.replace('_', ' '):20}", *cells]))
+    for key, share in result["gap_closed"].items():
+        text = "no gap, the text does not help" if share is None else f"{share:.1%}"
+        lines.append(f"share of the gap (no document to full text) closed, {COLUMNS[key]}: {text}")
+    return "\n".join(lines)
+
+
+def run(config: Config, workdir: str, *, trained: bool = True) -> dict[str, Any]:
+    """Evaluates a run, writes the result to its workdir and prints it.
+
+    Args:
+        config: its `eval` is used; all else of a trained model is as it was trained.
+        workdir: of the run.
+        trained: false evaluates the model before any training, as `config` makes it: step 0.
+
+    Raises:
+        UserError: there is no such run, or nothing to evaluate on.
+    """
+    if trained:
+        setup, step = setup_lib.restore(workdir), _newest_step(workdir)
+        setup = dataclasses.replace(
+            setup, config=dataclasses.replace(setup.config, eval=config.eval)
+        )
+    else:
+        setup, step = setup_lib.create(config), 0
+    result = evaluate(setup, open_source(setup.config), step=step, workdir=workdir)
+    logging.info("evaluation: %s", {k: v for k, v in result.items() if k != "predictions"})
+    print(table(result))
+    return result
+
+
+def open_source(config: Config) -> sources.Source:
+    """All of `config.eval.sources`, or else the dev side of the training data."""
+    if config.eval.sources:
+        return sources.open_sources(config.eval.sources, tfds_dir=config.data.tfds_dir)
+    data = dataclasses.replace(config.data, split="dev")
+    return pipeline.open_data(dataclasses.replace(config, data=data))
+
+
+def _evaluate_condition(
+    setup: Setup,
+    records: Sequence[ScpRecord],
+    condition: Condition,
+    memories: np.ndarray,
+    report: Callable[[int], None],
+) -> tuple[dict[str, float], Iterator[str]]:
+    begun = time.monotonic()
+    config, tokenizer, role = setup.config, setup.tokenizer, condition.role
+    turns, answers, asked, accepted = [], [], [], []
+    for record, memory in zip(records, memories, strict=True):
+        docs, vectors = _docs(setup, record, condition, memory)
+        system, user = prompts.scp_turns(record, config.prompts, docs, config.seed, 0)
+        turn = prompts.qa_text(record.questions, record.answers)
+        whole, start = prompts.dialogue(tokenizer, system, user, turn)
+        turns.append(_labelled(whole, start, vectors))
+        opened = tokenizer.chat(system, user)
+        for question, answer in zip(record.questions, record.answers, strict=True):
+            prompt = prompts.scp_question(tokenizer, config.prompts, docs, question)
+            whole = tokenizer.encode([*opened, prompts.qa_text([question], [answer])])
+            answers.append(_labelled(whole, _common(prompt, whole), vectors))
+            asked.append(Prompt(prompt, vectors))
+            accepted.append((answer,))
+    batch, length = config.eval.batch, config.eval.max_new_tokens
+    texts = engine.answers(setup, asked, length, role=role, batch=batch, report=report)
+    values = {
+        "turn_ce": cross_entropy(setup, turns, role, report),
+        "answer_ce": cross_entropy(setup, answers, role, report),
+        **metrics.score(texts, accepted),
+        "seconds": time.monotonic() - begun,
+    }
+    return values, iter(texts)
+
+
+def cross_entropy(
+    setup: Setup, rows: Sequence[Labelled], role: str | None, report: Callable[[int], None]
+) -> float:
+    """Mean cross-entropy in nats over all labelled tokens of the rows; NaN if there are none."""
+    trees = generate.needed(setup.trees, role)
+    total, count = 0.0, 0
+    batch = setup.config.eval.batch
+    for index, arrays in generate.prompt_batches([r.prompt for r in rows], setup.extra, batch):
+        targets = np.full_like(arrays.tokens_BT, IGNORE)
+        for row, i in enumerate(index):
+            targets[row, : len(rows[i].targets)] = rows[i].targets
+        arrays, on_mesh = generate.put(setup, arrays), generate.put(setup, targets)
+        total += float(_loss_sum(setup.decoder, trees, arrays, on_mesh, role=role))
+        count += int((targets != IGNORE).sum())
+        report(len(index))
+    return total / count if count else float("nan")
+
+
+@functools.partial(jax.jit, static_argnames=("decoder", "role"))
+def _loss_sum(
+    decoder: Decoder, trees: Trees, batch: PromptBatch, targets_BT: jax.Array, *, role: str | None
+) -> jax.Array:
+    config = decoder.config
+    x_BTD = batch.embed(config, trees)
+    hidden_BTD, _ = clara.run(decoder, trees, role, x_BTD, batch.positions())
+    # Blocks as wide as a bucket: few positions have labels, and full logits would be large.
+    chunks = targets_BT.shape[1] // generate.BUCKET
+    return cross_entropy_sum(config, trees, hidden_BTD, targets_BT, chunks)
+
+
+def _gaps(conditions: dict[str, dict[str, float]]) -> dict[str, float | None]:
+    three = [conditions[name] for name in ("no_document", "memory", "full_text")]
+    return {key: gap_closed(*(c[key] for c in three), more) for key, more in GAPS.items()}
+
+
+def _qa_records(source: sources.Source | Sequence[ScpRecord]) -> Iterator[ScpRecord]:
+    for i in range(len(source)):
+        record = source[i]
+        if record.data_type == "qa":
+            yield record
+
+
+def _docs(
+    setup: Setup, record: ScpRecord, condition: Condition, memory: np.ndarray
+) -> tuple[Parts, np.ndarray | None]:
+    """What stands for the document in a prompt, and the vectors of its slots."""
+    if condition.docs == "memory":
+        return prompts.slots(setup.extra), memory
+    return {"text": record.document, "nothing": ""}[condition.docs], None
+
+
+def _labelled(whole: list[int], start: int, vectors: np.ndarray | None) -> Labelled:
+    """Labels on all tokens from `start` on."""
+    targets = np.full(len(whole), IGNORE, np.int32)
+    targets[start - 1 : -1] = whole[start:]
+    return Labelled(Prompt(whole, vectors), targets)
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """Length of the common start."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
+def _reporter(total: int) -> tuple[Callable[[int], None], Callable[[], None]]:
+    """What to call with the number of examples just finished, and at the end."""
+    progress, done = Progress(total, "evaluating"), 0
+
+    def report(rows: int) -> None:
+        nonlocal done
+        done += rows
+        progress.update(done)
+
+    return report, progress.close
+
+
+def _write(result: dict[str, Any], workdir: str, name: str) -> None:
+    directory = os.path.join(workdir, "eval")
+    try:
+        os.makedirs(directory, exist_ok=True)
+        with open(os.path.join(directory, f"{name}.json"), "w", encoding="utf-8") as f:
+            json.dump(result, f, indent=2, ensure_ascii=False)
+    except OSError as e:
+        raise UserError(f"{directory}: cannot write the result ({e.strerror})") from e
+
+
+def _newest_step(workdir: str) -> int:
+    names = os.listdir(os.path.join(workdir, "checkpoints"))
+    return max((int(name) for name in names if name.isdigit()), default=0)

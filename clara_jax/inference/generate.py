@@ -1,0 +1,289 @@
+"""Greedy decoding with a KV cache, for prompts of text and of memory vectors.
+
+Prompts are padded on the right to a bucket of lengths and batches to a fixed number of rows, so
+that few shapes are compiled. A padding slot has the position EMPTY in the cache, which nothing
+attends to, and a row's new tokens count on from its own length.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clara_jax import sharding
+from clara_jax.data.tokenizer import Tokenizer
+from clara_jax.models import clara
+from clara_jax.models.clara import Trees
+from clara_jax.models.config import ExtraTokens, ModelConfig
+from clara_jax.models.decoder import EMPTY, Cache, Decoder, head_logits
+from clara_jax.training.setup import Setup
+
+BUCKET = 64  # lengths of prompts are rounded up to multiples of it
+NONE = -1  # stands after the end of a generated row
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """One prompt.
+
+    Attributes:
+        tokens: ids; those of memory tokens are slots.
+        vectors: [S, D], what fills the slots, in order; None if there is no slot.
+    """
+
+    tokens: Sequence[int]
+    vectors: np.ndarray | None = None
+
+
+@flax.struct.dataclass
+class PromptBatch:
+    """Prompts as arrays.
+
+    Attributes:
+        tokens_BT: int32, 0 at the padding, which is on the right.
+        lengths_B: int32, 0 for rows that only fill the batch.
+        slots_BT: int32, which of the row's vectors fills this slot; -1 elsewhere.
+        vectors_BSD: float32, or None if no prompt has a slot.
+    """
+
+    tokens_BT: jax.Array | np.ndarray
+    lengths_B: jax.Array | np.ndarray
+    slots_BT: jax.Array | np.ndarray
+    vectors_BSD: jax.Array | np.ndarray | None
+
+    def positions(self) -> jax.Array:
+        """Int32 [B, T], EMPTY at the padding."""
+        column_T = jnp.arange(self.tokens_BT.shape[1], dtype=jnp.int32)[None]
+        return jnp.where(column_T < self.lengths_B[:, None], column_T, EMPTY)
+
+    def embed(self, config: ModelConfig, trees: Trees) -> jax.Array:
+        """Input embeddings [B, T, D], memory vectors at their slots."""
+        x_BTD = clara.embed(config, trees, self.tokens_BT)
+        if self.vectors_BSD is None:
+            return x_BTD
+        return clara.fill_slots(x_BTD, self.vectors_BSD, self.slots_BT)
+
+
+@flax.struct.dataclass
+class State:
+    """What the decoding loop carries.
+
+    Attributes:
+        step: int32 scalar, tokens chosen so far.
+        tokens_BN: int32, the tokens chosen, NONE after a row's end.
+        positions_B: int32, position of each row's newest token.
+        done_B: bool, rows that have chosen a stop token or only fill the batch.
+        cache: keys and values of all tokens but the newest.
+    """
+
+    step: jax.Array
+    tokens_BN: jax.Array
+    positions_B: jax.Array
+    done_B: jax.Array
+    cache: Cache
+
+    def append(self, chosen_B: jax.Array, stop_V: jax.Array) -> "State":
+        """Adds one token to each row that is not done."""
+        kept_B = jnp.where(self.done_B, NONE, chosen_B)
+        return self.replace(
+            step=self.step + 1,
+            tokens_BN=jax.lax.dynamic_update_slice(self.tokens_BN, kept_B[:, None], (0, self.step)),
+            positions_B=self.positions_B + 1,
+            done_B=self.done_B | stop_V[chosen_B],
+        )
+
+    def newest(self) -> jax.Array:
+        """Int32 [B, 1], the tokens chosen last; any token for rows that are done."""
+        last = jax.lax.dynamic_slice_in_dim(self.tokens_BN, self.step - 1, 1, axis=1)
+        return jnp.maximum(last, 0)
+
+
+@functools.partial(jax.jit, static_argnames=("decoder", "role", "max_new_tokens"))
+def decode(
+    decoder: Decoder,
+    trees: Trees,
+    batch: PromptBatch,
+    stop_V: jax.Array,
+    *,
+    role: str | None,
+    max_new_tokens: int,
+) -> jax.Array:
+    """The likeliest token after each prompt, again and again.
+
+    Args:
+        decoder: the module.
+        trees: base, memory, added, and the adapter of `role` (see `needed`).
+        batch: prompts.
+        stop_V: bool, tokens that end a row, over all ids that have a logit.
+        role: adapter to use; None: the plain base.
+        max_new_tokens: N, most tokens of a row.
+
+    Returns:
+        Int32 [B, N], NONE after the stop token, which is included.
+    """
+    config, head = decoder.config, trees["added"].get("head")
+    B, T = batch.tokens_BT.shape
+
+    def choose(hidden_BD: jax.Array) -> jax.Array:
+        logits_BV = head_logits(config, trees["base"], hidden_BD, head)
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+
+    def advance(state: State) -> State:
+        x_B1D = clara.embed(config, trees, state.newest())
+        positions_B1 = state.positions_B[:, None]
+        hidden, cache = clara.run(decoder, trees, role, x_B1D, positions_B1, cache=state.cache)
+        return state.replace(cache=cache).append(choose(hidden[:, 0]), stop_V)
+
+    with jax.named_scope("prefill"):
+        cache = Cache.create(config, B, T + max_new_tokens - 1)
+        x_BTD, positions_BT = batch.embed(config, trees), batch.positions()
+        hidden, cache = clara.run(decoder, trees, role, x_BTD, positions_BT, cache=cache)
+        last_B = jnp.maximum(batch.lengths_B - 1, 0)
+        hidden_BD = jnp.take_along_axis(hidden, last_B[:, None, None], axis=1)[:, 0]
+    state = State(
+        step=jnp.zeros((), jnp.int32),
+        tokens_BN=jnp.full((B, max_new_tokens), NONE, jnp.int32),
+        positions_B=batch.lengths_B - 1,
+        done_B=batch.lengths_B == 0,
+        cache=cache,
+    )
+    with jax.named_scope("decode"):
+        state = jax.lax.while_loop(
+            lambda state: (state.step < max_new_tokens) & ~state.done_B.all(),
+            advance,
+            state.append(choose(hidden_BD), stop_V),
+        )
+    return state.tokens_BN
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """What followed one prompt.
+
+    Attributes:
+        tokens: ids, the stop token included.
+        text: decoded, up to the stop text.
+    """
+
+    tokens: list[int]
+    text: str
+
+
+def generate(
+    setup: Setup,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    *,
+    role: str | None = "generator",
+    stop: str = "",
+    batch: int = 16,
+    report: Callable[[int], None] = lambda rows: None,
+) -> list[Generation]:
+    """Decodes greedily until the end token, the stop text, or `max_new_tokens`.
+
+    Args:
+        setup: the model.
+        prompts: any number of them.
+        max_new_tokens: most tokens of a row.
+        role: adapter to use; None: the plain base.
+        stop: a text that ends the answer and is no part of it, such as a newline; empty: none. One
+            that no single token holds does not save work, but the text still ends before it.
+        batch: most rows at once.
+        report: called with the number of prompts finished after each batch.
+    """
+    decoder, trees = setup.decoder, needed(setup.trees, role)
+    size = setup.model.vocab_size
+    if "head" in trees["added"]:
+        size += trees["added"]["head"].shape[1]
+    stop_V = np.zeros(size, bool)
+    stop_V[stop_ids(setup.tokenizer, stop)] = True
+    out: list[Generation | None] = [None] * len(prompts)
+    for index, arrays in prompt_batches(prompts, setup.extra, batch):
+        tokens_BN = decode(
+            decoder, trees, put(setup, arrays), stop_V, role=role, max_new_tokens=max_new_tokens
+        )
+        for i, row in zip(index, to_host(setup, tokens_BN).tolist(), strict=False):
+            tokens = [token for token in row if token != NONE]
+            text = setup.tokenizer.decode(tokens)
+            out[i] = Generation(tokens, text.split(stop)[0] if stop else text)
+        report(len(index))
+    return out
+
+
+def prompt_batches(
+    prompts: Sequence[Prompt], extra: ExtraTokens, batch: int
+) -> Iterator[tuple[list[int], PromptBatch]]:
+    """Batches of prompts of like length, in numpy.
+
+    Args:
+        prompts: any number of them.
+        extra: ids beyond the vocabulary.
+        batch: rows of a batch; fewer prompts than that are filled up to a power of two only.
+
+    Yields:
+        Which prompts the first rows hold, and the arrays.
+    """
+    rows = rows_for(len(prompts), batch)
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i].tokens))
+    width = max((len(p.vectors) for p in prompts if p.vectors is not None), default=0)
+    for start in range(0, len(prompts), rows):
+        index = by_length[start : start + rows]
+        length = -(-len(prompts[index[-1]].tokens) // BUCKET) * BUCKET
+        tokens, slots = np.zeros((rows, length), np.int32), np.full((rows, length), -1, np.int32)
+        lengths, vectors = np.zeros(rows, np.int32), None
+        for row, i in enumerate(index):
+            ids, filling = np.asarray(prompts[i].tokens, np.int32), prompts[i].vectors
+            tokens[row, : len(ids)], lengths[row] = ids, len(ids)
+            places = np.flatnonzero((ids >= extra.memory[0]) & (ids <= extra.memory[-1]))
+            given = 0 if filling is None else len(filling)
+            if len(places) != given:
+                raise ValueError(f"a prompt has {len(places)} slots for {given} vectors")
+            slots[row, places] = np.arange(len(places))
+            if filling is not None:
+                if vectors is None:
+                    vectors = np.zeros((rows, width, filling.shape[1]), np.float32)
+                vectors[row, : len(filling)] = filling
+        yield index, PromptBatch(tokens, lengths, slots, vectors)
+
+
+def rows_for(examples: int, batch: int) -> int:
+    """Rows of a batch for few examples: a power of two, `batch` at most."""
+    return min(batch, 1 << max(examples - 1, 0).bit_length())
+
+
+def needed(trees: Trees, role: str | None) -> Trees:
+    """The trees that a pass with this role reads; passing on others would only add arguments."""
+    return {k: v for k, v in trees.items() if k in ("base", "memory", "added", role)}
+
+
+def put(setup: Setup, tree: PromptBatch | np.ndarray) -> PromptBatch | jax.Array:
+    """Numpy arrays onto the mesh: their rows shared out where these divide, else replicated."""
+    rows = jax.tree.leaves(tree)[0].shape[0]
+    shards = setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
+    layout = sharding.replicated if rows % shards else sharding.batch_sharding
+    return jax.device_put(tree, layout(setup.mesh))
+
+
+def to_host(setup: Setup, array: jax.Array) -> np.ndarray:
+    """All of an array, whichever devices and processes hold it."""
+    return np.asarray(jax.device_put(array, sharding.replicated(setup.mesh)))
+
+
+@functools.lru_cache(maxsize=8)
+def stop_ids(tokenizer: Tokenizer, stop: str = "") -> list[int]:
+    """Tokens that end an answer: end tokens, and all whose own text contains `stop`.
+
+    The end tokens are the tokenizer's and what its chat template puts after an assistant's turn.
+    """
+    probe = "answer"
+    parts = list(tokenizer.chat("", "question", probe))
+    after = max(i for i, part in enumerate(parts) if isinstance(part, str) and probe in part)
+    ends = [part for part in parts[after:] if isinstance(part, int)][:1]
+    ids = {*ends, tokenizer.eos_id} - {None}
+    if stop:
+        ids.update(i for i in range(tokenizer.size) if stop in tokenizer.decode([i]))
+    return sorted(ids)

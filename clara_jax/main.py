@@ -1,0 +1,100 @@
+"""Command line: python -m clara_jax.main --config=configs/scp.py --workdir=runs/scp [--mode=train].
+
+Exit codes: 0 done, 2 a mistake that the printed line tells how to mend, 143 stopped by SIGTERM
+after saving.
+"""
+
+import logging as stdlib_logging
+import os
+import sys
+from collections.abc import Sequence
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from clara_jax import config as config_lib
+from clara_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file, with a model as argument: configs/scp.py:mistral_7b. Options are "
+    "overridden by --config.group.option=value; clara_jax/config.py lists them all.",
+)  # fmt: skip
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: config, metrics, checkpoints.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
+
+
+def run() -> int:
+    """Runs the chosen mode with the parsed flags; returns the exit code."""
+    if _CONFIG.value is None:
+        raise UserError(f"--mode={_MODE.value} needs --config, such as --config=configs/scp.py")
+    if _WORKDIR.value is None:
+        raise UserError("--workdir is missing: name a folder for the run")
+    config = config_lib.freeze(_CONFIG.value)
+    # Imported late: --help and mistakes in flags need no JAX.
+    import jax
+
+    if _is_multi_process():
+        jax.distributed.initialize()
+    logging.info("devices: %s", jax.devices())
+    if _MODE.value == "evaluate":
+        from clara_jax.evaluation import evaluate
+
+        return evaluate.run(config, _WORKDIR.value)
+    from clara_jax.training import train
+
+    return train.train(config, _WORKDIR.value)
+
+
+def _is_multi_process() -> bool:
+    """True where the environment says that this is one of several processes."""
+    workers = os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    return "," in workers or any(
+        os.environ.get(name) for name in ("JAX_COORDINATOR_ADDRESS", "COORDINATOR_ADDRESS")
+    )
+
+
+def parse(argv: Sequence[str]) -> None:
+    """Parses flags and loads the config file.
+
+    Raises:
+        UserError: an unknown flag or option, a value of the wrong type, or a config file that does
+            not load. Config files are Python, so that loading one may raise anything.
+    """
+    try:
+        rest = flags.FLAGS(list(argv))[1:]
+        _ = _CONFIG.value
+    except Exception as e:
+        lines = [line.strip() for line in str(e).splitlines() if line.strip()]
+        # The config loader puts the reason last; everything else puts it first.
+        reason = lines[-1] if isinstance(e, OSError) else lines[0]
+        kind = "" if isinstance(e, flags.Error | OSError) else f"{type(e).__name__}: "
+        raise UserError(f"{kind}{reason}; see --help and clara_jax/config.py") from e
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r}; options are --name=value")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; a user's mistake is one line on stderr and exit code 2."""
+    argv = sys.argv if argv is None else argv
+    if {"--help", "-h", "-help"} & set(argv):
+        print(__doc__ + "\n" + flags.FLAGS.module_help(sys.modules[__name__]))
+        return 0
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    # Orbax tells of each file it writes; its warnings and errors still show.
+    logging.get_absl_handler().addFilter(
+        lambda record: "orbax" not in record.pathname or record.levelno > stdlib_logging.INFO
+    )
+    try:
+        parse(argv)
+        return run()
+    except UserError as e:
+        message = str(e)
+    except OSError as e:
+        message = f"{e.filename or 'input or output'}: {e.strerror or e}"
+    print(f"clara_jax: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""All Orbax code. A checkpoint holds each trained tree, the optimizer and the position in the data.
+
+`checkpoints/<step>/` has one folder a trained tree (compressor, generator, memory, or base), so
+that a later stage reads what it needs, `optimizer`, and `data`. The frozen base is never saved.
+"""
+
+import os
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from clara_jax.errors import UserError
+from clara_jax.models.clara import Trees
+
+
+class Checkpoints:
+    """The checkpoints of one run; a context manager, so that the last save is finished."""
+
+    def __init__(self, workdir: str, keep: int):
+        self.directory = os.path.join(os.path.abspath(workdir), "checkpoints")
+        try:
+            os.makedirs(self.directory, exist_ok=True)
+            self._checkpointer = ocp.training.Checkpointer(
+                self.directory,
+                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+                preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+                cleanup_tmp_directories=True,
+            )
+        except OSError as e:
+            raise UserError(f"{self.directory}: cannot write checkpoints here ({e})") from e
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *unused: Any) -> None:
+        self.wait()
+        self._checkpointer.close()
+
+    def latest(self) -> int | None:
+        """Step of the newest complete checkpoint, or None."""
+        return latest_step(self._checkpointer)
+
+    def save(self, step: int, trees: Trees, optimizer: Any, data: Any) -> None:
+        """Starts to save; returns once the arrays and the data's position are copied.
+
+        Raises:
+            UserError: an earlier save in the background failed, such as on a full disk.
+        """
+        if step == self.latest():
+            return
+        items = {**{k: _item(v) for k, v in trees.items()}, "optimizer": optimizer, "data": data}
+        self._guard(lambda: self._checkpointer.save_checkpointables_async(step, items))
+
+    def wait(self) -> None:
+        """Waits until what was saved is on disk."""
+        self._guard(self._checkpointer.wait)
+
+    def restore(self, trees: Trees, optimizer: Any, data: Any) -> tuple[int, Trees, Any] | None:
+        """Reads the newest checkpoint into the shapes and shardings given, and sets `data` to it.
+
+        Returns:
+            Step, trees and optimizer state; None if there is no checkpoint.
+
+        Raises:
+            UserError: the checkpoint does not fit, such as another rank, rate or base.
+        """
+        step = self.latest()
+        if step is None:
+            return None
+        abstract = {**{k: _item(v) for k, v in trees.items()}, "optimizer": optimizer}
+        abstract = {**jax.tree.map(_abstract, abstract), "data": data}
+        items = _load(self._checkpointer, self.directory, step, abstract)
+        return step, {k: _tree(items[k]) for k in trees}, items["optimizer"]
+
+    def _guard(self, call: Any) -> None:
+        try:
+            call()
+        except OSError as e:
+            raise UserError(
+                f"{self.directory}: saving failed ({e}); earlier checkpoints are intact, make "
+                "room and run the same command to resume"
+            ) from e
+
+
+def latest_step(checkpointer: ocp.training.Checkpointer) -> int | None:
+    """Step of the newest complete checkpoint, or None."""
+    latest = checkpointer.latest
+    return None if latest is None else latest.step
+
+
+def load_trees(workdir: str, abstract: Trees) -> tuple[int, Trees]:
+    """Reads trained trees of a run's newest checkpoint, without optimizer and data.
+
+    Args:
+        workdir: of the run.
+        abstract: trees with the names, shapes and shardings to read.
+
+    Raises:
+        UserError: there is no checkpoint, or it does not fit.
+    """
+    directory = os.path.join(os.path.abspath(workdir), "checkpoints")
+    if not os.path.isdir(directory):
+        raise UserError(f"{workdir}: no checkpoints here; is this the workdir of a training run?")
+    with ocp.training.Checkpointer(directory) as checkpointer:
+        step = latest_step(checkpointer)
+        if step is None:
+            raise UserError(f"{directory}: no complete checkpoint yet")
+        items = {k: jax.tree.map(_abstract, _item(v)) for k, v in abstract.items()}
+        loaded = _load(checkpointer, directory, step, items)
+        return step, {k: _tree(v) for k, v in loaded.items()}
+
+
+def _load(checkpointer: Any, directory: str, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return checkpointer.load_checkpointables(step, abstract)
+    except (ValueError, KeyError, TypeError, FileNotFoundError) as e:
+        first_line = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise UserError(
+            f"{directory}/{step}: the checkpoint does not fit this config ({first_line}); was it "
+            "written with another model, LoRA rank, rate or stage?"
+        ) from e
+
+
+def _item(tree: Any) -> Any:
+    """A bare array (the memory embeddings) as a tree, which is what Orbax saves."""
+    return {"array": tree} if not isinstance(tree, dict) else tree
+
+
+def _tree(item: Any) -> Any:
+    return item["array"] if set(item) == {"array"} else item
+
+
+def _abstract(x: Any) -> Any:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None))
