@@ -35,7 +35,9 @@ class Model:
 class Data:
     """What to train on and how it is laid out in rows."""
 
-    sources: tuple[str, ...] = ()  # file.jsonl, tfds:name/split, reconstruct:<source>, facts:<n>
+    sources: str = (
+        ""  # with commas: file.jsonl, tfds:name/split, reconstruct:file.jsonl, 3*file.jsonl
+    )
     split: str = "train"  # train or dev: which side of `holdout` the sources give
     holdout: float = 0.0  # share of the documents (by title) that belong to dev
     tfds_dir: str = ""  # where TFDS keeps its data; empty: its default
@@ -84,20 +86,22 @@ class Optim:
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Initial values of the memory embeddings."""
+    """The memory tokens."""
 
     init: str = "mean"  # memory embeddings start at the mean of all (release), or at `tokens`
     init_noise: float = 0.0  # standard deviation added, in units of the embeddings' own
+    positions: str = "after"  # rotary positions of memory tokens: after the text, or spread over it
 
 
 @dataclasses.dataclass(frozen=True)
 class Eval:
     """`--mode=evaluate`."""
 
-    sources: tuple[str, ...] = ()  # records to evaluate on; empty: the dev side of data.sources
+    sources: str = ""  # records to evaluate on; empty: the dev side of data.sources
     records: int = 100  # at most so many, from the start; 0: all
     batch: int = 16  # records at once
     max_new_tokens: int = 32  # of an answer
+    untrained: bool = False  # evaluate the model as it starts, before any training
     baselines: bool = True  # also without any document, and with its full text
 
 
@@ -242,6 +246,7 @@ _CHOICES = {
     "data.split": ("train", "dev"),
     "optim.schedule": ("cosine", "constant"),
     "memory.init": ("mean", "tokens"),
+    "memory.positions": ("after", "spread"),
 }
 
 _POSITIVE = (

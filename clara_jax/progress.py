@@ -31,7 +31,7 @@ class Progress:
             return
         self._shown = now
         rate = (done - self._start) / max(now - self._begun, 1e-9)
-        left = _clock((self._total - done) / rate) if rate > 0 else "?"
+        left = _clock(max(self._total - done, 0) / rate) if rate > 0 else "?"
         text = f"{self._what}: {done}/{self._total}, {_rate(rate)}, {left} left"
         text += f", {extra}" if extra else ""
         if self._terminal:

@@ -258,7 +258,7 @@ def open_source(name: str, tfds_dir: str = "") -> Source:
 
 
 def open_sources(
-    names: Sequence[str], *, split: str = "train", holdout: float = 0.0, tfds_dir: str = ""
+    names: str, *, split: str = "train", holdout: float = 0.0, tfds_dir: str = ""
 ) -> Source:
     """Opens sources as one, and keeps one side of the train/dev split.
 
@@ -266,7 +266,7 @@ def open_sources(
     hashes: the same title is on the same side in every source, run and machine.
 
     Args:
-        names: see `open_source`.
+        names: names for `open_source` with commas between; `3*name` counts its records thrice.
         split: train or dev.
         holdout: share of the titles that belong to dev.
         tfds_dir: where TFDS keeps its data; empty: its default.
@@ -274,15 +274,21 @@ def open_sources(
     Raises:
         UserError: there is no source, one cannot be opened, or no record is on this side.
     """
-    if not names:
+    opened: list[Source] = []
+    for name in filter(None, (name.strip() for name in names.split(","))):
+        times, star, rest = name.partition("*")
+        if star and times.isdigit() and int(times) > 0:
+            opened += [open_source(rest, tfds_dir)] * int(times)
+        else:
+            opened.append(open_source(name, tfds_dir))
+    if not opened:
         raise UserError("config.data.sources is empty; name a .jsonl file or a tfds:name/split")
-    opened = [open_source(name, tfds_dir) for name in names]
     source = opened[0] if len(opened) == 1 else Concatenation(opened)
     is_dev = source.keys < holdout * 2**32
     positions = np.flatnonzero(is_dev if split == "dev" else ~is_dev)
     if not len(positions):
         raise UserError(
-            f"no record of {', '.join(names)} belongs to {split} with "
+            f"no record of {names} belongs to {split} with "
             f"config.data.holdout={holdout}; choose another holdout"
         )
     return source if len(positions) == len(source) else Subset(source, positions)

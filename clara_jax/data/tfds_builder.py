@@ -50,13 +50,13 @@ class ScpBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             )
 
 
-def build(name: str, output: str, splits: Mapping[str, Sequence[str]]) -> None:
+def build(name: str, output: str, splits: Mapping[str, str]) -> None:
     """Writes a data set.
 
     Args:
         name: of the data set: lower case letters, digits and underscores.
         output: TFDS data directory.
-        splits: names of sources (data/sources.py) by split.
+        splits: names of sources with commas between (data/sources.py), by split.
 
     Raises:
         UserError: a source cannot be read, or the data set exists already.
@@ -77,16 +77,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", required=True, help="name of the data set")
     parser.add_argument("--output", required=True, help="TFDS data directory to write to")
     parser.add_argument(
-        "splits", nargs="+", metavar="split=file.jsonl", help="repeat a split to join files"
+        "splits", nargs="+", metavar="split=sources", help="as train=a.jsonl,b.jsonl dev=c.jsonl"
     )
     args = parser.parse_args(argv)
-    splits: dict[str, list[str]] = {}
+    splits: dict[str, str] = {}
     try:
         for item in args.splits:
             split, equals, source = item.partition("=")
             if not equals:
                 raise UserError(f"{item}: write split=file.jsonl, such as train={item}")
-            splits.setdefault(split, []).append(source)
+            splits[split] = source
         build(args.name, args.output, splits)
     except UserError as e:
         print(e, file=sys.stderr)

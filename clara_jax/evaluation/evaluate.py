@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -68,10 +69,17 @@ COLUMNS = {
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """A prompt with the token that each position must predict, IGNORE where there is no loss."""
+    """A row for the losses: where the whole turn begins and where the answer lies, if there is one.
+
+    Attributes:
+        prompt: prompt and answer.
+        turn: labels of the assistant's turn, as `slice` of the tokens; None: not counted.
+        answer: labels of one answer; None: not counted.
+    """
 
     prompt: Prompt
-    targets: np.ndarray
+    turn: slice | None = None
+    answer: slice | None = None
 
 
 def evaluate(
@@ -110,7 +118,8 @@ def evaluate(
     if "generator" not in setup.trees and "no_document_trained" in names:
         names.remove("no_document_trained")  # without adapters it is no_document
     questions = sum(len(record.questions) for record in records)
-    report, close = _reporter(len(records) + len(names) * (len(records) + 2 * questions))
+    # Losses have a row for each record and, where it has several, for each question but one.
+    report, close = _reporter(len(records) + len(names) * 2 * questions)
     compressed = engine.compress(setup, [r.document for r in records], options.batch, report)
     conditions, predictions = {}, {}
     for condition in names:
@@ -172,28 +181,27 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def run(config: Config, workdir: str, *, trained: bool = True) -> dict[str, Any]:
-    """Evaluates a run, writes the result to its workdir and prints it.
+def run(config: Config, workdir: str) -> int:
+    """Evaluates a run, writes the result to its workdir and prints it; returns the exit code.
 
     Args:
-        config: its `eval` is used; all else of a trained model is as it was trained.
+        config: its `eval` and its sources are used; all else of a trained model is as it was
+            trained. With `eval.untrained`, the model before any training, as `config` makes it.
         workdir: of the run.
-        trained: false evaluates the model before any training, as `config` makes it: step 0.
 
     Raises:
         UserError: there is no such run, or nothing to evaluate on.
     """
-    if trained:
-        setup, step = setup_lib.restore(workdir), _newest_step(workdir)
-        setup = dataclasses.replace(
-            setup, config=dataclasses.replace(setup.config, eval=config.eval)
-        )
-    else:
+    if config.eval.untrained:
         setup, step = setup_lib.create(config), 0
-    result = evaluate(setup, open_source(setup.config), step=step, workdir=workdir)
+    else:
+        setup, step = setup_lib.restore(workdir), _newest_step(workdir)
+        trained = dataclasses.replace(setup.config, eval=config.eval)
+        setup = dataclasses.replace(setup, config=trained)
+    result = evaluate(setup, open_source(config), step=step, workdir=workdir)
     logging.info("evaluation: %s", {k: v for k, v in result.items() if k != "predictions"})
     print(table(result))
-    return result
+    return 0
 
 
 def open_source(config: Config) -> sources.Source:
@@ -212,60 +220,92 @@ def _evaluate_condition(
     report: Callable[[int], None],
 ) -> tuple[dict[str, float], Iterator[str]]:
     begun = time.monotonic()
-    config, tokenizer, role = setup.config, setup.tokenizer, condition.role
-    turns, answers, asked, accepted = [], [], [], []
+    rows, asked, accepted = [], [], []
     for record, memory in zip(records, memories, strict=True):
         docs, vectors = _docs(setup, record, condition, memory)
-        system, user = prompts.scp_turns(record, config.prompts, docs, config.seed, 0)
-        turn = prompts.qa_text(record.questions, record.answers)
-        whole, start = prompts.dialogue(tokenizer, system, user, turn)
-        turns.append(_labelled(whole, start, vectors))
-        opened = tokenizer.chat(system, user)
+        rows += labelled_rows(setup, record, docs, vectors)
         for question, answer in zip(record.questions, record.answers, strict=True):
-            prompt = prompts.scp_question(tokenizer, config.prompts, docs, question)
-            whole = tokenizer.encode([*opened, prompts.qa_text([question], [answer])])
-            answers.append(_labelled(whole, _common(prompt, whole), vectors))
-            asked.append(Prompt(prompt, vectors))
+            ids = prompts.scp_question(setup.tokenizer, setup.config.prompts, docs, question)
+            asked.append(Prompt(ids, vectors))
             accepted.append((answer,))
-    batch, length = config.eval.batch, config.eval.max_new_tokens
-    texts = engine.answers(setup, asked, length, role=role, batch=batch, report=report)
-    values = {
-        "turn_ce": cross_entropy(setup, turns, role, report),
-        "answer_ce": cross_entropy(setup, answers, role, report),
-        **metrics.score(texts, accepted),
-        "seconds": time.monotonic() - begun,
-    }
-    return values, iter(texts)
+    options, role = setup.config.eval, condition.role
+    texts = engine.answers(
+        setup, asked, options.max_new_tokens, role=role, batch=options.batch, report=report
+    )
+    turn_ce, answer_ce = cross_entropies(setup, rows, role, report)
+    values = {"turn_ce": turn_ce, "answer_ce": answer_ce, **metrics.score(texts, accepted)}
+    return {**values, "seconds": time.monotonic() - begun}, iter(texts)
 
 
-def cross_entropy(
+def labelled_rows(
+    setup: Setup, record: ScpRecord, docs: Parts, vectors: np.ndarray | None
+) -> list[Labelled]:
+    """Rows of one record: its turn with all questions, and each question with its answer alone.
+
+    Where the turn begins with the row of a question, as with a single question, one row does for
+    both.
+    """
+    tokenizer, texts = setup.tokenizer, setup.config.prompts
+    system, user = prompts.scp_turns(record, texts, docs, setup.config.seed, 0)
+    turn = prompts.qa_text(record.questions, record.answers)
+    whole, start = prompts.dialogue(tokenizer, system, user, turn)
+    rows = [Labelled(Prompt(whole, vectors), turn=slice(start, len(whole)))]
+    opened = tokenizer.chat(system, user)
+    for question, answer in zip(record.questions, record.answers, strict=True):
+        asked = prompts.scp_question(tokenizer, texts, docs, question)
+        ids = tokenizer.encode([*opened, prompts.qa_text([question], [answer])])
+        place = slice(_common(asked, ids), len(ids))
+        if rows[0].answer is None and whole[: len(ids)] == ids:
+            rows[0] = dataclasses.replace(rows[0], answer=place)
+        else:
+            rows.append(Labelled(Prompt(ids, vectors), answer=place))
+    return rows
+
+
+def cross_entropies(
     setup: Setup, rows: Sequence[Labelled], role: str | None, report: Callable[[int], None]
-) -> float:
-    """Mean cross-entropy in nats over all labelled tokens of the rows; NaN if there are none."""
+) -> tuple[float, float]:
+    """Means in nats over all labelled tokens of turns and of answers; NaN where there are none."""
     trees = generate.needed(setup.trees, role)
-    total, count = 0.0, 0
+    totals, counts = np.zeros(2), np.zeros(2, int)
     batch = setup.config.eval.batch
     for index, arrays in generate.prompt_batches([r.prompt for r in rows], setup.extra, batch):
-        targets = np.full_like(arrays.tokens_BT, IGNORE)
+        targets = np.full((2, *arrays.tokens_BT.shape), IGNORE, np.int32)
         for row, i in enumerate(index):
-            targets[row, : len(rows[i].targets)] = rows[i].targets
-        arrays, on_mesh = generate.put(setup, arrays), generate.put(setup, targets)
-        total += float(_loss_sum(setup.decoder, trees, arrays, on_mesh, role=role))
-        count += int((targets != IGNORE).sum())
+            ids = np.asarray(rows[i].prompt.tokens, np.int32)
+            for kind, place in enumerate((rows[i].turn, rows[i].answer)):
+                if place is not None:
+                    targets[kind, row, place.start - 1 : place.stop - 1] = ids[place]
+        on_mesh = [generate.put(setup, x) for x in (arrays, *targets)]
+        totals += np.array(_loss_sums(setup.decoder, trees, *on_mesh, role=role), float)
+        counts += (targets != IGNORE).sum((1, 2))
         report(len(index))
-    return total / count if count else float("nan")
+    means = [
+        total / count if count else math.nan for total, count in zip(totals, counts, strict=True)
+    ]
+    return means[0], means[1]
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "role"))
-def _loss_sum(
-    decoder: Decoder, trees: Trees, batch: PromptBatch, targets_BT: jax.Array, *, role: str | None
-) -> jax.Array:
+def _loss_sums(
+    decoder: Decoder,
+    trees: Trees,
+    batch: PromptBatch,
+    turn_targets_BT: jax.Array,
+    answer_targets_BT: jax.Array,
+    *,
+    role: str | None,
+) -> tuple[jax.Array, jax.Array]:
     config = decoder.config
     x_BTD = batch.embed(config, trees)
     hidden_BTD, _ = clara.run(decoder, trees, role, x_BTD, batch.positions())
     # Blocks as wide as a bucket: few positions have labels, and full logits would be large.
-    chunks = targets_BT.shape[1] // generate.BUCKET
-    return cross_entropy_sum(config, trees, hidden_BTD, targets_BT, chunks)
+    chunks = x_BTD.shape[1] // generate.BUCKET
+    turn, answer = (
+        cross_entropy_sum(config, trees, hidden_BTD, targets_BT, chunks)
+        for targets_BT in (turn_targets_BT, answer_targets_BT)
+    )
+    return turn, answer
 
 
 def _gaps(conditions: dict[str, dict[str, float]]) -> dict[str, float | None]:
@@ -287,13 +327,6 @@ def _docs(
     if condition.docs == "memory":
         return prompts.slots(setup.extra), memory
     return {"text": record.document, "nothing": ""}[condition.docs], None
-
-
-def _labelled(whole: list[int], start: int, vectors: np.ndarray | None) -> Labelled:
-    """Labels on all tokens from `start` on."""
-    targets = np.full(len(whole), IGNORE, np.int32)
-    targets[start - 1 : -1] = whole[start:]
-    return Labelled(Prompt(whole, vectors), targets)
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

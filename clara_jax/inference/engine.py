@@ -158,10 +158,11 @@ def compress(
     encoded = [prompts.document_ids(setup.tokenizer, setup.extra, d, length) for d in documents]
     memories = np.zeros((len(encoded), M, setup.model.d_model), np.float32)
     trees = needed(setup.trees, "compressor")
+    spread = setup.config.memory.positions == "spread"
     rows = rows_for(len(encoded), batch)
     for part in encoder_batches([ids for ids, _ in encoded], rows):
         arrays = [put(setup, x) for x in (part.tokens, part.positions, part.segments)]
-        memories_BMD = to_host(setup, _compress(setup.decoder, trees, *arrays))
+        memories_BMD = to_host(setup, _compress(setup.decoder, spread, trees, *arrays))
         memories[part.index] = memories_BMD[: len(part.index)]
         report(len(part.index))
     cut = sum(is_cut for _, is_cut in encoded)
@@ -171,15 +172,18 @@ def compress(
     return Compressed(memories, cut, text / max(M * len(encoded), 1))
 
 
-@functools.partial(jax.jit, static_argnames=("decoder",))
+@functools.partial(jax.jit, static_argnames=("decoder", "spread"))
 def _compress(
     decoder: Decoder,
+    spread: bool,
     trees: Trees,
     tokens_BT: jax.Array,
     positions_BT: jax.Array,
     segments_BT: jax.Array,
 ) -> jax.Array:
-    hidden_BTD = model_lib.encode(decoder, trees, tokens_BT, positions_BT, segments_BT)
+    hidden_BTD = model_lib.encode(
+        decoder, trees, tokens_BT, positions_BT, segments_BT, spread=spread
+    )
     memories = model_lib.memory_vectors(decoder.config, trees, hidden_BTD, tokens_BT)
     return memories.astype(jnp.float32)
 

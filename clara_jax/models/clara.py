@@ -84,14 +84,30 @@ def encode(
     segments_BT: jax.Array,
     role: str = "compressor",
     rng: jax.Array | None = None,
+    spread: bool = False,
 ) -> jax.Array:
     """Hidden states [B, T, D] after the final norm; those at memory tokens are the memory vectors.
 
-    Used as they are: no projection, scale or further norm (release, golden point 2).
+    Used as they are: no projection, scale or further norm (release, golden point 2). With `spread`
+    the rotary positions of the memory tokens are spread evenly over the document that they follow,
+    so that each is near the part it is to hold; the paper and the release count on after it.
     """
+    if spread:
+        positions_BT = spread_positions(decoder.config, trees, tokens_BT, positions_BT)
     with jax.named_scope("encode"):
         x_BTD = embed(decoder.config, trees, tokens_BT)
         return run(decoder, trees, role, x_BTD, positions_BT, segments_BT, rng=rng)[0]
+
+
+def spread_positions(
+    config: ModelConfig, trees: Trees, tokens_BT: jax.Array, positions_BT: jax.Array
+) -> jax.Array:
+    """Positions with memory token j of M at (j + 1/2) / M of its document, int32 [B, T]."""
+    memory_tokens = trees["memory"].shape[0]
+    j_BT = tokens_BT - config.vocab_size
+    length_BT = positions_BT - j_BT  # of the document before, since memory tokens count on after it
+    spread_BT = (2 * j_BT + 1) * length_BT // (2 * memory_tokens)
+    return jnp.where((j_BT >= 0) & (j_BT < memory_tokens), spread_BT, positions_BT)
 
 
 def memory_vectors(

@@ -10,7 +10,7 @@ from flax import linen as nn
 from clara_jax.models.config import LoraConfig, ModelConfig
 from clara_jax.models.layers import MLP, Attention, RMSNorm, rotary_tables
 
-# Position of a cache slot that holds no token: no query comes after it.
+# Position of a cache slot that holds no token: no query attends to it.
 EMPTY = 2**30
 
 _REMAT_POLICIES = {
@@ -127,7 +127,8 @@ class Decoder(nn.Module):
 
         Args:
             x_BTD: input embeddings in the activations' dtype.
-            positions_BT: int32, position of each token in its own sequence.
+            positions_BT: int32, position of each token in its own sequence, for rotary embeddings
+                and the window. Who sees whom depends on the order in the row instead.
             segments_BT: int32, packed sequences of a row: tokens see only their own segment, and 0
                 is padding. None: every row is one sequence. Not used with a cache.
             cache: keys and values of the tokens before these; EMPTY positions mark padding.
@@ -137,12 +138,13 @@ class Decoder(nn.Module):
         """
         c = self.config
         self._head_params()
+        keys_BS, order_T = positions_BT, jnp.arange(positions_BT.shape[1])
         if cache is not None:
+            order_T += cache.length
             cache = cache.extend(positions_BT)
             keys_BS = cache.positions_BS
-        else:
-            keys_BS = positions_BT
-        mask_BTS = positions_BT[:, :, None] >= keys_BS[:, None, :]
+        order_S = jnp.arange(keys_BS.shape[1])
+        mask_BTS = (order_T[:, None] >= order_S[None])[None] & (keys_BS != EMPTY)[:, None]
         if segments_BT is not None:
             mask_BTS &= segments_BT[:, :, None] == segments_BT[:, None, :]
         if c.sliding_window is not None:

@@ -27,7 +27,7 @@ def loss_sums(
     rng_enc, rng_dec = (None, None) if rng is None else jax.random.split(rng)
     hidden_BTD = clara.encode(
         setup.decoder, trees, batch["enc_tokens"], batch["enc_positions"], batch["enc_segments"],
-        rng=rng_enc,
+        rng=rng_enc, spread=config.memory.positions == "spread",
     )  # fmt: skip
     answer_BTD = clara.generate_hidden(setup.decoder, trees, batch, hidden_BTD, rng_dec)
     ce = cross_entropy_sum(model, trees, answer_BTD, batch["dec_targets"], config.train.loss_chunks)

@@ -51,7 +51,7 @@ def make_config(path: str, **data) -> Config:
     }  # fmt: skip
     short = config_lib.Prompts(qa_system="s", qa_user="{docs}")
     return Config(
-        data=Data(sources=(path,), **(options | data)), train=Train(batch_rows=2), prompts=short
+        data=Data(sources=str(path), **(options | data)), train=Train(batch_rows=2), prompts=short
     )
 
 
@@ -248,7 +248,7 @@ def full_tokenizer(shared):
 @pytest.mark.parametrize("name", ["nq", "squad", "pubmedqa"])
 def test_padding_of_real_files(shared, full_tokenizer, name, rate):
     path = str(shared / "data" / f"scp_{name}_train.jsonl")
-    config = Config(data=Data(sources=(path,), rate=rate))
+    config = Config(data=Data(sources=str(path), rate=rate))
     extra = ExtraTokens(full_tokenizer.size, config.memory_tokens)
     source = sources.open_source(path)
     lengths = pipeline.row_lengths(config, full_tokenizer, extra, source)

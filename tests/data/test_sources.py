@@ -77,10 +77,10 @@ def test_reconstruct_gives_distinct_documents(tmp_path):
 def test_several_sources_are_one(tmp_path):
     a = write(tmp_path / "a.jsonl", [qa(f"a{i}") for i in range(3)])
     b = write(tmp_path / "b.jsonl", [qa(f"b{i}") for i in range(2)])
-    source = sources.open_sources([a, f"reconstruct:{b}", b])
+    source = sources.open_sources(f"{a}, reconstruct:{b},2*{b}")
     documents = [source[i].document.split("\n")[0] for i in range(len(source))]
-    assert documents == ["a0", "a1", "a2", "b0", "b1", "b0", "b1"]
-    assert [source[i].data_type[0] for i in range(7)] == list("qqqrrqq")
+    assert documents == ["a0", "a1", "a2", "b0", "b1", "b0", "b1", "b0", "b1"]
+    assert [source[i].data_type[0] for i in range(9)] == list("qqqrrqqqq")
     assert pickle.loads(pickle.dumps(source))[3] == source[3]
 
 
@@ -91,7 +91,7 @@ def titles(source) -> list[str]:
 def test_holdout_keeps_titles_apart(tmp_path):
     rows = [qa(f"title {i % 200}", f"text {i}") for i in range(600)]
     a = write(tmp_path / "a.jsonl", rows)
-    names = [a, f"reconstruct:{a}"]
+    names = f"{a},reconstruct:{a}"
     train = sources.open_sources(names, split="train", holdout=0.2)
     dev = sources.open_sources(names, split="dev", holdout=0.2)
     assert not set(titles(train)) & set(titles(dev))
@@ -99,19 +99,17 @@ def test_holdout_keeps_titles_apart(tmp_path):
     assert 20 < len(set(titles(dev))) < 60
     # The split does not depend on what else is read: a larger file keeps every title's side.
     more = write(tmp_path / "b.jsonl", [qa(f"title {i}") for i in range(400)])
-    dev_more = set(titles(sources.open_sources([more], split="dev", holdout=0.2)))
+    dev_more = set(titles(sources.open_sources(more, split="dev", holdout=0.2)))
     assert dev_more & {f"title {i}" for i in range(200)} == set(titles(dev))
     with pytest.raises(UserError, match=r"belongs to dev with config\.data\.holdout=0"):
-        sources.open_sources([a], split="dev")
+        sources.open_sources(a, split="dev")
     with pytest.raises(UserError, match=r"config\.data\.sources is empty"):
-        sources.open_sources([])
+        sources.open_sources("")
 
 
 def test_holdout_on_real_files(shared):
-    names = [
-        str(shared / "data" / "scp_nq_train.jsonl"),
-        f"reconstruct:{shared / 'data' / 'qa_e2e_train.jsonl'}",
-    ]
+    data = shared / "data"
+    names = f"{data / 'scp_nq_train.jsonl'},reconstruct:{data / 'qa_e2e_train.jsonl'}"
     train = set(titles(sources.open_sources(names, split="train", holdout=0.05)))
     dev = set(titles(sources.open_sources(names, split="dev", holdout=0.05)))
     assert dev and not train & dev
@@ -194,7 +192,7 @@ def test_tfds_mistakes(tmp_path):
 def test_builder_command_line(tmp_path):
     command = [sys.executable, "-m", "clara_jax.data.tfds_builder"]
     shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
-    assert "split=file.jsonl" in shown.stdout
+    assert "split=sources" in shown.stdout
     bad = write(tmp_path / "bad.jsonl", ["{"])
     arguments = ["--name", "x", "--output", str(tmp_path), f"train={bad}"]
     code = "import sys; from clara_jax.data import tfds_builder as t; r = t.main(sys.argv[1:]); "

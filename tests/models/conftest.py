@@ -4,10 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from clara_jax.models.config import LoraConfig, ModelConfig
+from clara_jax.models.decoder import abstract_params
 from clara_jax.models.lora import init_adapter
 
 
@@ -26,7 +28,10 @@ def numpy_decoder(
     config: ModelConfig, params: Any, x_TD: np.ndarray, adapter: Any = None, scale: float = 0.0
 ) -> np.ndarray:
     """Hidden states [T, D] of one sequence; layers, heads and queries one by one."""
-    to64 = lambda tree: jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
+
+    def to64(tree):
+        return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
+
     params, adapter, x = to64(params), to64(adapter), np.asarray(x_TD, np.float64)
     T, group = len(x), config.n_heads // config.n_kv_heads
     positions = np.arange(T)
@@ -68,6 +73,23 @@ def small() -> ModelConfig:
     return ModelConfig(
         vocab_size=50, d_model=32, d_ff=48, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=8
     )
+
+
+@pytest.fixture(scope="session")
+def random_params() -> Callable[[ModelConfig], Any]:
+    """Makes base weights whose norm scales are not the ones that they start from."""
+
+    def make(config: ModelConfig) -> Any:
+        rng = np.random.default_rng(1)
+
+        def draw(path, leaf):
+            scale = path[-1].key == "scale"
+            deviation = 0.3 if scale else leaf.shape[-2] ** -0.5
+            return jnp.asarray(rng.standard_normal(leaf.shape) * deviation + scale, leaf.dtype)
+
+        return jax.tree.map_with_path(draw, abstract_params(config))
+
+    return make
 
 
 @pytest.fixture(scope="session")

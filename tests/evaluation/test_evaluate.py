@@ -1,0 +1,227 @@
+import dataclasses
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clara_jax import config as config_lib
+from clara_jax import sharding
+from clara_jax.config import Config, Data, Eval, Memory, Mesh, Model, Prompts, Train
+from clara_jax.data import prompts as prompts_lib
+from clara_jax.data.facts import FactsSource
+from clara_jax.data.records import ScpRecord, reconstruction
+from clara_jax.errors import UserError
+from clara_jax.evaluation import evaluate as evaluate_lib
+from clara_jax.evaluation.evaluate import evaluate, gap_closed, labelled_rows, table
+from clara_jax.inference import engine, generate
+from clara_jax.models import clara
+from clara_jax.models.decoder import head_logits
+from clara_jax.sharding import make_mesh
+from clara_jax.training import setup as setup_lib
+from clara_jax.training.checkpoint import Checkpoints
+
+CONFIG = Config(
+    model=Model(preset="tiny", tokenizer="facts", vocab_size=576),
+    data=Data(document_length=40, rate=10),
+    memory=Memory(init="tokens"),
+    eval=Eval(sources="facts:4:1", records=3, batch=8, max_new_tokens=6),
+    prompts=Prompts(qa_system="", qa_user="{docs}"),
+)
+
+
+@pytest.fixture(scope="module")
+def setup():
+    setup = setup_lib.create(CONFIG, make_mesh(Mesh(data=1, fsdp=1), jax.devices()[:1]))
+    keys = iter(jax.random.split(jax.random.key(5), 1000))
+    noise = lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape)  # noqa: E731
+    trees = {k: v if k == "base" else jax.tree.map(noise, v) for k, v in setup.trees.items()}
+    return dataclasses.replace(setup, trees=trees)
+
+
+@pytest.fixture(scope="module")
+def result(setup, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    source = FactsSource(4, 1)
+    result = evaluate(setup, source, step=7, workdir=str(workdir))
+    return result, workdir, source
+
+
+@pytest.mark.parametrize(
+    ("no_document", "memory", "full_text", "more_is_better", "expected"),
+    [
+        (4.0, 3.5, 2.0, False, 0.25),
+        (4.0, 1.0, 2.0, False, 1.5),  # better than the text
+        (4.0, 5.0, 2.0, False, -0.5),  # worse than nothing
+        (0.1, 0.2, 0.5, True, 0.25),
+        (0.1, 0.0, 0.5, True, -0.25),
+        (4.0, 3.0, 4.0, False, None),
+        (0.0, 0.3, 0.0, True, None),
+        (2.0, 1.0, 3.0, False, None),  # the text does harm
+        (0.5, 0.6, 0.2, True, None),
+    ],
+)
+def test_gap_closed(no_document, memory, full_text, more_is_better, expected):
+    found = gap_closed(no_document, memory, full_text, more_is_better)
+    assert found == (None if expected is None else pytest.approx(expected))
+
+
+def test_result_and_file(setup, result):
+    result, workdir, source = result
+    assert (result["step"], result["records"], result["questions"]) == (7, 3, 15)
+    assert (result["memory_tokens"], result["documents_cut"]) == (4, 0)
+    words = [len(setup.tokenizer.encode(source[i].document)) for i in range(3)]
+    assert result["compression_rate"] == pytest.approx(sum(words) / 12)
+    assert list(result["conditions"]) == [
+        "memory", "no_document", "full_text", "no_document_trained"
+    ]  # fmt: skip
+    values = [tuple(c[key] for key in ("turn_ce", "answer_ce")) for c in
+              result["conditions"].values()]  # fmt: skip
+    assert len(set(values)) == 4, "two conditions are the same"
+    assert all(math.isfinite(value) for pair in values for value in pair)
+    ce = [result["conditions"][n]["answer_ce"] for n in ("no_document", "memory", "full_text")]
+    assert result["gap_closed"]["answer_ce"] == gap_closed(*ce, more_is_better=False)
+    assert json.loads((workdir / "eval" / "7.json").read_text()) == result
+    first = result["predictions"][0]
+    assert first["question"] == source[0].questions[0]
+    assert len(result["predictions"]) == 15
+    assert set(first) == {"origin", "question", "answer", *result["conditions"]}
+
+
+def test_table(result):
+    text = table(result[0])
+    assert "15 questions on 3 documents" in text
+    assert f"{result[0]['conditions']['full_text']['answer_ce']:.3f}" in text
+    assert text.count("share of the gap") == 2
+
+
+@pytest.mark.parametrize("name", ["memory", "full_text", "no_document_trained"])
+def test_losses_equal_a_plain_computation(setup, result, name):
+    condition = evaluate_lib.CONDITIONS[name]
+    sums = np.zeros((2, 2))
+    length = 160  # what comes after a token does not matter to it
+
+    @jax.jit
+    def scores_of(x_TD):
+        positions = jnp.arange(length)[None]
+        hidden, _ = clara.run(setup.decoder, setup.trees, condition.role, x_TD[None], positions)
+        return jax.nn.log_softmax(head_logits(setup.model, setup.trees["base"], hidden[0]))
+
+    tokenizer, texts = setup.tokenizer, setup.config.prompts
+    for record in [result[2][i] for i in range(3)]:
+        memory = engine.compress(setup, [record.document]).memories[0]
+        docs, vectors = {
+            "memory": (prompts_lib.slots(setup.extra), memory),
+            "text": (record.document, None),
+            "nothing": ("", None),
+        }[condition.docs]
+
+        def losses(ids, start, end, vectors=vectors):
+            """Sum and number of the losses of tokens start to end - 1."""
+            x = np.zeros((length, setup.model.d_model), np.float32)
+            x[: len(ids)] = clara.embed(setup.model, setup.trees, jnp.asarray(ids))
+            if vectors is not None:
+                x[: len(ids)][np.isin(ids, setup.extra.memory)] = vectors
+            scores = np.asarray(scores_of(x))
+            return [-sum(scores[t - 1, ids[t]] for t in range(start, end)), end - start]
+
+        turn = prompts_lib.qa_text(record.questions, record.answers)
+        whole, start = prompts_lib.dialogue(tokenizer, "", docs, turn)
+        sums[0] += losses(whole, start, len(whole))
+        for question, answer in zip(record.questions, record.answers, strict=True):
+            asked = prompts_lib.scp_question(tokenizer, texts, docs, question)
+            ids = asked + tokenizer.encode(f" {answer}")
+            sums[1] += losses(ids, len(asked), len(ids))
+    values = result[0]["conditions"][name]
+    np.testing.assert_allclose(
+        [values["turn_ce"], values["answer_ce"]], sums[:, 0] / sums[:, 1], rtol=1e-4
+    )
+
+
+def test_one_row_serves_turn_and_answer(setup):
+    record = FactsSource(4, 1)[0]
+    rows = labelled_rows(setup, record, record.document, None)
+    assert [(row.turn is not None, row.answer is not None) for row in rows] == [
+        (True, True), *[(False, True)] * 4
+    ]  # fmt: skip
+    for row, answer in zip(rows, record.answers, strict=True):
+        assert row.prompt.tokens[row.answer] == setup.tokenizer.encode(answer)
+    single = ScpRecord("qa", ("who ?",), ("red fox",), record.document, "here")
+    (row,) = labelled_rows(setup, single, record.document, None)
+    assert len(row.prompt.tokens[row.answer]) == 2
+    # The same question twice: neither is lost.
+    double = ScpRecord("qa", ("who ?",) * 2, ("red fox",) * 2, record.document, "here")
+    assert [row.answer is not None for row in labelled_rows(setup, double, "", None)] == [True] * 2
+
+
+def test_answers_follow_the_memories(setup, result):
+    """What is generated is what the engine says to the same question."""
+    source = result[2]
+    model = engine.Clara(setup)
+    for i, prediction in enumerate(result[0]["predictions"][:5]):
+        document, question = source[0].document, source[0].questions[i]
+        assert prediction["memory"] == model.answer_scp([question], [document], 6)[0]
+
+
+def test_perfect_and_missing_answers_are_scored(setup, monkeypatch):
+    record = FactsSource(4, 1)[0]
+    monkeypatch.setattr(
+        engine, "answers", lambda setup, asked, *_, **__: [*record.answers[:-1], "nothing"]
+    )
+    values = evaluate(setup, [record])["conditions"]["memory"]
+    assert values["exact_match"] == values["f1"] == values["cover_exact_match"] == 0.8
+
+
+def test_only_qa_records_count(setup):
+    only = dataclasses.replace(setup, config=dataclasses.replace(
+        CONFIG, eval=dataclasses.replace(CONFIG.eval, baselines=False, records=1)
+    ))  # fmt: skip
+    other = reconstruction("red fox", "here")
+    with pytest.raises(UserError, match="no qa record"):
+        evaluate(only, [other])
+    found = evaluate(only, [other, *(FactsSource(4, 1)[i] for i in range(2))])
+    assert (found["records"], list(found["conditions"])) == (1, ["memory"])
+    assert found["gap_closed"] == {}
+    assert "share of the gap" not in table(found)
+
+
+def test_few_shapes(setup):
+    """Questions of like length share what is compiled."""
+    before = generate.decode._cache_size()
+    evaluate(setup, FactsSource(4, 2))
+    assert generate.decode._cache_size() <= before + 4
+
+
+def test_run_before_and_after_training(tmp_path, capsys, monkeypatch):
+    one_device = make_mesh(Mesh(data=1, fsdp=1), jax.devices()[:1])
+    monkeypatch.setattr(sharding, "make_mesh", lambda config: one_device)
+    few = dataclasses.replace(CONFIG.eval, records=1)
+    full = dataclasses.replace(CONFIG, train=Train(full=True), eval=few)
+    workdir = str(tmp_path)
+    assert evaluate_lib.run(full, workdir, trained=False) == 0
+    before = json.loads((tmp_path / "eval" / "0.json").read_text())
+    assert "no document" in capsys.readouterr().out
+    # There is no adapter, so that the trained model without document is the baseline itself.
+    assert list(before["conditions"]) == ["memory", "no_document", "full_text"]
+    setup = setup_lib.create(full)
+    trained = {
+        "base": jax.tree.map(lambda x: 1.1 * x, setup.trees["base"]),
+        "memory": setup.trees["memory"],
+    }
+    config_lib.save(full, tmp_path / "config.json")
+    with Checkpoints(workdir, 1) as checkpoints:
+        checkpoints.save(12, trained, {"count": jnp.zeros(())}, {"position": 0})
+    wanted = dataclasses.replace(full, eval=dataclasses.replace(few, baselines=False, records=2))
+    assert evaluate_lib.run(wanted, workdir) == 0
+    after = json.loads((tmp_path / "eval" / "12.json").read_text())
+    assert (after["step"], after["records"]) == (12, 2)
+    assert after["conditions"]["memory"]["turn_ce"] != before["conditions"]["memory"]["turn_ce"]
+
+
+def test_source_of_a_config():
+    assert len(evaluate_lib.open_source(CONFIG)) == 4
+    data = dataclasses.replace(CONFIG.data, sources="facts:1000", holdout=0.1)
+    dev = evaluate_lib.open_source(dataclasses.replace(CONFIG, data=data, eval=Eval()))
+    assert 50 < len(dev) < 150

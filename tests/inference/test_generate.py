@@ -1,0 +1,198 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clara_jax.config import Config, Data, Mesh, Model
+from clara_jax.inference import generate as generate_lib
+from clara_jax.inference.generate import NONE, Prompt, generate, prompt_batches, stop_ids
+from clara_jax.models import clara
+from clara_jax.models.decoder import Decoder, head_logits
+from clara_jax.sharding import base_shardings, make_mesh, replicated
+from clara_jax.training import setup as setup_lib
+
+LENGTHS = (5, 70, 12, 64, 1, 33, 9)
+NEW = 12
+
+
+@pytest.fixture(scope="module")
+def setup():
+    """A random model whose adapters do something, and whose added tokens are scored."""
+    config = Config(
+        model=Model(preset="tiny", tokenizer="facts", vocab_size=576),
+        data=Data(document_length=32, rate=8),
+    )
+    setup = setup_lib.create(config, make_mesh(Mesh(data=1, fsdp=1), jax.devices()[:1]))
+    keys = iter(jax.random.split(jax.random.key(7), 1000))
+    noise = lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape)  # noqa: E731
+    trees = {k: v if k == "base" else jax.tree.map(noise, v) for k, v in setup.trees.items()}
+    D, M = setup.model.d_model, len(setup.extra.memory)
+    # Large enough for added tokens to be chosen now and then.
+    head = {"head": 0.1 * jax.random.normal(next(keys), (D, M + 3))}
+    return dataclasses.replace(setup, trees={**trees, "added": {**trees["added"], **head}})
+
+
+def random_prompts(setup, lengths=LENGTHS, seed=0):
+    """Prompts of every length with slots in those that have room for them."""
+    rng = np.random.default_rng(seed)
+    prompts, M = [], len(setup.extra.memory)
+    for length in lengths:
+        ids, vectors = rng.integers(0, setup.model.vocab_size, length), None
+        if length > M:
+            start = rng.integers(0, length - M)
+            ids[start : start + M] = setup.extra.memory
+            vectors = rng.standard_normal((M, setup.model.d_model)).astype(np.float32)
+        prompts.append(Prompt(ids.tolist(), vectors))
+    return prompts
+
+
+def uncached_logits(setup, role, length):
+    """A function that computes everything anew: of ids [T] and embeddings [n, D] of the first n."""
+    trees, config = setup.trees, setup.model
+
+    @jax.jit
+    def logits(ids, x_fixed, is_fixed):
+        x = jnp.where(is_fixed[None, :, None], x_fixed[None], clara.embed(config, trees, ids[None]))
+        hidden, _ = clara.run(setup.decoder, trees, role, x, jnp.arange(length)[None])
+        return head_logits(config, trees["base"], hidden[0], trees["added"].get("head"))
+
+    return logits
+
+
+def uncached(logits, setup, prompt, length, new):
+    """Greedy decoding of one prompt, without cache and without other rows."""
+    n, D = len(prompt.tokens), setup.model.d_model
+    ids = np.zeros(length, np.int32)
+    ids[:n] = prompt.tokens
+    fixed, is_fixed = np.zeros((length, D), np.float32), np.zeros(length, bool)
+    if prompt.vectors is not None:
+        is_fixed[:n] = np.isin(prompt.tokens, setup.extra.memory)
+        fixed[is_fixed] = prompt.vectors
+    for t in range(n, n + new):
+        ids[t] = int(logits(ids, fixed, is_fixed)[t - 1].argmax())
+    return ids[n : n + new].tolist()
+
+
+@pytest.mark.parametrize(("role", "window"), [(None, None), ("generator", None), ("generator", 8)])
+def test_cached_equals_uncached(setup, role, window):
+    model = dataclasses.replace(setup.model, sliding_window=window)
+    setup = dataclasses.replace(setup, decoder=Decoder(model, setup.config.lora))
+    prompts = random_prompts(setup)
+    found = generate(setup, prompts, NEW, role=role, batch=4)
+    ends = stop_ids(setup.tokenizer)
+    length = max(LENGTHS) + NEW
+    logits = uncached_logits(setup, role, length)
+    for prompt, generation in zip(prompts, found, strict=True):
+        expected = uncached(logits, setup, prompt, length, NEW)
+        cut = next((i + 1 for i, token in enumerate(expected) if token in ends), NEW)
+        assert generation.tokens == expected[:cut]
+    if window is None:
+        every = [token for generation in found for token in generation.tokens]
+        assert max(every) >= setup.model.vocab_size, "no added token was chosen: test more prompts"
+
+
+def test_other_rows_do_not_matter(setup):
+    prompts = random_prompts(setup, (5, 70, 12))
+    together = generate(setup, prompts, NEW, batch=4)
+    alone = [generate(setup, [prompt], NEW, batch=1)[0] for prompt in prompts]
+    assert together == alone
+
+
+def test_sharded_equals_one_device(setup):
+    mesh = make_mesh(Mesh(data=2, fsdp=2, tensor=2))
+    trees = jax.device_put(setup.trees, replicated(mesh))
+    trees["base"] = jax.device_put(trees["base"], base_shardings(mesh, trees["base"]))
+    sharded = dataclasses.replace(setup, mesh=mesh, trees=trees)
+    prompts = random_prompts(setup)
+    # Eight rows are shared out over the mesh.
+    assert generate(sharded, prompts, NEW, batch=8) == generate(setup, prompts, NEW, batch=8)
+
+
+def test_one_compilation_a_bucket(setup):
+    def compiled(lengths, **options):
+        before = generate_lib.decode._cache_size()
+        generate(setup, random_prompts(setup, lengths), 7, **options)
+        return generate_lib.decode._cache_size() - before
+
+    assert compiled((3, 60, 64, 17, 9, 33), batch=2) > 0
+    assert compiled((64, 20, 40, 60, 61, 11, 5, 6), batch=2) == 0
+    assert compiled((65, 66), batch=2) == 1
+    assert compiled((100, 128, 3, 99), batch=2) == 0
+
+
+def test_stop_token_ends_its_row_alone(setup):
+    batches = prompt_batches(random_prompts(setup), setup.extra, 8)
+    _, batch = next(batches)
+    size = setup.model.vocab_size + len(setup.extra.memory) + 3
+    trees = generate_lib.needed(setup.trees, "generator")
+
+    def decode(stop):
+        stop_V = np.zeros(size, bool)
+        stop_V[stop] = True
+        out = generate_lib.decode(
+            setup.decoder, trees, batch, stop_V, role="generator", max_new_tokens=NEW
+        )
+        return np.asarray(out)
+
+    free = decode([])
+    assert (free[: len(LENGTHS)] != NONE).all()
+    assert (free[len(LENGTHS) :] == NONE).all(), "rows that only fill the batch say nothing"
+    stop = [free[0, 4], free[1, 2]]
+    for row, stopped in zip(free, decode(stop), strict=True):
+        hits = np.flatnonzero(np.isin(row, stop))
+        end = hits[0] + 1 if len(hits) else NEW
+        np.testing.assert_array_equal(stopped[:end], row[:end])
+        assert (stopped[end:] == NONE).all()
+
+
+def test_decoding_stops_when_all_rows_have(setup, monkeypatch):
+    steps, run = [], clara.run
+
+    def counted(*args, **kwargs):
+        jax.debug.callback(lambda: steps.append(1))
+        return run(*args, **kwargs)
+
+    prompts = random_prompts(setup, (20, 21, 22))
+    expected = [generation.tokens for generation in generate(setup, prompts, 31, batch=4)]
+    longest = 5
+    stops = sorted({tokens[longest - 1] for tokens in expected})
+    monkeypatch.setattr(generate_lib, "stop_ids", lambda tokenizer, stop: stops)
+    monkeypatch.setattr(clara, "run", counted)
+    jax.clear_caches()
+    found = generate(setup, prompts, 31, batch=4)
+    jax.effects_barrier()
+    most = max(len(generation.tokens) for generation in found)
+    assert len(steps) == most <= longest  # the prompt gives the first token
+    jax.clear_caches()
+
+
+def test_text_ends_before_the_stop_text(setup):
+    tokenizer = setup.tokenizer
+    newlines = stop_ids(tokenizer, "\n")
+    assert all(i in newlines for i in tokenizer.encode("\n"))
+    assert set(stop_ids(tokenizer)) < set(newlines)
+    assert tokenizer.eos_id in stop_ids(tokenizer)
+    words = tokenizer.encode("city job")
+    assert not set(words) & set(newlines)
+    # A text that tokens hold only together: the row runs on, the text is cut all the same.
+    prompts = random_prompts(setup, (10,))
+    free = generate(setup, prompts, NEW)[0]
+    middle = free.text[3:8]
+    assert generate(setup, prompts, NEW, stop=middle)[0].text == free.text.split(middle)[0]
+
+
+def test_slots_and_vectors_must_agree(setup):
+    with pytest.raises(ValueError, match="4 slots for 3 vectors"):
+        tokens = list(setup.extra.memory)
+        generate(setup, [Prompt(tokens, np.zeros((3, setup.model.d_model), np.float32))], 2)
+
+
+def test_few_prompts_make_a_small_batch(setup):
+    shapes = [
+        next(prompt_batches(random_prompts(setup, (5,) * n), setup.extra, 6))[1].tokens_BT.shape
+        for n in (1, 2, 3, 5, 9)
+    ]
+    assert shapes == [(1, 64), (2, 64), (4, 64), (6, 64), (6, 64)]
+    assert generate(setup, [], 3) == []

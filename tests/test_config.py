@@ -1,0 +1,212 @@
+"""Options: unknown and mistyped ones are errors, and every one of them does something."""
+
+import ast
+import dataclasses
+import json
+import pathlib
+
+import ml_collections
+import pytest
+
+from clara_jax import config as config_lib
+from clara_jax.config import Config, default, freeze, load, save
+from clara_jax.errors import UserError
+
+PACKAGE = pathlib.Path(config_lib.__file__).parent
+
+
+def options(value=None, prefix="") -> dict[str, object]:
+    """Dotted name and default of every option."""
+    value = Config() if value is None else value
+    found = {}
+    for field in dataclasses.fields(value):
+        inner = getattr(value, field.name)
+        if dataclasses.is_dataclass(inner):
+            found |= options(inner, f"{prefix}{field.name}.")
+        else:
+            found[prefix + field.name] = inner
+    return found
+
+
+def with_option(name: str, value: object) -> dict:
+    tree = dataclasses.asdict(Config())
+    *groups, last = name.split(".")
+    inner = tree
+    for group in groups:
+        inner = inner[group]
+    inner[last] = value
+    return tree
+
+
+def error_of(tree) -> str:
+    with pytest.raises(UserError) as error:
+        freeze(tree)
+    message = str(error.value)
+    assert "\n" not in message and len(message) < 300
+    return message
+
+
+# --- Round trips ---------------------------------------------------------------------------------
+
+
+def test_defaults_survive_json_and_configdict(tmp_path):
+    assert freeze(default()) == Config()
+    save(Config(), tmp_path / "config.json")
+    assert load(tmp_path / "config.json") == Config()
+    assert freeze(json.loads((tmp_path / "config.json").read_text())) == Config()
+
+
+OTHER = {
+    bool: lambda v: not v,
+    int: lambda v: v * 2 + 2,
+    float: lambda v: v / 2 + 0.01,
+    str: lambda v: v + "x",
+    tuple: lambda v: (*v, "x"),
+}
+VALID = {name: choices[-1] for name, choices in config_lib._CHOICES.items()} | {
+    "lora.targets": ("q", "v"),
+    "mesh.fsdp": 4,
+}
+
+
+@pytest.mark.parametrize("name", options())
+def test_every_option_can_be_changed_and_survives_json(tmp_path, name):
+    value = options()[name]
+    value = VALID[name] if name in VALID else OTHER[type(value)](value)
+    config = freeze(with_option(name, value))
+    assert options(config)[name] == value
+    assert options(config) == options() | {name: value}
+    save(config, tmp_path / "config.json")
+    assert load(tmp_path / "config.json") == config
+
+
+def test_missing_options_take_their_defaults():
+    assert freeze({"train": {"steps": 7}}) == dataclasses.replace(
+        Config(), train=dataclasses.replace(Config().train, steps=7)
+    )
+
+
+def test_integers_do_for_floats():
+    rate = freeze({"optim": {"learning_rate": 1}}).optim.learning_rate
+    assert rate == 1.0 and isinstance(rate, float)
+
+
+# --- Errors --------------------------------------------------------------------------------------
+
+
+def test_configdict_refuses_unknown_options():
+    with pytest.raises((KeyError, AttributeError)):
+        default().train.step = 3
+
+
+@pytest.mark.parametrize("group", ["", *(n + "." for n in dataclasses.asdict(Config()))])
+def test_unknown_options_are_named(group):
+    if group and not isinstance(dataclasses.asdict(Config())[group[:-1]], dict):
+        assert "must be" in error_of({group[:-1]: {"no_such": 1}})
+        return
+    message = error_of(with_option(f"{group}no_such", 1))
+    assert f"unknown option config.{group}no_such" in message and "known: " in message
+
+
+WRONG = {bool: 1, int: "8", float: "0.1", str: 3, tuple: "a,b"}
+
+
+@pytest.mark.parametrize("name", options())
+def test_wrong_types_are_named(name):
+    value = options()[name]
+    assert f"config.{name} must be" in error_of(with_option(name, WRONG[type(value)]))
+    if type(value) is int:
+        assert f"config.{name} must be int" in error_of(with_option(name, True))
+        assert f"config.{name} must be int" in error_of(with_option(name, 1.5))
+    if type(value) is tuple:
+        assert f"config.{name} must be" in error_of(with_option(name, [1]))
+    assert f"config.{name} must be" in error_of(with_option(name, None))
+
+
+def test_groups_must_be_groups():
+    assert "config.train must be a group" in error_of({"train": 3})
+    assert "config must be a group" in error_of([1])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("stage", "sft"),
+        ("model.dtype", "float16"),
+        ("model.param_dtype", "int8"),
+        ("model.remat", "all"),
+        ("data.split", "test"),
+        ("optim.schedule", "linear"),
+        ("memory.init", "zeros"),
+        ("data.holdout", 1.0),
+        ("data.holdout", -0.1),
+        ("data.rate", 257),
+        ("train.accumulate", 3),
+        *((name, 0) for name in config_lib._POSITIVE),
+        *((name, -1) for name in config_lib._NOT_NEGATIVE),
+    ],
+)
+def test_impossible_values_are_named(name, value):
+    assert f"config.{name}={value!r}" in error_of(with_option(name, value))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("targets", ["q", "head"]), ("rank", 0), ("dropout", 1.0)]
+)
+def test_impossible_adapters_are_named(name, value):
+    message = error_of(with_option(f"lora.{name}", value))
+    assert message.startswith("config.lora: ") and name in message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no such file"),
+        ("{", "not JSON"),
+        ("[]", "must be a group"),
+        ('{"a": 1}', "config.a"),
+    ],
+)
+def test_broken_files_are_named(tmp_path, text, message):
+    path = tmp_path / "config.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_memory_tokens():
+    assert Config().memory_tokens == 16
+    assert freeze(with_option("data.rate", 100)).memory_tokens == 2
+
+
+# --- Use -----------------------------------------------------------------------------------------
+
+
+def used_names() -> set[str]:
+    """Names of attributes, and words of strings, that the package uses outside config.py."""
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        if path == pathlib.Path(config_lib.__file__):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute):
+                found.add(node.attr)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                if node.value.isidentifier():  # getattr(config.model, "dtype")
+                    found.add(node.value)
+    return found
+
+
+def test_every_option_is_used():
+    used = used_names()
+    unused = [name for name in options() if name.split(".")[-1] not in used]
+    assert not unused
+
+
+def test_dictionary_and_configdict_freeze_alike():
+    config = default()
+    config.train.steps = 5
+    assert isinstance(config, ml_collections.ConfigDict)
+    assert freeze(config) == freeze(with_option("train.steps", 5))

@@ -1,0 +1,27 @@
+import dataclasses
+
+import pytest
+
+from clara_jax.config import Config, Data, Eval, Memory, Mesh, Model, Optim, Prompts, Train
+
+
+@pytest.fixture
+def tiny() -> Config:
+    """SCP of a random two-kilobyte model on generated facts: seconds, no files."""
+    return Config(
+        model=Model(preset="tiny", tokenizer="facts", vocab_size=576),
+        data=Data(
+            sources="facts:200",
+            document_length=40,
+            rate=10,
+            encoder_row=96,
+            decoder_row=128,
+            packing_bins=8,
+        ),
+        memory=Memory(init="tokens"),
+        train=Train(steps=4, batch_rows=8, log_every=1, checkpoint_every=2),
+        optim=Optim(learning_rate=1e-2),
+        eval=Eval(sources="facts:4:1", max_new_tokens=4),
+        mesh=Mesh(fsdp=8),
+        prompts=dataclasses.replace(Prompts(), qa_system="", qa_user="{docs}"),
+    )

@@ -1,0 +1,185 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from clara_jax import config as config_lib
+from clara_jax.data import pipeline
+from clara_jax.errors import UserError
+from clara_jax.sharding import put_batch
+from clara_jax.training import setup as setup_lib
+from clara_jax.training import step as step_lib
+from clara_jax.training.optim import make_optimizer
+from clara_jax.training.train import train
+
+
+def with_options(config, **groups):
+    changed = {k: dataclasses.replace(getattr(config, k), **v) for k, v in groups.items()}
+    return dataclasses.replace(config, **changed)
+
+
+def metrics(workdir) -> list[dict]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {k: v for k, v in line.items() if not k.endswith("_per_s")}  # times differ between runs
+        for line in lines
+    ]
+
+
+def prepared(config):
+    setup = setup_lib.create(config)
+    data = pipeline.make_train_iterator(config, setup.tokenizer, setup.extra)
+    names = setup_lib.trained_names(config)
+    trained = {k: v for k, v in setup.trees.items() if k in names}
+    frozen = {k: v for k, v in setup.trees.items() if k not in names}
+    optimizer = make_optimizer(config)
+    state = (trained, step_lib.init_optimizer(setup, optimizer, trained))
+    step = step_lib.compile_step(setup, step_lib.make_step(setup, optimizer), state)
+    return setup, data, state, frozen, step
+
+
+def test_resumed_run_equals_uninterrupted_one(tiny, tmp_path):
+    assert train(tiny, str(tmp_path / "whole")) == 0
+    half = with_options(tiny, train={"steps": 2}, optim={"schedule": "constant"})
+    whole = with_options(tiny, optim={"schedule": "constant", "warmup": 0.0})
+    half = with_options(half, optim={"warmup": 0.0})
+    assert train(whole, str(tmp_path / "a")) == 0
+    assert train(half, str(tmp_path / "b")) == 0
+    assert train(whole, str(tmp_path / "b")) == 0
+    assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
+    assert [line["step"] for line in metrics(tmp_path / "a")] == [1, 2, 3, 4]
+    restored = [setup_lib.restore(str(tmp_path / name)).trees for name in "ab"]
+    jax.tree.map(np.testing.assert_array_equal, *restored)
+
+
+def test_sigterm_saves_and_the_run_resumes_equal(tiny, tmp_path):
+    config = with_options(tiny, train={"steps": 12, "checkpoint_every": 100})
+    assert train(config, str(tmp_path / "a")) == 0
+    (tmp_path / "b").mkdir()
+    config_lib.save(config, tmp_path / "given.json")
+    code = (
+        "import sys; from clara_jax import config; from clara_jax.training.train import train; "
+        "sys.exit(train(config.load(sys.argv[1]), sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "given.json"), str(tmp_path / "b")]
+    process = subprocess.Popen(command, env=dict(os.environ), stderr=subprocess.PIPE, text=True)
+    path = tmp_path / "b" / "metrics.jsonl"
+    while process.poll() is None and not (path.exists() and path.read_text().count("\n") >= 2):
+        pass
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 143, stderr
+    saved = setup_lib.load_trees(str(tmp_path / "b"), {})[0]
+    assert 2 <= saved < 12
+    assert train(config, str(tmp_path / "b")) == 0
+    assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
+
+
+def test_only_what_the_stage_trains_is_in_the_checkpoint(tiny, tmp_path):
+    config = with_options(tiny, train={"steps": 1})
+    train(config, str(tmp_path / "adapters"))
+    kept = sorted(p.name for p in (tmp_path / "adapters/checkpoints/1").iterdir() if p.is_dir())
+    assert kept == ["compressor", "data", "generator", "memory", "optimizer"]
+    train(with_options(config, train={"full": True}), str(tmp_path / "full"))
+    kept = sorted(p.name for p in (tmp_path / "full/checkpoints/1").iterdir() if p.is_dir())
+    assert kept == ["base", "data", "memory", "optimizer"]
+    # A later stage takes the trained base, frozen, and adds adapters without effect.
+    later = dataclasses.replace(config, init_from=str(tmp_path / "full"), seed=5)
+    setup = setup_lib.with_earlier(setup_lib.create(later), later.init_from)
+    trained = setup_lib.restore(str(tmp_path / "full"))
+    jax.tree.map(np.testing.assert_array_equal, setup.trees["base"], trained.trees["base"])
+    assert not np.any(setup.trees["generator"]["layers"]["mlp"]["up"]["b"])
+    assert "base" not in setup_lib.trained_names(later)
+    train(later, str(tmp_path / "later"))
+    assert metrics(tmp_path / "later")[-1]["step"] == 1
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_one_trace_and_frozen_trees_untouched(tiny, full):
+    config = with_options(tiny, train={"full": full})
+    _, data, state, frozen, step = prepared(config)
+    setup = setup_lib.create(config)
+    before = jax.device_get(frozen)
+    losses = []
+    for i in range(3):
+        state, m = step(state, frozen, put_batch(setup.mesh, next(data)), np.int32(i))
+        losses.append(float(m["loss"]))
+    assert step._cache_size() == 1
+    assert losses[2] < losses[0]
+    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(frozen))
+    assert set(state[0]) == ({"base", "memory"} if full else {"compressor", "generator", "memory"})
+
+
+def test_accumulation_equals_one_batch(tiny):
+    results = []
+    for accumulate in (1, 2):
+        config = with_options(
+            tiny,
+            train={"accumulate": accumulate},
+            lora={"dropout": 0.0},
+            mesh={"fsdp": 4, "tensor": 2},
+        )
+        setup, data, state, frozen, step = prepared(config)
+        results.append(step(state, frozen, put_batch(setup.mesh, next(data)), np.int32(0)))
+    ((one, _), one_metrics), ((two, _), two_metrics) = results
+    for key in one_metrics:
+        np.testing.assert_allclose(one_metrics[key], two_metrics[key], rtol=2e-5, err_msg=key)
+    # Adam divides by the gradient's own size: compare where it is not mere rounding.
+    np.testing.assert_allclose(one["memory"], two["memory"], atol=1e-5)
+
+
+def test_golden_first_steps(tiny):
+    """Numbers of two steps; a change of the model, the data or the loss shows here.
+
+    If a change is meant, print `found` and put it in.
+    """
+    _, data, state, frozen, step = prepared(with_options(tiny, lora={"dropout": 0.0}))
+    mesh = setup_lib.create(tiny).mesh
+    found = []
+    for i in range(2):
+        state, m = step(state, frozen, put_batch(mesh, next(data)), np.int32(i))
+        found.append({k: round(float(m[k]), 4) for k in ("ce_loss", "mse_loss")})
+    assert found == GOLDEN, f"expected {GOLDEN}, found {found}; see this test's docstring"
+
+
+GOLDEN = [{"ce_loss": 0.0, "mse_loss": 0.0}, {"ce_loss": 0.0, "mse_loss": 0.0}]
+
+
+def test_nan_names_the_step_and_keeps_the_last_good_checkpoint(tiny, tmp_path):
+    config = with_options(
+        tiny,
+        train={"checkpoint_every": 1, "steps": 20},
+        optim={"learning_rate": 1e30, "warmup": 0.0},
+    )
+    with pytest.raises(UserError, match=r"^step \d+: the loss is (nan|inf)") as e:
+        train(config, str(tmp_path))
+    bad = int(str(e.value).split()[1].rstrip(":"))
+    assert setup_lib.load_trees(str(tmp_path), {})[0] == bad - 1
+
+
+def test_held_out_loss_is_logged(tiny, tmp_path):
+    train(with_options(tiny, train={"eval_every": 2, "steps": 2}), str(tmp_path))
+    held_out = metrics(tmp_path)[-1]
+    assert held_out["step"] == 2 and 0 < held_out["eval/ce_loss"] < 20
+
+
+def test_mistakes(tiny, tmp_path):
+    train(with_options(tiny, train={"steps": 1}), str(tmp_path))
+    with pytest.raises(UserError, match=r"another config\.data"):
+        train(with_options(tiny, data={"rate": 20}), str(tmp_path))
+    with pytest.raises(UserError, match="7 rows do not divide by the 8 devices"):
+        train(with_options(tiny, train={"batch_rows": 7}), str(tmp_path / "x"))
+    with pytest.raises(UserError, match="no checkpoints here"):
+        (tmp_path / "y").mkdir()
+        config_lib.save(tiny, tmp_path / "y" / "config.json")
+        setup_lib.restore(str(tmp_path / "y"))
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"rank": 16', '"rank": 8'))
+    with pytest.raises(UserError, match="does not fit this config"):
+        setup_lib.restore(str(tmp_path))
