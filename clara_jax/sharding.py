@@ -33,22 +33,26 @@ MESH_AXES = {"vocab": "tensor", "embed": "fsdp", "heads": "tensor", "mlp": "tens
 
 
 def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
-    """A mesh (data, fsdp, tensor) over all devices; an axis of -1 takes what the others leave.
+    """A mesh (data, fsdp, tensor); an axis of -1 takes the devices that the others leave.
+
+    A single process may use fewer devices than there are; several use all of theirs.
 
     Raises:
-        UserError: the sizes do not multiply to the number of devices.
+        UserError: the sizes do not fit the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [config.data, config.fsdp, config.tensor]
     known = math.prod(s for s in sizes if s != -1)
     if sizes.count(-1) == 1 and known > 0 and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
-    if math.prod(sizes) != len(devices) or min(sizes) < 1:
+    used = math.prod(sizes)
+    fits = used <= len(devices) if jax.process_count() == 1 else used == len(devices)
+    if min(sizes) < 1 or not fits:
         raise UserError(
             f"config.mesh data={config.data} fsdp={config.fsdp} tensor={config.tensor} does not "
             f"fit {len(devices)} devices; the sizes must multiply to it, one of them may be -1"
         )
-    grid = np.array(devices).reshape(sizes)
+    grid = np.array(devices[:used]).reshape(sizes)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

@@ -98,7 +98,6 @@ def test_mesh_takes_what_is_left(mesh, sizes):
 @pytest.mark.parametrize(
     "mesh",
     [
-        Mesh(data=1, fsdp=4, tensor=1),
         Mesh(data=3, fsdp=-1, tensor=1),
         Mesh(data=-1, fsdp=-1, tensor=1),
         Mesh(data=0, fsdp=-1, tensor=1),

@@ -36,9 +36,12 @@ REPEATS = 5  # the median counts
 DOCUMENT, RATE = 256, 16  # tokens of a document, compression rate
 PROMPT = 60  # tokens of the padded decoder rows that carry no label
 COMPRESSED = 8  # documents compressed at once
+PADDED_ROWS = 4  # examples of the padded step that packing is compared with
 TOKENS = PADDED_DECODER + DOCUMENT + FRAME + DOCUMENT // RATE  # of a padded example, both sides
 # The PyTorch release on two cores, float32, the same shapes, in u.
 RELEASE = {"1 row": 47.0, "4 rows": 163.0, "compress": 7.5}
+RELEASE_MODEL = "smollm2_135m"
+_RSS_UNITS_PER_GIB = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, else KiB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,11 +133,8 @@ def result(name: str, compiled: Any, run: Callable[[], Any], tokens: int, **kwar
     took, unit, seconds = clocked(run)
     memory = compiled.memory_analysis()
     program = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if _BYTES else 2**20)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _RSS_UNITS_PER_GIB
     return Result(name, took, unit, seconds, tokens, program / 2**30, peak, **kwargs)
-
-
-_BYTES = sys.platform == "darwin"  # where ru_maxrss is in bytes, elsewhere in KiB
 
 
 def make_setup(options: Options, remat: str = "none", **data: Any) -> Setup:
@@ -194,13 +194,18 @@ def step_result(setup: Setup, name: str, batch: dict[str, np.ndarray], **kwargs:
 # --- What is measured, each line in a process of its own -----------------------------------------
 
 
+def release(options: Options, name: str) -> float | None:
+    """The release's time, if these are the model and the device that it was measured with."""
+    same = not options.base and (options.preset, options.dtype) == (RELEASE_MODEL, "float32")
+    return RELEASE.get(name) if same and jax.default_backend() == "cpu" else None
+
+
 def scp_step(options: Options, rows: int, remat: str) -> Result:
     """A train step of `rows` padded examples."""
     setup = make_setup(options, remat)
     name = f"{rows} row{'s' * (rows > 1)}"
-    release = RELEASE.get(name) if options == Options(chunks=options.chunks) else None
     full = f"scp step, {name}" + (f", remat {remat}" if remat != "none" else "")
-    return step_result(setup, full, random_batch(setup.extra, rows), release=release)
+    return step_result(setup, full, random_batch(setup.extra, rows), release=release(options, name))
 
 
 def compress(options: Options) -> Result:
@@ -217,7 +222,7 @@ def compress(options: Options) -> Result:
     compiled = memories.lower(setup.trees, *arrays).compile()
     whole = result(
         "compress, 1 document", compiled, lambda: compiled(setup.trees, *arrays),
-        batch["enc_tokens"].size, release=RELEASE["compress"],
+        batch["enc_tokens"].size, release=release(options, "compress"),
     )  # fmt: skip
     return dataclasses.replace(
         whole,
@@ -239,9 +244,6 @@ def packed_step(options: Options) -> tuple[Result, Any]:
     first = [row for row, _ in zip(dataset, range(rows), strict=False)]
     batch = {key: np.stack([row[key] for row in first]) for key in first[0]}
     return step_result(setup, f"packed step, {rows} rows", batch), report
-
-
-PADDED_ROWS = 4  # examples of the padded step that packing is compared with
 
 
 # --- Commands ------------------------------------------------------------------------------------
@@ -300,13 +302,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m clara_jax.evaluation.benchmark", description=__doc__.split("\n", 1)[0]
     )
-    parser.add_argument("what", nargs="*", choices=[*COMMANDS, []], help=", ".join(COMMANDS))
+    parser.add_argument(
+        "what", nargs="*", help=f"any of {', '.join(COMMANDS)}; default: all that can be measured"
+    )
     parser.add_argument("--base", default="", help="base model; default: random weights")
     parser.add_argument("--preset", default="smollm2_135m", help="shape of the random weights")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--chunks", type=int, default=1, help="blocks of the cross-entropy")
     parser.add_argument("--source", action="append", default=[], help="records, for packing")
     args = parser.parse_args(argv)
+    for name in set(args.what) - set(COMMANDS):
+        parser.error(f"unknown benchmark {name!r}; known: {', '.join(COMMANDS)}")
     options = Options(args.base, args.preset, args.dtype, args.chunks, tuple(args.source))
     default = [name for name in COMMANDS if name != "packing" or options.sources]
     try:

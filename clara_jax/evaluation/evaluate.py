@@ -37,6 +37,7 @@ from clara_jax.models.clara import Trees
 from clara_jax.models.decoder import Decoder
 from clara_jax.progress import Progress
 from clara_jax.training import setup as setup_lib
+from clara_jax.training.checkpoint import newest_step
 from clara_jax.training.losses import IGNORE, cross_entropy_sum
 from clara_jax.training.setup import Setup
 
@@ -195,7 +196,7 @@ def run(config: Config, workdir: str) -> int:
     if config.eval.untrained:
         setup, step = setup_lib.create(config), 0
     else:
-        setup, step = setup_lib.restore(workdir), _newest_step(workdir)
+        setup, step = setup_lib.restore(workdir), newest_step(workdir)
         trained = dataclasses.replace(setup.config, eval=config.eval)
         setup = dataclasses.replace(setup, config=trained)
     result = evaluate(setup, open_source(config), step=step, workdir=workdir)
@@ -355,8 +356,3 @@ def _write(result: dict[str, Any], workdir: str, name: str) -> None:
             json.dump(result, f, indent=2, ensure_ascii=False)
     except OSError as e:
         raise UserError(f"{directory}: cannot write the result ({e.strerror})") from e
-
-
-def _newest_step(workdir: str) -> int:
-    names = os.listdir(os.path.join(workdir, "checkpoints"))
-    return max((int(name) for name in names if name.isdigit()), default=0)

@@ -173,25 +173,26 @@ def _adapters(path: pathlib.Path, settings: Settings, config: ModelConfig) -> di
 def _adapter(
     file: TorchFile, adapter: str, tensors: dict[str, Any], lora: LoraConfig, config: ModelConfig
 ) -> dict[str, Any]:
-    """The `lora` tree of one adapter: a [L, in, R], b [L, R, out]."""
+    """The `lora` tree of one adapter: a [L, R, in], b [L, R, out]."""
     kernels = flax.traverse_util.flatten_dict(abstract_params(config), sep="/")
     tree, used = {}, set()
     for row in TABLE:
         if not (row.stacked and row.transposed):
             continue
         n_layers, n_in, n_out = kernels[row.path].shape
-        for leaf, torch_leaf, shape in (
-            ("a", "lora_A", (lora.rank, n_in)),
-            ("b", "lora_B", (n_out, lora.rank)),
+        for leaf, torch_leaf, shape, axes in (
+            ("a", "lora_A", (lora.rank, n_in), (0, 1)),
+            ("b", "lora_B", (n_out, lora.rank), (1, 0)),
         ):
             names = [
                 name.removesuffix("weight") + f"{torch_leaf}.weight"
                 for name in tensor_names(row, "hf", n_layers)
             ]
             used.update(names)
-            out = np.empty((n_layers, *shape[::-1]), np.float32)
+            out = np.empty((n_layers, *(shape[axis] for axis in axes)), np.float32)
             for layer, name in enumerate(names):
-                out[layer] = _array(file, f"{adapter}: {name}", tensors.get(name), shape).T
+                tensor = _array(file, f"{adapter}: {name}", tensors.get(name), shape)
+                out[layer] = tensor.transpose(axes)
             tree[row.path.removesuffix("kernel") + leaf] = out
     unknown = sorted(set(tensors) - used)
     if unknown:

@@ -39,7 +39,8 @@ class Checkpoints:
 
     def latest(self) -> int | None:
         """Step of the newest complete checkpoint, or None."""
-        return latest_step(self._checkpointer)
+        latest = self._checkpointer.latest
+        return None if latest is None else latest.step
 
     def save(self, step: int, trees: Trees, optimizer: Any, data: Any) -> None:
         """Starts to save; returns once the arrays and the data's position are copied.
@@ -83,12 +84,6 @@ class Checkpoints:
             ) from e
 
 
-def latest_step(checkpointer: ocp.training.Checkpointer) -> int | None:
-    """Step of the newest complete checkpoint, or None."""
-    latest = checkpointer.latest
-    return None if latest is None else latest.step
-
-
 def load_trees(workdir: str, abstract: Trees) -> tuple[int, Trees]:
     """Reads trained trees of a run's newest checkpoint, without optimizer and data.
 
@@ -99,16 +94,28 @@ def load_trees(workdir: str, abstract: Trees) -> tuple[int, Trees]:
     Raises:
         UserError: there is no checkpoint, or it does not fit.
     """
+    step = newest_step(workdir)
+    directory = os.path.join(os.path.abspath(workdir), "checkpoints")
+    with ocp.training.Checkpointer(directory) as checkpointer:
+        items = {k: jax.tree.map(_abstract, _item(v)) for k, v in abstract.items()}
+        loaded = _load(checkpointer, directory, step, items)
+        return step, {k: _tree(v) for k, v in loaded.items()}
+
+
+def newest_step(workdir: str) -> int:
+    """Step of a run's newest complete checkpoint.
+
+    Raises:
+        UserError: there is none.
+    """
     directory = os.path.join(os.path.abspath(workdir), "checkpoints")
     if not os.path.isdir(directory):
         raise UserError(f"{workdir}: no checkpoints here; is this the workdir of a training run?")
     with ocp.training.Checkpointer(directory) as checkpointer:
-        step = latest_step(checkpointer)
-        if step is None:
-            raise UserError(f"{directory}: no complete checkpoint yet")
-        items = {k: jax.tree.map(_abstract, _item(v)) for k, v in abstract.items()}
-        loaded = _load(checkpointer, directory, step, items)
-        return step, {k: _tree(v) for k, v in loaded.items()}
+        latest = checkpointer.latest
+    if latest is None:
+        raise UserError(f"{directory}: no complete checkpoint yet")
+    return latest.step
 
 
 def _load(checkpointer: Any, directory: str, step: int, abstract: dict[str, Any]) -> dict[str, Any]:

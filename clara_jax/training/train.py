@@ -1,5 +1,6 @@
 """The training loop: each step is dispatched before the metrics of earlier ones are looked at."""
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -15,7 +16,7 @@ from jax.experimental import multihost_utils
 from clara_jax import config as config_lib
 from clara_jax import sharding
 from clara_jax.config import Config
-from clara_jax.data import pipeline
+from clara_jax.data import pipeline, sources
 from clara_jax.errors import UserError
 from clara_jax.models.clara import Trees
 from clara_jax.progress import Progress
@@ -76,17 +77,21 @@ def train(config: Config, workdir: str) -> int:
             writers.truncate(workdir, first)
         state = (trained, opt_state)
         step_fn = compile_step(setup, make_step(setup, optimizer), state)
-        return _loop(setup, workdir, first, state, frozen, data, step_fn, checkpoints, evaluate)
+        with _on_sigterm() as terminated:
+            return _loop(
+                setup, workdir, first, state, frozen, data, step_fn, checkpoints, evaluate,
+                terminated,
+            )  # fmt: skip
 
 
 def _loop(
     setup: Setup, workdir: str, first: int, state: Any, frozen: Trees, data: Iterator[Any],
     step_fn: Step, checkpoints: Checkpoints, evaluate: Callable | None,
+    terminated: Callable[[int], bool],
 ) -> int:  # fmt: skip
     config = setup.config.train
     writer = writers.MetricWriter(workdir, config.tensorboard)
     progress = Progress(config.steps, f"training {setup.config.stage}", start=first)
-    terminated = _on_sigterm()
     throughput = _Throughput()
     # Steps that are dispatched and not looked at yet, with the throughput if they are to be logged.
     pending: list[tuple[int, Metrics, dict[str, float] | None]] = []
@@ -165,17 +170,22 @@ class _Throughput:
         return values
 
 
-def _on_sigterm() -> Callable[[int], bool]:
+@contextlib.contextmanager
+def _on_sigterm() -> Iterator[Callable[[int], bool]]:
     """A function that tells, at a step, whether to save and stop; on all hosts at the same step."""
     if jax.process_count() > 1:
-        return multihost_utils.reached_preemption_sync_point
+        yield multihost_utils.reached_preemption_sync_point
+        return
     received = []
-    signal.signal(signal.SIGTERM, lambda *_: received.append(True))
-    return lambda step: bool(received)
+    earlier = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
+    try:
+        yield lambda step: bool(received)
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
 
 
 def _held_out(setup: Setup, lengths: Any) -> Callable[[Trees], dict[str, float]]:
-    """`held_out_loss` over the dev records, in rows like those of training."""
+    """`held_out_loss` over the first `eval.records` dev records, in rows like those of training."""
     config = setup.config
     if config.eval.sources:
         data = dataclasses.replace(config.data, sources=config.eval.sources, holdout=0.0)
@@ -183,6 +193,8 @@ def _held_out(setup: Setup, lengths: Any) -> Callable[[Trees], dict[str, float]]
         data = dataclasses.replace(config.data, split="dev")
     dev = dataclasses.replace(config, data=data)
     source = pipeline.open_data(dev)
+    if 0 < config.eval.records < len(source):
+        source = sources.Subset(source, np.arange(config.eval.records))
     rows = config.train.batch_rows // config.train.accumulate
     batches = pipeline.eval_batches(
         dev, setup.tokenizer, setup.extra, source=source, lengths=lengths, batch_rows=rows

@@ -200,7 +200,8 @@ def test_run_before_and_after_training(tmp_path, capsys, monkeypatch):
     few = dataclasses.replace(CONFIG.eval, records=1)
     full = dataclasses.replace(CONFIG, train=Train(full=True), eval=few)
     workdir = str(tmp_path)
-    assert evaluate_lib.run(full, workdir, trained=False) == 0
+    untrained = dataclasses.replace(full, eval=dataclasses.replace(few, untrained=True))
+    assert evaluate_lib.run(untrained, workdir) == 0
     before = json.loads((tmp_path / "eval" / "0.json").read_text())
     assert "no document" in capsys.readouterr().out
     # There is no adapter, so that the trained model without document is the baseline itself.

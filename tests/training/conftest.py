@@ -22,6 +22,6 @@ def tiny() -> Config:
         train=Train(steps=4, batch_rows=8, log_every=1, checkpoint_every=2),
         optim=Optim(learning_rate=1e-2),
         eval=Eval(sources="facts:4:1", max_new_tokens=4),
-        mesh=Mesh(fsdp=8),
+        mesh=Mesh(fsdp=1),
         prompts=dataclasses.replace(Prompts(), qa_system="", qa_user="{docs}"),
     )
