@@ -62,7 +62,8 @@ def parse(argv: Sequence[str]) -> None:
     """
     try:
         rest = flags.FLAGS(list(argv))[1:]
-        _ = _CONFIG.value
+        if _CONFIG.value is not None:
+            _CONFIG.value.lock()  # a file that did not load raises at its first use
     except Exception as e:
         lines = [line.strip() for line in str(e).splitlines() if line.strip()]
         # The config loader puts the reason last; everything else puts it first.

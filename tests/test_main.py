@@ -58,7 +58,7 @@ def test_train_and_evaluate(tmp_path):
     ]  # fmt: skip
     result = command(*small)
     assert result.returncode == 0, result.stderr
-    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 2
+    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 1
     result = command(*small, "--mode=evaluate")
     assert result.returncode == 0, result.stderr
     assert "no document" in result.stdout and (tmp_path / "eval" / "2.json").exists()

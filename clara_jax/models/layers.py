@@ -107,7 +107,7 @@ class Linear(nn.Module):
             a_RI = self.get_variable("lora", "a").astype(dtype)
             b_RO = self.get_variable("lora", "b").astype(dtype)
             y = y + matmul(matmul(x_dropped, a_RI.T), b_RO * self.lora.scale)
-        return y
+        return checkpoint_name(y, "linear")
 
 
 class AdapterDropout(nn.Module):
