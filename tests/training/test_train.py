@@ -47,7 +47,7 @@ def prepared(config):
 
 
 def test_resumed_run_equals_uninterrupted_one(tiny, tmp_path):
-    # A schedule that does not depend on the number of steps, so that stopping early is the same run.
+    # The schedule must not depend on the number of steps: stopping early is then the same run.
     whole = with_options(tiny, optim={"schedule": "constant", "warmup": 0.0})
     half = with_options(whole, train={"steps": 2})
     assert train(whole, str(tmp_path / "a")) == 0
