@@ -67,8 +67,8 @@ class FactsSource:
         facts = " . ".join(
             f"the {a} of {name} is {v}" for a, v in zip(attributes, values, strict=True)
         )
-        asked = [("who is this", name)]
-        asked += [(f"what is the {a}", v) for a, v in zip(attributes, values, strict=True)]
+        asked = [("who", name)]
+        asked += [(f"which {a}", v) for a, v in zip(attributes, values, strict=True)]
         order = rng.permutation(len(asked))
         return ScpRecord(
             data_type="qa",
@@ -87,7 +87,7 @@ class FactsSource:
 def load_tokenizer() -> PreTrainedTokenizerFast:
     """A word-level tokenizer of just the words that the facts and their prompts use."""
     special = ["<unk>", "<bos>", "<eos>", "<system>", "<user>", "<assistant>"]
-    text = "this is the of . what who ? Question: Answer:"
+    text = "this is the of . which who ? Question: Answer:"
     words = [*text.split(), *ATTRIBUTES, *_NAMES]
     words += [v for values in ATTRIBUTES.values() for v in values]
     vocabulary = {w: i for i, w in enumerate(dict.fromkeys([*special, "\n", *words]))}

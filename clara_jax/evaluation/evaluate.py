@@ -11,10 +11,8 @@ cross-entropies of the answers compare:
 """
 
 import dataclasses
-import functools
 import itertools
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,15 +28,12 @@ from clara_jax.data.records import ScpRecord
 from clara_jax.data.tokenizer import Parts
 from clara_jax.errors import UserError
 from clara_jax.evaluation import metrics
-from clara_jax.inference import engine, generate
-from clara_jax.inference.generate import Prompt, PromptBatch
-from clara_jax.models import clara
-from clara_jax.models.clara import Trees
-from clara_jax.models.decoder import Decoder
+from clara_jax.evaluation.answer_losses import cross_entropies, labelled_rows
+from clara_jax.inference import engine
+from clara_jax.inference.generate import Prompt
 from clara_jax.progress import Progress
 from clara_jax.training import setup as setup_lib
 from clara_jax.training.checkpoint import newest_step
-from clara_jax.training.losses import IGNORE, cross_entropy_sum
 from clara_jax.training.setup import Setup
 
 
@@ -66,21 +61,6 @@ COLUMNS = {
     "f1": "F1",
     "cover_exact_match": "cover EM",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Labelled:
-    """A row for the losses: where the whole turn begins and where the answer lies, if there is one.
-
-    Attributes:
-        prompt: prompt and answer.
-        turn: labels of the assistant's turn, as `slice` of the tokens; None: not counted.
-        answer: labels of one answer; None: not counted.
-    """
-
-    prompt: Prompt
-    turn: slice | None = None
-    answer: slice | None = None
 
 
 def evaluate(
@@ -238,77 +218,6 @@ def _evaluate_condition(
     return {**values, "seconds": time.monotonic() - begun}, iter(texts)
 
 
-def labelled_rows(
-    setup: Setup, record: ScpRecord, docs: Parts, vectors: np.ndarray | None
-) -> list[Labelled]:
-    """Rows of one record: its turn with all questions, and each question with its answer alone.
-
-    Where the turn begins with the row of a question, as with a single question, one row does for
-    both.
-    """
-    tokenizer, texts = setup.tokenizer, setup.config.prompts
-    system, user = prompts.scp_turns(record, texts, docs, setup.config.seed, 0)
-    turn = prompts.qa_text(record.questions, record.answers)
-    whole, start = prompts.dialogue(tokenizer, system, user, turn)
-    rows = [Labelled(Prompt(whole, vectors), turn=slice(start, len(whole)))]
-    opened = tokenizer.chat(system, user)
-    for question, answer in zip(record.questions, record.answers, strict=True):
-        asked = prompts.scp_question(tokenizer, texts, docs, question)
-        ids = tokenizer.encode([*opened, prompts.qa_text([question], [answer])])
-        place = slice(_common(asked, ids), len(ids))
-        if rows[0].answer is None and whole[: len(ids)] == ids:
-            rows[0] = dataclasses.replace(rows[0], answer=place)
-        else:
-            rows.append(Labelled(Prompt(ids, vectors), answer=place))
-    return rows
-
-
-def cross_entropies(
-    setup: Setup, rows: Sequence[Labelled], role: str | None, report: Callable[[int], None]
-) -> tuple[float, float]:
-    """Means in nats over all labelled tokens of turns and of answers; NaN where there are none."""
-    trees = generate.needed(setup.trees, role)
-    totals, counts = np.zeros(2), np.zeros(2, int)
-    batch = setup.config.eval.batch
-    for index, arrays in generate.prompt_batches([r.prompt for r in rows], setup.extra, batch):
-        targets = np.full((2, *arrays.tokens_BT.shape), IGNORE, np.int32)
-        for row, i in enumerate(index):
-            ids = np.asarray(rows[i].prompt.tokens, np.int32)
-            for kind, place in enumerate((rows[i].turn, rows[i].answer)):
-                if place is not None:
-                    targets[kind, row, place.start - 1 : place.stop - 1] = ids[place]
-        on_mesh = [generate.put(setup, x) for x in (arrays, *targets)]
-        totals += np.array(_loss_sums(setup.decoder, trees, *on_mesh, role=role), float)
-        counts += (targets != IGNORE).sum((1, 2))
-        report(len(index))
-    means = [
-        total / count if count else math.nan for total, count in zip(totals, counts, strict=True)
-    ]
-    return means[0], means[1]
-
-
-@functools.partial(jax.jit, static_argnames=("decoder", "role"))
-def _loss_sums(
-    decoder: Decoder,
-    trees: Trees,
-    batch: PromptBatch,
-    turn_targets_BT: jax.Array,
-    answer_targets_BT: jax.Array,
-    *,
-    role: str | None,
-) -> tuple[jax.Array, jax.Array]:
-    config = decoder.config
-    x_BTD = batch.embed(config, trees)
-    hidden_BTD, _ = clara.run(decoder, trees, role, x_BTD, batch.positions())
-    # Blocks as wide as a bucket: few positions have labels, and full logits would be large.
-    chunks = x_BTD.shape[1] // generate.BUCKET
-    turn, answer = (
-        cross_entropy_sum(config, trees, hidden_BTD, targets_BT, chunks)
-        for targets_BT in (turn_targets_BT, answer_targets_BT)
-    )
-    return turn, answer
-
-
 def _gaps(conditions: dict[str, dict[str, float]]) -> dict[str, float | None]:
     three = [conditions[name] for name in ("no_document", "memory", "full_text")]
     return {key: gap_closed(*(c[key] for c in three), more) for key, more in GAPS.items()}
@@ -328,12 +237,6 @@ def _docs(
     if condition.docs == "memory":
         return prompts.slots(setup.extra), memory
     return {"text": record.document, "nothing": ""}[condition.docs], None
-
-
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """Length of the common start."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def _reporter(total: int) -> tuple[Callable[[int], None], Callable[[], None]]:

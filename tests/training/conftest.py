@@ -15,7 +15,7 @@ def tiny() -> Config:
             document_length=40,
             rate=10,
             encoder_row=96,
-            decoder_row=128,
+            decoder_row=96,
             packing_bins=8,
         ),
         memory=Memory(init="tokens"),
