@@ -16,17 +16,16 @@ from transformers import PreTrainedTokenizerFast
 from clara_jax.data.records import ScpRecord
 from clara_jax.errors import UserError
 
-_ONSETS = ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z")
-_NAMES = tuple(a + v + b + "a" for a, b in itertools.product(_ONSETS, _ONSETS) for v in "ei")
+_PAIRS = tuple(itertools.permutations("bdfgklm", 2))[:40]
+_NAMES = tuple(a + v + b + "a" for v, (a, b) in zip("eiou" * 10, _PAIRS, strict=True))
 
 # Attribute → its possible values. What differs between documents is only which are chosen.
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "city": tuple(n.replace("a", "o") + "ton" for n in _NAMES[:40]),
+    "city": tuple(n[:-1] + "ton" for n in _NAMES[:16]),
     "job": ("baker", "pilot", "nurse", "judge", "miner", "tailor", "farmer", "singer", "sailor",
-            "poet", "cook", "smith", "clerk", "painter", "guard", "weaver", "teacher", "hunter",
-            "mason", "potter"),
+            "poet", "cook", "smith", "clerk", "painter", "guard", "weaver"),
     "animal": ("horse", "goat", "cat", "dog", "mule", "crow", "owl", "fox", "bear", "hen", "duck",
-               "ferret", "badger", "swan", "toad", "otter", "mouse", "eagle", "lynx", "seal"),
+               "ferret", "badger", "swan", "toad", "otter"),
     "colour": ("red", "blue", "green", "black", "white", "yellow", "brown", "grey", "violet",
                "orange", "pink", "amber", "olive", "ivory", "teal", "crimson"),
     "food": ("bread", "rice", "soup", "figs", "plums", "cheese", "beans", "honey", "eggs", "corn",

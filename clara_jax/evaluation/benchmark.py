@@ -23,7 +23,7 @@ import numpy as np
 from clara_jax import sharding
 from clara_jax.config import Config, Data, Mesh, Model, Train
 from clara_jax.data import pipeline
-from clara_jax.data.rows import FRAME, PADDED_DECODER, measure
+from clara_jax.data.rows import FRAME, PADDED_DECODER, Report, measure
 from clara_jax.errors import UserError
 from clara_jax.models import clara
 from clara_jax.models.config import ExtraTokens
@@ -104,37 +104,48 @@ HEADER = (
 # --- Measuring -----------------------------------------------------------------------------------
 
 
-def clocked(run: Callable[[], Any]) -> tuple[float, str, float]:
-    """Median time of `run` over REPEATS, its unit, and the median of its wall-clock seconds."""
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Something to measure; fields as in `Result`. Each `run` gives arrays to wait for."""
+
+    name: str
+    compiled: Any
+    run: Callable[[], Any]
+    tokens: int
+    release: float | None = None
+
+
+def measured(*programs: Program) -> list[Result]:
+    """Medians over REPEATS of programs that take turns, on CPUs with the matmul between them."""
     on_cpu = jax.default_backend() == "cpu"
     square = jnp.ones((2048, 2048), jnp.float32)
     matmul = jax.jit(lambda x: x @ x)
 
-    def cpu_seconds(f: Callable[[], Any]) -> tuple[float, float]:
+    def clock(run: Callable[[], Any]) -> tuple[float, float]:
         cpu, wall = time.process_time(), time.perf_counter()
-        jax.block_until_ready(f())
+        jax.block_until_ready(run())
         return time.process_time() - cpu, time.perf_counter() - wall
 
-    units, runs = [], []
-    for f in (run, lambda: matmul(square)):
-        jax.block_until_ready(f())
+    units: list[float] = []
+    clocks: list[list[tuple[float, float]]] = [[] for _ in programs]
+    for run in (lambda: matmul(square), *(program.run for program in programs)):
+        jax.block_until_ready(run())
     for _ in range(REPEATS):
-        if on_cpu:
-            units += [cpu_seconds(lambda: matmul(square))[0] for _ in range(3)]
-        runs.append(cpu_seconds(run))
-    seconds = statistics.median(wall for _, wall in runs)
-    if not on_cpu:
-        return seconds, "s", seconds
-    return statistics.median(cpu for cpu, _ in runs) / statistics.median(units), "u", seconds
-
-
-def result(name: str, compiled: Any, run: Callable[[], Any], tokens: int, **kwargs: Any) -> Result:
-    """Times a compiled program and asks how much memory it takes."""
-    took, unit, seconds = clocked(run)
-    memory = compiled.memory_analysis()
-    program = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        for program, taken in zip(programs, clocks, strict=True):
+            if on_cpu:
+                units += [clock(lambda: matmul(square))[0] for _ in range(3)]
+            taken.append(clock(program.run))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _RSS_UNITS_PER_GIB
-    return Result(name, took, unit, seconds, tokens, program / 2**30, peak, **kwargs)
+    results = []
+    for program, taken in zip(programs, clocks, strict=True):
+        cpu, seconds = (statistics.median(column) for column in zip(*taken, strict=True))
+        took, unit = (cpu / statistics.median(units), "u") if on_cpu else (seconds, "s")
+        memory = program.compiled.memory_analysis()
+        gib = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**30
+        results.append(
+            Result(program.name, took, unit, seconds, program.tokens, gib, peak, program.release)
+        )
+    return results
 
 
 def make_setup(options: Options, remat: str = "none", **data: Any) -> Setup:
@@ -171,9 +182,12 @@ def random_batch(extra: ExtraTokens, rows: int) -> dict[str, np.ndarray]:
     return batch
 
 
-def step_result(setup: Setup, name: str, batch: dict[str, np.ndarray], **kwargs: Any) -> Result:
-    """Times whole train steps: forward, backward, clipping and AdamW."""
-    trained = {key: setup.trees[key] for key in trained_names(setup.config)}
+def step_program(
+    setup: Setup, name: str, batch: dict[str, np.ndarray], release: float | None = None
+) -> Program:
+    """Whole train steps: forward, backward, clipping and AdamW."""
+    # Copies, for the step gives its state's memory away and the setup may serve another program.
+    trained = {key: jax.tree.map(jnp.copy, setup.trees[key]) for key in trained_names(setup.config)}
     frozen = {key: tree for key, tree in setup.trees.items() if key not in trained}
     optimizer = make_optimizer(setup.config)
     state = (trained, init_optimizer(setup, optimizer, trained))
@@ -186,9 +200,8 @@ def step_result(setup: Setup, name: str, batch: dict[str, np.ndarray], **kwargs:
         state, metrics = compiled(state, frozen, rows, np.int32(0))
         return state, metrics
 
-    return result(
-        name, compiled, run, batch["enc_tokens"].size + batch["dec_tokens"].size, **kwargs
-    )
+    tokens = batch["enc_tokens"].size + batch["dec_tokens"].size
+    return Program(name, compiled, run, tokens, release)
 
 
 # --- What is measured, each line in a process of its own -----------------------------------------
@@ -205,7 +218,8 @@ def scp_step(options: Options, rows: int, remat: str) -> Result:
     setup = make_setup(options, remat)
     name = f"{rows} row{'s' * (rows > 1)}"
     full = f"scp step, {name}" + (f", remat {remat}" if remat != "none" else "")
-    return step_result(setup, full, random_batch(setup.extra, rows), release=release(options, name))
+    batch = random_batch(setup.extra, rows)
+    return measured(step_program(setup, full, batch, release(options, name)))[0]
 
 
 def compress(options: Options) -> Result:
@@ -220,10 +234,11 @@ def compress(options: Options) -> Result:
         return clara.memory_vectors(setup.model, trees, hidden, tokens)
 
     compiled = memories.lower(setup.trees, *arrays).compile()
-    whole = result(
+    program = Program(
         "compress, 1 document", compiled, lambda: compiled(setup.trees, *arrays),
-        batch["enc_tokens"].size, release=release(options, "compress"),
+        batch["enc_tokens"].size, release(options, "compress"),
     )  # fmt: skip
+    whole = measured(program)[0]
     return dataclasses.replace(
         whole,
         time=whole.time / COMPRESSED,
@@ -232,8 +247,12 @@ def compress(options: Options) -> Result:
     )
 
 
-def packed_step(options: Options) -> tuple[Result, Any]:
-    """A train step of real packed rows, about as many tokens as PADDED_ROWS padded ones."""
+def packing(options: Options) -> tuple[Result, Result, float, Report]:
+    """Train steps of PADDED_ROWS padded examples and of about as many tokens of packed rows.
+
+    Returns:
+        Both results, how many examples the packed rows hold on average, and the packing's report.
+    """
     setup = make_setup(options)
     config, extra = setup.config, setup.extra
     source = pipeline.open_data(config)
@@ -243,7 +262,11 @@ def packed_step(options: Options) -> tuple[Result, Any]:
     rows = max(1, round(PADDED_ROWS * TOKENS / (lengths.encoder + lengths.decoder)))
     first = [row for row, _ in zip(dataset, range(rows), strict=False)]
     batch = {key: np.stack([row[key] for row in first]) for key in first[0]}
-    return step_result(setup, f"packed step, {rows} rows", batch), report
+    padded, packed = measured(
+        step_program(setup, f"padded step, {PADDED_ROWS} rows", random_batch(extra, PADDED_ROWS)),
+        step_program(setup, f"packed step, {rows} row{'s' * (rows > 1)}", batch),
+    )
+    return padded, packed, rows * report.examples / report.rows, report
 
 
 # --- Commands ------------------------------------------------------------------------------------
@@ -277,19 +300,16 @@ def print_packing(options: Options) -> None:
     """Packed rows of each source beside padded ones, in tokens and in time of an example."""
     if not options.sources or not options.base:
         raise UserError("packing needs --base, whose tokenizer is used, and one --source or more")
-    padded = alone(scp_step, options, PADDED_ROWS, "none")
-    print(f"{HEADER}\n{padded}", flush=True)
+    print(HEADER)
     for source in options.sources:
-        packed, report = alone(packed_step, dataclasses.replace(options, sources=(source,)))
-        rows = packed.tokens / (report.lengths.encoder + report.lengths.decoder)
-        examples = rows * report.examples / report.rows
-        gain = (padded.time / PADDED_ROWS) / (packed.time / examples)
-        print(packed)
-        print(f"  {source}: {report}")
+        one = dataclasses.replace(options, sources=(source,))
+        padded, packed, examples, report = alone(packing, one)
+        before, after = padded.time / PADDED_ROWS, packed.time / examples
+        print(f"{source}: {report}\n{padded}\n{packed}")
         print(
-            f"  an example takes {padded.time / PADDED_ROWS:.3g} {padded.unit} padded, "
-            f"{packed.time / examples:.3g} packed: {gain:.2f}x faster, "
-            f"{gain / report.possible_ratio:.0%} of the possible token ratio",
+            f"an example takes {before:.3g} {padded.unit} padded, {after:.3g} packed: "
+            f"{before / after:.2f}x faster, {before / after / report.possible_ratio:.0%} of the "
+            "possible token ratio",
             flush=True,
         )
 

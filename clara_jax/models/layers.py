@@ -9,6 +9,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from clara_jax.models.config import LoraConfig, ModelConfig, RopeScaling
 
+# Of random weights, as in Llama: small, so that a token's own embedding leads its residual stream.
+INIT_STD = 0.02
+
 # Finite, so that a row without any allowed key (padding) gives a uniform softmax and not NaN.
 _MASKED = -1e30
 
@@ -98,7 +101,7 @@ class Linear(nn.Module):
         dtype = jnp.dtype(self.config.dtype)
         kernel = self.param(
             "kernel",
-            nn.initializers.variance_scaling(1.0, "fan_in", "normal"),
+            nn.initializers.normal(INIT_STD),
             (x.shape[-1], self.features),
             jnp.dtype(self.config.param_dtype),
         )

@@ -15,7 +15,8 @@ from clara_jax.data.facts import FactsSource
 from clara_jax.data.records import ScpRecord, reconstruction
 from clara_jax.errors import UserError
 from clara_jax.evaluation import evaluate as evaluate_lib
-from clara_jax.evaluation.evaluate import evaluate, gap_closed, labelled_rows, table
+from clara_jax.evaluation.answer_losses import labelled_rows
+from clara_jax.evaluation.evaluate import evaluate, gap_closed, table
 from clara_jax.inference import engine, generate
 from clara_jax.models import clara
 from clara_jax.models.decoder import head_logits

@@ -9,7 +9,7 @@ from clara_jax.config import Config, Data, Eval, Memory, Mesh, Model, Optim, Pro
 def tiny() -> Config:
     """SCP of a random two-kilobyte model on generated facts: seconds, no files."""
     return Config(
-        model=Model(preset="tiny", tokenizer="facts", vocab_size=576),
+        model=Model(preset="tiny", tokenizer="facts", vocab_size=192),
         data=Data(
             sources="facts:200",
             document_length=40,
