@@ -25,7 +25,7 @@ from clara_jax.training import setup as setup_lib
 from clara_jax.training.checkpoint import Checkpoints
 
 CONFIG = Config(
-    model=Model(preset="tiny", tokenizer="facts", vocab_size=576),
+    model=Model(preset="tiny", tokenizer="facts", vocab_size=160),
     data=Data(document_length=40, rate=10),
     memory=Memory(init="tokens"),
     eval=Eval(sources="facts:4:1", records=3, batch=8, max_new_tokens=6),

@@ -30,13 +30,13 @@ DOCUMENTS[6] = "red fox"
 @pytest.fixture(scope="module")
 def setup():
     config = Config(
-        model=Model(preset="tiny", tokenizer="facts", vocab_size=576),
+        model=Model(preset="tiny", tokenizer="facts", vocab_size=160),
         data=Data(document_length=40, rate=10),
     )
     setup = setup_lib.create(config, make_mesh(Mesh(data=1, fsdp=1), jax.devices()[:1]))
     keys = iter(jax.random.split(jax.random.key(5), 1000))
     noise = lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape)  # noqa: E731
-    trees = {k: v if k == "base" else jax.tree.map(noise, v) for k, v in setup.trees.items()}
+    trees = jax.tree.map(noise, setup.trees)
     return dataclasses.replace(setup, trees=trees)
 
 

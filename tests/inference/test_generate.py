@@ -21,13 +21,13 @@ NEW = 12
 def setup():
     """A random model whose adapters do something, and whose added tokens are scored."""
     config = Config(
-        model=Model(preset="tiny", tokenizer="facts", vocab_size=576),
+        model=Model(preset="tiny", tokenizer="facts", vocab_size=160),
         data=Data(document_length=32, rate=8),
     )
     setup = setup_lib.create(config, make_mesh(Mesh(data=1, fsdp=1), jax.devices()[:1]))
     keys = iter(jax.random.split(jax.random.key(7), 1000))
     noise = lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape)  # noqa: E731
-    trees = {k: v if k == "base" else jax.tree.map(noise, v) for k, v in setup.trees.items()}
+    trees = jax.tree.map(noise, setup.trees)
     D, M = setup.model.d_model, len(setup.extra.memory)
     # Large enough for added tokens to be chosen now and then.
     head = {"head": 0.1 * jax.random.normal(next(keys), (D, M + 3))}
