@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from clara_jax.models.config import LoraConfig, ModelConfig
-from clara_jax.models.layers import INIT_STD, MLP, Attention, RMSNorm, rotary_tables
+from clara_jax.models.layers import MLP, Attention, RMSNorm, rotary_tables
 
 # Position of a cache slot that holds no token: no query attends to it.
 EMPTY = 2**30
@@ -166,21 +166,23 @@ class Decoder(nn.Module):
         """Declares embedding and head, which pure functions below use."""
         c = self.config
         dtype = jnp.dtype(c.param_dtype)
-        _Leaf("embedding", (c.vocab_size, c.d_model), dtype, name="embed")()
+        _Leaf("embedding", (c.vocab_size, c.d_model), c.d_model, dtype, name="embed")()
         if not c.tied_embeddings:
-            _Leaf("kernel", (c.d_model, c.vocab_size), dtype, name="head")()
+            _Leaf("kernel", (c.d_model, c.vocab_size), c.d_model, dtype, name="head")()
 
 
 class _Leaf(nn.Module):
-    """A parameter in a scope of its own."""
+    """A parameter in a scope of its own; `width` scales its initial values."""
 
     leaf: str
     shape: tuple[int, ...]
+    width: int
     dtype: Any
 
     @nn.compact
     def __call__(self) -> jax.Array:
-        return self.param(self.leaf, nn.initializers.normal(INIT_STD), self.shape, self.dtype)
+        init = nn.initializers.normal(self.width**-0.5)
+        return self.param(self.leaf, init, self.shape, self.dtype)
 
 
 def init_params(config: ModelConfig, rng: jax.Array) -> Any:

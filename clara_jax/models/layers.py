@@ -9,9 +9,6 @@ from jax.ad_checkpoint import checkpoint_name
 
 from clara_jax.models.config import LoraConfig, ModelConfig, RopeScaling
 
-# Of random weights, as in Llama: small, so that a token's own embedding leads its residual stream.
-INIT_STD = 0.02
-
 # Finite, so that a row without any allowed key (padding) gives a uniform softmax and not NaN.
 _MASKED = -1e30
 
@@ -88,12 +85,18 @@ def _matmul_backward(residuals: tuple, dy: jax.Array) -> tuple:
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
+def residual_variance(config: ModelConfig) -> float:
+    """Variance of random o and down layers: all 2 L of them together then add about 1."""
+    return 1 / (2 * config.n_layers)
+
+
 class Linear(nn.Module):
     """y = x W + scale * (x' A) B, the second term only where the `lora` collection has A and B."""
 
     features: int
     config: ModelConfig
     lora: LoraConfig
+    init_variance: float = 1.0  # of the output over that of the input, at random weights
 
     @nn.compact
     def __call__(self, x: jax.Array, x_dropped: jax.Array) -> jax.Array:
@@ -101,7 +104,7 @@ class Linear(nn.Module):
         dtype = jnp.dtype(self.config.dtype)
         kernel = self.param(
             "kernel",
-            nn.initializers.normal(INIT_STD),
+            nn.initializers.variance_scaling(self.init_variance, "fan_in", "normal"),
             (x.shape[-1], self.features),
             jnp.dtype(self.config.param_dtype),
         )
@@ -167,12 +170,12 @@ class Attention(nn.Module):
         c = self.config
         B, T, _ = x_BTD.shape
         linear = {
-            name: Linear(features, c, self.lora, name=name)
-            for name, features in (
-                ("q", c.n_heads * c.head_dim),
-                ("k", c.n_kv_heads * c.head_dim),
-                ("v", c.n_kv_heads * c.head_dim),
-                ("o", c.d_model),
+            name: Linear(features, c, self.lora, variance, name=name)
+            for name, features, variance in (
+                ("q", c.n_heads * c.head_dim, 1.0),
+                ("k", c.n_kv_heads * c.head_dim, 1.0),
+                ("v", c.n_kv_heads * c.head_dim, 1.0),
+                ("o", c.d_model, residual_variance(c)),
             )
         }
         dropout = AdapterDropout(self.lora.dropout)
@@ -203,4 +206,5 @@ class MLP(nn.Module):
         gate = Linear(c.d_ff, c, self.lora, name="gate")(x_BTD, x_dropped)
         up = Linear(c.d_ff, c, self.lora, name="up")(x_BTD, x_dropped)
         y_BTF = nn.silu(gate) * up
-        return Linear(c.d_model, c, self.lora, name="down")(y_BTF, dropout(y_BTF))
+        down = Linear(c.d_model, c, self.lora, residual_variance(c), name="down")
+        return down(y_BTF, dropout(y_BTF))
