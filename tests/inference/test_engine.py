@@ -4,21 +4,19 @@ import re
 import subprocess
 import sys
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import clara_jax
 from clara_jax import config as config_lib
-from clara_jax.config import Config, Data, Mesh, Model, Prompts
+from clara_jax.config import Data, Prompts
 from clara_jax.data import prompts as prompts_lib
 from clara_jax.data.facts import FactsSource
 from clara_jax.errors import UserError
 from clara_jax.inference.engine import Clara, compress
 from clara_jax.inference.generate import Prompt, generate, prompt_batches
 from clara_jax.models import clara as model_lib
-from clara_jax.sharding import make_mesh
 from clara_jax.training import setup as setup_lib
 from clara_jax.training.checkpoint import Checkpoints
 
@@ -28,16 +26,8 @@ DOCUMENTS[6] = "red fox"
 
 
 @pytest.fixture(scope="module")
-def setup():
-    config = Config(
-        model=Model(preset="tiny", tokenizer="facts", vocab_size=160),
-        data=Data(document_length=40, rate=10),
-    )
-    setup = setup_lib.create(config, make_mesh(Mesh(data=1, fsdp=1), jax.devices()[:1]))
-    keys = iter(jax.random.split(jax.random.key(5), 1000))
-    noise = lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape)  # noqa: E731
-    trees = jax.tree.map(noise, setup.trees)
-    return dataclasses.replace(setup, trees=trees)
+def setup(random_setup):
+    return random_setup(Data(document_length=40, rate=10), 5)
 
 
 def test_import_is_cheap():

@@ -5,33 +5,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clara_jax.config import Config, Data, Mesh, Model
+from clara_jax.config import Data, Mesh
 from clara_jax.inference import generate as generate_lib
 from clara_jax.inference.generate import NONE, Prompt, generate, prompt_batches, stop_ids
 from clara_jax.models import clara
 from clara_jax.models.decoder import Decoder, head_logits
 from clara_jax.sharding import base_shardings, make_mesh, replicated
-from clara_jax.training import setup as setup_lib
 
 LENGTHS = (5, 70, 12, 64, 1, 33, 9)
 NEW = 12
 
 
 @pytest.fixture(scope="module")
-def setup():
-    """A random model whose adapters do something, and whose added tokens are scored."""
-    config = Config(
-        model=Model(preset="tiny", tokenizer="facts", vocab_size=160),
-        data=Data(document_length=32, rate=8),
-    )
-    setup = setup_lib.create(config, make_mesh(Mesh(data=1, fsdp=1), jax.devices()[:1]))
-    keys = iter(jax.random.split(jax.random.key(7), 1000))
-    noise = lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape)  # noqa: E731
-    trees = jax.tree.map(noise, setup.trees)
+def setup(random_setup):
+    """A random model whose added tokens are scored too."""
+    setup = random_setup(Data(document_length=32, rate=8), 7)
     D, M = setup.model.d_model, len(setup.extra.memory)
     # Large enough for added tokens to be chosen now and then.
-    head = {"head": 0.1 * jax.random.normal(next(keys), (D, M + 3))}
-    return dataclasses.replace(setup, trees={**trees, "added": {**trees["added"], **head}})
+    head = {"head": 0.1 * jax.random.normal(jax.random.key(8), (D, M + 3))}
+    added = {**setup.trees["added"], **head}
+    return dataclasses.replace(setup, trees={**setup.trees, "added": added})
 
 
 def random_prompts(setup, lengths=LENGTHS, seed=0):
