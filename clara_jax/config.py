@@ -7,6 +7,7 @@ inner code never sees a ConfigDict. A workdir's `config.json` holds the same tre
 
 import dataclasses
 import json
+import math
 import os
 import types
 import typing
@@ -254,7 +255,12 @@ _POSITIVE = (
     "train.batch_rows", "train.accumulate", "train.loss_chunks", "train.log_every",
     "train.checkpoint_every", "train.keep_checkpoints", "eval.batch", "eval.max_new_tokens",
 )  # fmt: skip
-_NOT_NEGATIVE = ("data.encoder_row", "data.decoder_row", "data.epochs", "data.workers")
+_NOT_NEGATIVE = (
+    "data.encoder_row", "data.decoder_row", "data.epochs", "data.workers", "train.mse_weight",
+    "train.eval_every", "optim.learning_rate", "optim.weight_decay", "optim.memory_lr_scale",
+    "memory.init_noise", "eval.records",
+)  # fmt: skip
+_BELOW_ONE = ("data.holdout", "optim.warmup", "optim.b1", "optim.b2")  # and not negative
 
 
 def _get(config: Config, dotted: str) -> Any:
@@ -274,10 +280,17 @@ def _validate(config: Config) -> None:
         if _get(config, name) < 1:
             raise UserError(f"config.{name}={_get(config, name)} must be at least 1")
     for name in _NOT_NEGATIVE:
-        if _get(config, name) < 0:
-            raise UserError(f"config.{name}={_get(config, name)} must not be negative")
-    if not 0 <= config.data.holdout < 1:
-        raise UserError(f"config.data.holdout={config.data.holdout} must be in [0, 1)")
+        if not 0 <= _get(config, name) < math.inf:  # NaN is neither
+            raise UserError(f"config.{name}={_get(config, name)} must be a number, not negative")
+    for name in _BELOW_ONE:
+        if not 0 <= _get(config, name) < 1:
+            raise UserError(f"config.{name}={_get(config, name)} must be at least 0 and below 1")
+    if not 0 <= config.optim.final_fraction <= 1:
+        raise UserError(
+            f"config.optim.final_fraction={config.optim.final_fraction} must be from 0 to 1"
+        )
+    if not config.optim.clip > 0:
+        raise UserError(f"config.optim.clip={config.optim.clip} must be above 0")
     if config.memory_tokens < 1:
         raise UserError(
             f"config.data.rate={config.data.rate} leaves no memory token for documents of "

@@ -28,6 +28,8 @@ class ScpRecord:
         answers: one a question, or the one text that a paraphrase or reconstruction must give.
         document: text of the document, its title on the first line.
         origin: where the record stands, as `file:line`.
+        compress: whether the generator gets memories of the document, or its plain text.
+        aliases: for each question what else is accepted as its answer; empty if nothing is.
     """
 
     data_type: str
@@ -35,6 +37,14 @@ class ScpRecord:
     answers: tuple[str, ...]
     document: str
     origin: str
+    compress: bool = True
+    aliases: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def accepted(self) -> tuple[tuple[str, ...], ...]:
+        """All accepted answers of each question, that of `answers` first."""
+        aliases = self.aliases or ((),) * len(self.answers)
+        return tuple((a, *more) for a, more in zip(self.answers, aliases, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,8 +147,16 @@ def parse_qa(value: dict[str, Any], origin: str) -> QaRecord:
 
 def gold_records(record: QaRecord) -> list[ScpRecord]:
     """The question over each of its gold documents by itself, as scp records."""
+    first, *aliases = record.answers
     return [
-        ScpRecord("qa", (record.question,), record.answers[:1], record.documents[i], record.origin)
+        ScpRecord(
+            data_type="qa",
+            questions=(record.question,),
+            answers=(first,),
+            document=record.documents[i],
+            origin=record.origin,
+            aliases=(tuple(aliases),),
+        )
         for i in record.gold
     ]
 

@@ -75,7 +75,7 @@ def evaluate(
 
     Args:
         setup: the model.
-        source: records; those that are not qa are passed over.
+        source: records; those that are not qa, or are read as text, are passed over.
         step: training steps that the model has seen, for the result.
         name: of the result's file; empty: the step.
         workdir: where to write `eval/<name>.json`; None: nowhere.
@@ -201,19 +201,19 @@ def _evaluate_condition(
     report: Callable[[int], None],
 ) -> tuple[dict[str, float], Iterator[str]]:
     begun = time.monotonic()
-    rows, asked, accepted = [], [], []
+    rows, asked = [], []
     for record, memory in zip(records, memories, strict=True):
         docs, vectors = _docs(setup, record, condition, memory)
         rows += labelled_rows(setup, record, docs, vectors)
-        for question, answer in zip(record.questions, record.answers, strict=True):
+        for question in record.questions:
             ids = prompts.scp_question(setup.tokenizer, setup.config.prompts, docs, question)
             asked.append(Prompt(ids, vectors))
-            accepted.append((answer,))
     options, role = setup.config.eval, condition.role
     texts = engine.answers(
         setup, asked, options.max_new_tokens, role=role, batch=options.batch, report=report
     )
     turn_ce, answer_ce = cross_entropies(setup, rows, role, report)
+    accepted = [texts for record in records for texts in record.accepted]
     values = {"turn_ce": turn_ce, "answer_ce": answer_ce, **metrics.score(texts, accepted)}
     return {**values, "seconds": time.monotonic() - begun}, iter(texts)
 
@@ -226,7 +226,7 @@ def _gaps(conditions: dict[str, dict[str, float]]) -> dict[str, float | None]:
 def _qa_records(source: sources.Source | Sequence[ScpRecord]) -> Iterator[ScpRecord]:
     for i in range(len(source)):
         record = source[i]
-        if record.data_type == "qa":
+        if record.data_type == "qa" and record.compress:
             yield record
 
 

@@ -1,5 +1,6 @@
 """Malformed records are named by file and line."""
 
+import dataclasses
 import json
 
 import pytest
@@ -53,6 +54,8 @@ def test_names_of_the_e2e_form(key, answer):
 def test_aliases_are_answers_and_gold_may_be_unknown():
     record = records.parse_qa(E2E | {"aliases": ["x", "X."], "pos_index": []}, "f:1")
     assert record.answers == ("x", "X.") and records.gold_records(record) == []
+    (mapped,) = records.gold_records(dataclasses.replace(record, gold=(0,)))
+    assert mapped.answers == ("x",) and mapped.accepted == (("x", "X."),)
 
 
 @pytest.mark.parametrize(

@@ -227,3 +227,13 @@ def test_source_of_a_config():
     data = dataclasses.replace(CONFIG.data, sources="facts:1000", holdout=0.1)
     dev = evaluate_lib.open_source(dataclasses.replace(CONFIG, data=data, eval=Eval()))
     assert 50 < len(dev) < 150
+
+
+def test_any_accepted_answer_counts_and_text_records_are_passed_over(setup, monkeypatch):
+    record = dataclasses.replace(
+        FactsSource(4, 1)[0], questions=("who ?",), answers=("Sir Paul",), aliases=(("Paul",),)
+    )
+    monkeypatch.setattr(engine, "answers", lambda setup, asked, *_, **__: ["paul"] * len(asked))
+    result = evaluate(setup, [record, dataclasses.replace(record, compress=False)])
+    assert result["records"] == 1
+    assert result["conditions"]["memory"]["exact_match"] == 1.0
