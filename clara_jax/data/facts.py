@@ -21,18 +21,13 @@ _NAMES = tuple(a + v + b + "a" for v, (a, b) in zip("eiou" * 10, _PAIRS, strict=
 
 # Attribute → its possible values. What differs between documents is only which are chosen.
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "city": tuple(n[:-1] + "ton" for n in _NAMES[:16]),
-    "job": ("baker", "pilot", "nurse", "judge", "miner", "tailor", "farmer", "singer", "sailor",
-            "poet", "cook", "smith", "clerk", "painter", "guard", "weaver"),
-    "animal": ("horse", "goat", "cat", "dog", "mule", "crow", "owl", "fox", "bear", "hen", "duck",
-               "ferret", "badger", "swan", "toad", "otter"),
-    "colour": ("red", "blue", "green", "black", "white", "yellow", "brown", "grey", "violet",
-               "orange", "pink", "amber", "olive", "ivory", "teal", "crimson"),
-    "food": ("bread", "rice", "soup", "figs", "plums", "cheese", "beans", "honey", "eggs", "corn",
-             "apples", "nuts", "pears", "fish", "cake", "olives"),
-    "instrument": ("drum", "flute", "harp", "lute", "horn", "violin", "organ", "cello", "banjo",
-                   "zither", "bell", "oboe", "piano", "fiddle", "viola", "trumpet"),
-}  # fmt: skip
+    "city": tuple(n[:-1] + "ton" for n in _NAMES[:8]),
+    "job": ("baker", "pilot", "nurse", "judge", "miner", "tailor", "farmer", "singer"),
+    "animal": ("horse", "goat", "cat", "dog", "mule", "crow", "owl", "fox"),
+    "colour": ("red", "blue", "green", "black", "white", "yellow", "brown", "grey"),
+    "food": ("bread", "rice", "soup", "figs", "plums", "cheese", "beans", "honey"),
+    "instrument": ("drum", "flute", "harp", "lute", "horn", "violin", "organ", "cello"),
+}
 FACTS = 4  # sentences of a document, in random order
 
 
@@ -63,9 +58,7 @@ class FactsSource:
         name = f"{_NAMES[first]} {_NAMES[second]}"
         attributes = rng.choice(list(ATTRIBUTES), FACTS, replace=False)
         values = [str(rng.choice(ATTRIBUTES[a])) for a in attributes]
-        facts = " . ".join(
-            f"the {a} of {name} is {v}" for a, v in zip(attributes, values, strict=True)
-        )
+        facts = " . ".join(f"the {a} is {v}" for a, v in zip(attributes, values, strict=True))
         asked = [("who", name)]
         asked += [(f"which {a}", v) for a, v in zip(attributes, values, strict=True)]
         order = rng.permutation(len(asked))
@@ -86,7 +79,7 @@ class FactsSource:
 def load_tokenizer() -> PreTrainedTokenizerFast:
     """A word-level tokenizer of just the words that the facts and their prompts use."""
     special = ["<unk>", "<bos>", "<eos>", "<system>", "<user>", "<assistant>"]
-    text = "this is the of . which who ? Question: Answer:"
+    text = "this is the . which who ? Question: Answer:"
     words = [*text.split(), *ATTRIBUTES, *_NAMES]
     words += [v for values in ATTRIBUTES.values() for v in values]
     vocabulary = {w: i for i, w in enumerate(dict.fromkeys([*special, "\n", *words]))}

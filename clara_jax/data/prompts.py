@@ -31,7 +31,7 @@ class Example:
     """One document with its prompt and answer, before packing; every array is int32 [T].
 
     Attributes:
-        enc_tokens: the compressor's input, memory tokens at its end.
+        enc_tokens: the compressor's input, memory tokens at its end; empty for plain text.
         dec_tokens: the generator's input, memory ids at its slots.
         dec_targets: the token that each position must predict, NO_LABEL where there is no loss.
         document_cut: the document was longer than the limit.
@@ -153,8 +153,13 @@ def scp_example(
     Raises:
         NoLabelError: the prompt alone fills the row, so that no label is left.
     """
-    enc, document_cut = document_ids(tokenizer, extra, record.document, document_length)
-    system, user = scp_turns(record, prompts, slots(extra), seed, index)
+    if record.compress:
+        enc, document_cut = document_ids(tokenizer, extra, record.document, document_length)
+        docs = slots(extra)
+    else:
+        text = tokenizer.head(record.document, document_length)
+        enc, document_cut, docs = [], text != record.document, [text]
+    system, user = scp_turns(record, prompts, docs, seed, index)
     if record.data_type == "qa":
         answer = qa_text(record.questions, record.answers)
     else:

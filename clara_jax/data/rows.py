@@ -148,15 +148,16 @@ def measure(rows: Iterable[dict[str, np.ndarray]], data: Data, extra: ExtraToken
     segments = {side: np.stack([row[f"{side}_segments"] for row in sample]) for side in _SIDES}
     lengths = RowLengths(*(segments[side].shape[1] for side in _SIDES))
     padding = [float((segments[side] == 0).mean()) for side in _SIDES]
-    examples = int(segments["enc"].max(1).sum())
-    memory = examples * len(extra.memory)
-    text = int((segments["enc"] > 0).sum()) - memory - FRAME * examples
-    padded = examples * (data.document_length + FRAME + len(extra.memory) + PADDED_DECODER)
+    examples = int(segments["dec"].max(1).sum())
+    documents = sum(int((row["enc_tokens"] == extra.memory[0]).sum()) for row in sample)
+    memory = documents * len(extra.memory)
+    text = int((segments["enc"] > 0).sum()) - memory - FRAME * documents
+    padded = documents * (data.document_length + FRAME + len(extra.memory))
+    padded += examples * PADDED_DECODER
     used = sum(int((segments[side] > 0).sum()) for side in _SIDES)
     total = sum(segments[side].size for side in _SIDES)
-    return Report(
-        lengths, len(sample), examples, *padding, text / memory, padded / total, padded / used
-    )
+    rate = text / max(memory, 1)
+    return Report(lengths, len(sample), examples, *padding, rate, padded / total, padded / used)
 
 
 def encoder_batches(

@@ -5,6 +5,7 @@ the train/dev split, and can be pickled: processes and threads that prepare data
 themselves.
 """
 
+import dataclasses
 import hashlib
 import os
 import zlib
@@ -220,6 +221,22 @@ class Concatenation:
         return " + ".join(map(repr, self._sources))
 
 
+class AsText:
+    """Another source whose documents are read as plain text, not compressed."""
+
+    def __init__(self, source: Source):
+        self._source, self.keys = source, source.keys
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> ScpRecord:
+        return dataclasses.replace(self._source[index], compress=False)
+
+    def __repr__(self) -> str:
+        return f"text of {self._source!r}"
+
+
 class Subset:
     """Some records of a source, by their positions."""
 
@@ -241,6 +258,7 @@ class Subset:
 SCHEMES: dict[str, Callable[[str, str], Source]] = {
     "tfds": TfdsSource,
     "facts": FactsSource.open,
+    "text": lambda name, tfds_dir: AsText(open_source(name, tfds_dir)),
     "reconstruct": lambda path, _: JsonlSource(path, documents_of, distinct=True),
 }
 

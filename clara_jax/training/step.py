@@ -38,11 +38,16 @@ def loss_sums(
     return ce, alignment_sum(hidden_BTD, segments, is_memory_BT, config.data.row_examples)
 
 
-def counts(batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Labelled tokens and documents of a batch; at least 1, so that an empty one gives loss 0."""
-    labels = (batch["dec_targets"] != IGNORE).sum()
-    documents = batch["enc_segments"].max(axis=1).sum()
+def counts(setup: Setup, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Labelled tokens and compressed documents; at least 1, so that a batch of none has loss 0."""
+    labels, documents = _counts(setup, batch)
     return jnp.maximum(labels, 1), jnp.maximum(documents, 1)
+
+
+def _counts(setup: Setup, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    labels = (batch["dec_targets"] != IGNORE).sum()
+    documents = (batch["enc_tokens"] == setup.extra.memory[0]).sum()
+    return labels, documents
 
 
 def make_step(setup: Setup, optimizer: optax.GradientTransformation) -> Step:
@@ -63,7 +68,7 @@ def make_step(setup: Setup, optimizer: optax.GradientTransformation) -> Step:
 
     def step_fn(state: Any, frozen: Trees, batch: Batch, step: jax.Array) -> Any:
         trained, opt_state = state
-        totals = counts(batch)
+        totals = counts(setup, batch)
         rng = jax.random.fold_in(jax.random.key(seed), step)
 
         def micro(i: jax.Array, part: Batch) -> Any:
@@ -131,12 +136,11 @@ def held_out_loss(setup: Setup, batches: list[Any]) -> Callable[[Trees], dict[st
     @jax.jit
     def sums(trees: Trees, batch: Batch) -> Any:
         ce, mse = loss_sums(setup, trees, batch, None)
-        labels = (batch["dec_targets"] != IGNORE).sum()
-        return ce, mse, labels, batch["enc_segments"].max(axis=1).sum()
+        return ce, mse, *_counts(setup, batch)
 
     def evaluate(trees: Trees) -> dict[str, float]:
         total = [sums(trees, sharding.put_batch(setup.mesh, batch)) for batch in batches]
         ce, mse, labels, documents = np.sum(jax.device_get(total), axis=0)
-        return {"eval/ce_loss": float(ce / labels), "eval/mse_loss": float(mse / documents)}
+        return {"eval/ce_loss": float(ce / labels), "eval/mse_loss": float(mse / max(documents, 1))}
 
     return evaluate

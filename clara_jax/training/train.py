@@ -118,6 +118,9 @@ def _loop(
                 logging.warning("the data ended at step %d of %d", step, config.steps)
                 break
             throughput.count(batch)
+            # Two steps in flight keep the device busy; more would delay SIGTERM's checkpoint.
+            if len(pending) >= 2:
+                jax.block_until_ready(pending[-2][1])
             batch = sharding.put_batch(setup.mesh, batch)
             state, metrics = step_fn(state, frozen, batch, np.int32(step))
             done = step + 1
@@ -157,7 +160,7 @@ class _Throughput:
         self.start, self.examples, self.tokens = time.perf_counter(), 0, 0
 
     def count(self, batch: dict[str, np.ndarray]) -> None:
-        self.examples += int(batch["enc_segments"].max(axis=1).sum())
+        self.examples += int(batch["dec_segments"].max(axis=1).sum())
         self.tokens += int(sum((batch[k] > 0).sum() for k in ("enc_segments", "dec_segments")))
 
     def take(self) -> dict[str, float]:

@@ -19,7 +19,6 @@ def test_every_part_is_asked_for_and_answered_in_the_document():
     record = open_source("facts:5:2")[4]
     assert len(record.questions) == facts.FACTS + 1 and "who ?" in record.questions
     assert all(answer in record.document for answer in record.answers)
-    assert record.document.count(record.answers[record.questions.index("who ?")]) == 5
 
 
 def test_tokenizer_knows_every_word():
@@ -30,7 +29,7 @@ def test_tokenizer_knows_every_word():
             ids = tokenizer.encode(text)
             assert 0 not in ids  # <unk>
             assert tokenizer.decode(ids).split() == text.split()
-    assert len(tokenizer.encode(FactsSource(1)[0].document)) == 37
+    assert len(tokenizer.encode(FactsSource(1)[0].document)) == 25
 
 
 @pytest.mark.parametrize("name", ["facts:", "facts:0", "facts:x", "facts:3:1:1", "facts:-1"])

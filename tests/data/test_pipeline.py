@@ -116,6 +116,23 @@ def test_rows_hold_every_record_once_and_slots_point_at_its_memory(words, extra,
     assert sorted(found) == list(range(60))
 
 
+@pytest.mark.parametrize("pack", [True, False])
+def test_documents_as_text_are_packed_beside_compressed_ones(words, extra, records, pack):
+    config = make_config(f"{records},text:{records}", pack=pack, row_examples=4)
+    found = make_rows(config, words, extra)
+    assert sum(row["dec_segments"].max() for row in found) == 120
+    assert sum((row["enc_tokens"] == extra.memory[0]).sum() for row in found) == 60
+    for row in found:
+        slots = np.flatnonzero(row["dec_slots"] >= 0)
+        pointed = row["dec_slots"][slots]
+        np.testing.assert_array_equal(row["dec_tokens"][slots], row["enc_tokens"][pointed])
+        np.testing.assert_array_equal(row["dec_segments"][slots], row["enc_segments"][pointed])
+    report = rows.measure(found, dataclasses.replace(config.data, packing_bins=999), extra)
+    only = make_rows(make_config(records, pack=pack), words, extra)
+    expected = rows.measure(only, dataclasses.replace(config.data, packing_bins=999), extra)
+    assert report.examples == 120 and report.rate == pytest.approx(expected.rate)
+
+
 def test_rows_hold_no_more_examples_than_allowed(words, extra, records):
     packed = make_rows(make_config(records, row_examples=2), words, extra)
     assert max(row["enc_segments"].max() for row in packed) == 2

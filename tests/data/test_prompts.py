@@ -1,5 +1,6 @@
 """Ids and labels against the PyTorch release's own, and the layouts by themselves."""
 
+import dataclasses
 import json
 import re
 
@@ -210,6 +211,18 @@ def test_reconstruction_is_cut_to_what_is_seen(words, extra):
     example = make(words, extra, record, length=4)
     answer = words.decode(example.dec_targets[example.dec_targets >= 0])
     assert answer.split() == ["one", "two", "three", "one"]
+
+
+def test_text_in_place_of_memories(words, extra):
+    record = dataclasses.replace(qa("one two three one"), compress=False)
+    example = make(words, extra, record, length=3)
+    assert example.enc_tokens.size == 0 and example.document_cut
+    assert not set(example.dec_tokens.tolist()) & {*extra.memory, extra.sep}
+    prompt = prompts_lib.scp_prompt(words, Prompts(), record, ["one two three"])
+    assert example.dec_tokens[: len(prompt)].tolist() == prompt
+    compressed = make(words, extra, qa("one two three one"), length=3)
+    labels = [e.dec_targets[e.dec_targets >= 0].tolist() for e in (example, compressed)]
+    assert labels[0] == labels[1]
 
 
 def test_paraphrase_instruction_depends_on_seed_and_index_alone(words, extra):

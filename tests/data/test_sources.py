@@ -1,5 +1,6 @@
 """Sources: random access, errors with their place, the split by title, and TFDS both ways."""
 
+import dataclasses
 import json
 import pickle
 import subprocess
@@ -204,3 +205,9 @@ def test_builder_command_line(tmp_path):
     assert "Traceback" not in result.stderr
     assert tfds_builder.main(["--name", "Bad Name", "--output", "x", f"train={bad}"]) == 2
     assert tfds_builder.main(["--name", "x", "--output", "x", bad]) == 2
+
+
+def test_text_of_another_source_is_not_compressed():
+    plain, text = sources.open_source("facts:5:2"), sources.open_source("text:facts:5:2")
+    assert len(text) == 5 and (text.keys == plain.keys).all()
+    assert text[3] == dataclasses.replace(plain[3], compress=False)

@@ -142,7 +142,7 @@ def compute(golden):
 
     @jax.jit
     def compute(trained, batch):
-        labels, documents = counts(batch)
+        labels, documents = counts(setup, batch)
 
         def loss(trained):
             ce, mse = loss_sums(setup, {**frozen, **trained}, batch, None)
