@@ -33,7 +33,6 @@ from clara_jax.inference import engine
 from clara_jax.inference.generate import Prompt
 from clara_jax.progress import Progress
 from clara_jax.training import setup as setup_lib
-from clara_jax.training.checkpoint import newest_step
 from clara_jax.training.setup import Setup
 
 
@@ -67,8 +66,6 @@ def evaluate(
     setup: Setup,
     source: sources.Source | Sequence[ScpRecord],
     *,
-    step: int = 0,
-    name: str = "",
     workdir: str | None = None,
 ) -> dict[str, Any]:
     """Evaluates on the qa records of a source; `setup.config.eval` says how many and how.
@@ -76,9 +73,7 @@ def evaluate(
     Args:
         setup: the model.
         source: records; those that are not qa, or are read as text, are passed over.
-        step: training steps that the model has seen, for the result.
-        name: of the result's file; empty: the step.
-        workdir: where to write `eval/<name>.json`; None: nowhere.
+        workdir: where to write `eval/<step>.json`; None: nowhere.
 
     Returns:
         `records`, `questions`, `documents_cut`, `memory_tokens`, `compression_rate` (realised),
@@ -109,7 +104,7 @@ def evaluate(
         )
     close()
     result = {
-        "step": step,
+        "step": setup.step,
         "records": len(records),
         "questions": questions,
         "documents_cut": compressed.cut,
@@ -126,7 +121,7 @@ def evaluate(
         ],
     }
     if workdir is not None and jax.process_index() == 0:
-        _write(result, workdir, name or str(step))
+        _write(result, workdir)
     return result
 
 
@@ -174,12 +169,12 @@ def run(config: Config, workdir: str) -> int:
         UserError: there is no such run, or nothing to evaluate on.
     """
     if config.eval.untrained:
-        setup, step = setup_lib.create(config), 0
+        setup = setup_lib.start(config)
     else:
-        setup, step = setup_lib.restore(workdir), newest_step(workdir)
+        setup = setup_lib.restore(workdir)
         trained = dataclasses.replace(setup.config, eval=config.eval)
         setup = dataclasses.replace(setup, config=trained)
-    result = evaluate(setup, open_source(config), step=step, workdir=workdir)
+    result = evaluate(setup, open_source(config), workdir=workdir)
     logging.info("evaluation: %s", {k: v for k, v in result.items() if k != "predictions"})
     print(table(result))
     return 0
@@ -251,11 +246,11 @@ def _reporter(total: int) -> tuple[Callable[[int], None], Callable[[], None]]:
     return report, progress.close
 
 
-def _write(result: dict[str, Any], workdir: str, name: str) -> None:
+def _write(result: dict[str, Any], workdir: str) -> None:
     directory = os.path.join(workdir, "eval")
     try:
         os.makedirs(directory, exist_ok=True)
-        with open(os.path.join(directory, f"{name}.json"), "w", encoding="utf-8") as f:
+        with open(os.path.join(directory, f"{result['step']}.json"), "w", encoding="utf-8") as f:
             json.dump(result, f, indent=2, ensure_ascii=False)
     except OSError as e:
         raise UserError(f"{directory}: cannot write the result ({e.strerror})") from e

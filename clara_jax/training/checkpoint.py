@@ -85,37 +85,28 @@ class Checkpoints:
 
 
 def load_trees(workdir: str, abstract: Trees) -> tuple[int, Trees]:
-    """Reads trained trees of a run's newest checkpoint, without optimizer and data.
+    """Reads trained trees of a run's newest complete checkpoint, without optimizer and data.
 
     Args:
         workdir: of the run.
         abstract: trees with the names, shapes and shardings to read.
 
+    Returns:
+        The checkpoint's step, and the trees.
+
     Raises:
         UserError: there is no checkpoint, or it does not fit.
-    """
-    step = newest_step(workdir)
-    directory = os.path.join(os.path.abspath(workdir), "checkpoints")
-    with ocp.training.Checkpointer(directory) as checkpointer:
-        items = {k: jax.tree.map(_abstract, _item(v)) for k, v in abstract.items()}
-        loaded = _load(checkpointer, directory, step, items)
-        return step, {k: _tree(v) for k, v in loaded.items()}
-
-
-def newest_step(workdir: str) -> int:
-    """Step of a run's newest complete checkpoint.
-
-    Raises:
-        UserError: there is none.
     """
     directory = os.path.join(os.path.abspath(workdir), "checkpoints")
     if not os.path.isdir(directory):
         raise UserError(f"{workdir}: no checkpoints here; is this the workdir of a training run?")
     with ocp.training.Checkpointer(directory) as checkpointer:
         latest = checkpointer.latest
-    if latest is None:
-        raise UserError(f"{directory}: no complete checkpoint yet")
-    return latest.step
+        if latest is None:
+            raise UserError(f"{directory}: no complete checkpoint yet")
+        items = {k: jax.tree.map(_abstract, _item(v)) for k, v in abstract.items()}
+        loaded = _load(checkpointer, directory, latest.step, items)
+        return latest.step, {k: _tree(v) for k, v in loaded.items()}
 
 
 def _load(checkpointer: Any, directory: str, step: int, abstract: dict[str, Any]) -> dict[str, Any]:

@@ -41,6 +41,7 @@ class Setup:
         tokenizer: text to ids of the base vocabulary.
         extra: ids beyond it.
         trees: all weights (`models.clara`), on the mesh.
+        step: training steps that the trees have seen.
     """
 
     config: Config
@@ -49,6 +50,7 @@ class Setup:
     tokenizer: Tokenizer
     extra: ExtraTokens
     trees: Trees
+    step: int = 0
 
     @property
     def model(self) -> ModelConfig:
@@ -83,7 +85,15 @@ def model_config(config: Config) -> ModelConfig:
 
 
 def create(config: Config, mesh: Mesh | None = None) -> Setup:
-    """Loads or initialises everything on the mesh, as at the start of a first stage."""
+    """Loads the base, or draws it at random, and makes fresh adapters and memory embeddings.
+
+    Args:
+        config: the run's config; its `init_from` is not looked at.
+        mesh: where the arrays lie; that of `config.mesh` by default.
+
+    Raises:
+        UserError: base, tokenizer or mesh cannot be had or do not fit.
+    """
     mesh = sharding.make_mesh(config.mesh) if mesh is None else mesh
     name = config.model.tokenizer or config.model.base
     if not name:
@@ -99,6 +109,12 @@ def create(config: Config, mesh: Mesh | None = None) -> Setup:
     trees = {"base": base, **fresh_trees(config, model, base, mesh)}
     extra = ExtraTokens(model.vocab_size, config.memory_tokens)
     return Setup(config, mesh, decoder, tokenizer, extra, trees)
+
+
+def start(config: Config) -> Setup:
+    """The model as this run's training begins: `create`, and the trees of `config.init_from`."""
+    setup = create(config)
+    return with_earlier(setup, config.init_from) if config.init_from else setup
 
 
 def load_base(config: Config, model: ModelConfig, mesh: Mesh) -> Any:
@@ -131,17 +147,26 @@ def fresh_trees(config: Config, model: ModelConfig, base: Any, mesh: Mesh) -> Tr
     return jax.device_put(out, sharding.replicated(mesh))
 
 
-def with_earlier(setup: Setup, workdir: str) -> Setup:
-    """Puts in the trees that an earlier run trained.
+def with_earlier(setup: Setup, workdir: str, skip: tuple[str, ...] = ()) -> Setup:
+    """Puts in the trees that an earlier run trained, and those that it had from runs before it.
+
+    Args:
+        setup: the model.
+        workdir: of the earlier run.
+        skip: trees that are not read.
 
     Raises:
         UserError: the run has no checkpoint, or its trees do not fit this model.
     """
     earlier = config_lib.load(os.path.join(workdir, "config.json"))
-    names = [name for name in trained_names(earlier) if name in setup.trees]
+    names = [n for n in trained_names(earlier) if n in setup.trees and n not in skip]
+    if earlier.init_from:
+        setup = with_earlier(setup, earlier.init_from, (*skip, *names))
+    if not names:
+        return setup
     step, trees = load_trees(workdir, {name: setup.trees[name] for name in names})
     logging.info("weights: %s of %s, step %d", ", ".join(names), workdir, step)
-    return dataclasses.replace(setup, trees={**setup.trees, **trees})
+    return dataclasses.replace(setup, trees={**setup.trees, **trees}, step=step)
 
 
 def restore(workdir: str, base: str | None = None, mesh: Mesh | None = None) -> Setup:

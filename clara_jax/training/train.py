@@ -23,7 +23,7 @@ from clara_jax.progress import Progress
 from clara_jax.training import writers
 from clara_jax.training.checkpoint import Checkpoints
 from clara_jax.training.optim import make_optimizer
-from clara_jax.training.setup import Setup, create, trained_names, with_earlier
+from clara_jax.training.setup import Setup, start, trained_names
 from clara_jax.training.step import (
     Metrics,
     Step,
@@ -43,7 +43,7 @@ def train(config: Config, workdir: str) -> int:
     Raises:
         UserError: the config, the data or the workdir does not fit.
     """
-    setup = create(config)
+    setup = start(config)
     _claim(workdir, config)
     processes = jax.process_count()
     rows = config.train.batch_rows // config.train.accumulate
@@ -61,9 +61,7 @@ def train(config: Config, workdir: str) -> int:
     )  # fmt: skip
     evaluate = _held_out(setup, lengths) if config.train.eval_every else None
 
-    # Where the weights come from: 1. this workdir's checkpoint, 2. init_from, 3. fresh ones.
-    if config.init_from:
-        setup = with_earlier(setup, config.init_from)
+    # Weights are this workdir's newest checkpoint's, else those that `start` gave.
     trained = {name: setup.trees[name] for name in trained_names(config)}
     frozen = {name: tree for name, tree in setup.trees.items() if name not in trained}
     optimizer = make_optimizer(config)

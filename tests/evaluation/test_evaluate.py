@@ -46,7 +46,7 @@ def setup():
 def result(setup, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     source = FactsSource(4, 1)
-    result = evaluate(setup, source, step=7, workdir=str(workdir))
+    result = evaluate(dataclasses.replace(setup, step=7), source, workdir=str(workdir))
     return result, workdir, source
 
 

@@ -16,7 +16,6 @@ from clara_jax.errors import UserError
 from clara_jax.sharding import put_batch
 from clara_jax.training import setup as setup_lib
 from clara_jax.training import step as step_lib
-from clara_jax.training.checkpoint import newest_step
 from clara_jax.training.optim import make_optimizer
 from clara_jax.training.train import train
 
@@ -76,7 +75,7 @@ def test_sigterm_saves_and_the_run_resumes_equal(tiny, tmp_path):
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 143, stderr
-    saved = newest_step(str(tmp_path / "b"))
+    saved = setup_lib.restore(str(tmp_path / "b")).step
     assert 2 <= saved < 12
     assert train(config, str(tmp_path / "b")) == 0
     assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
@@ -163,7 +162,7 @@ def test_nan_names_the_step_and_keeps_the_last_good_checkpoint(tiny, tmp_path):
     with pytest.raises(UserError, match=r"^step \d+: the loss is (nan|inf)") as e:
         train(config, str(tmp_path))
     bad = int(str(e.value).split()[1].rstrip(":"))
-    assert newest_step(str(tmp_path)) == bad - 1
+    assert setup_lib.restore(str(tmp_path)).step == bad - 1
 
 
 def test_held_out_loss_is_logged(tiny, tmp_path):
