@@ -78,10 +78,11 @@ def cross_entropies(
         totals += np.array(_loss_sums(setup.decoder, trees, *on_mesh, role=role), float)
         counts += (targets != IGNORE).sum((1, 2))
         report(len(index))
-    means = [
-        total / count if count else math.nan for total, count in zip(totals, counts, strict=True)
-    ]
-    return means[0], means[1]
+    turn, answer = (
+        float(total / count) if count else math.nan
+        for total, count in zip(totals, counts, strict=True)
+    )
+    return turn, answer
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "role"))

@@ -59,6 +59,7 @@ COLUMNS = {
     "exact_match": "EM",
     "f1": "F1",
     "cover_exact_match": "cover EM",
+    "seconds": "seconds",
 }
 
 

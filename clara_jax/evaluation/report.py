@@ -37,8 +37,29 @@ def read_metrics(workdir: str) -> list[dict[str, Any]]:
     return lines
 
 
+def newest_evaluation(workdir: str) -> dict[str, Any] | None:
+    """The result in eval/*.json that was written last, or None.
+
+    Raises:
+        UserError: it is not JSON.
+    """
+    paths = glob.glob(os.path.join(workdir, "eval", "*.json"))
+    if not paths:
+        return None
+    newest = max(paths, key=os.path.getmtime)
+    try:
+        with open(newest, encoding="utf-8") as f:
+            return json.load(f)
+    except json.JSONDecodeError as e:
+        raise UserError(f"{newest}: not JSON ({e}); run --mode=evaluate again") from e
+
+
 def plot(workdir: str) -> str:
-    """Draws the losses over the steps; returns the path of the picture."""
+    """Draws the losses over the steps, and what the newest evaluation gave for its baselines.
+
+    Returns:
+        Path of the picture.
+    """
     try:
         import matplotlib
     except ImportError as e:
@@ -52,6 +73,12 @@ def plot(workdir: str) -> str:
         points = [(line["step"], line[key]) for line in lines if key in line]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, marker="." if "eval" in key else "")
+    conditions = (newest_evaluation(workdir) or {"conditions": {}})["conditions"]
+    for style, name in zip(
+        ("--", ":", "-."), [n for n in conditions if n != "memory"], strict=False
+    ):
+        label = f"{name.replace('_', ' ')}, evaluated"
+        axes.axhline(conditions[name]["turn_ce"], ls=style, color="grey", label=label)
     axes.set(xlabel="step", ylabel="nats a token", yscale="log", title=os.path.basename(workdir))
     axes.grid(alpha=0.3)
     axes.legend()
@@ -63,11 +90,10 @@ def plot(workdir: str) -> str:
 
 def samples(workdir: str, count: int) -> list[str]:
     """Lines with questions, expected answers and answers of the newest evaluation."""
-    paths = glob.glob(os.path.join(workdir, "eval", "*.json"))
-    if not paths:
+    result = newest_evaluation(workdir)
+    if result is None:
         return []
-    with open(max(paths, key=os.path.getmtime), encoding="utf-8") as f:
-        predictions = json.load(f)["predictions"]
+    predictions = result["predictions"]
     conditions = [key for key in predictions[0] if key not in ("origin", "question", "answer")]
     lines = []
     for p in predictions[:: max(1, len(predictions) // count)][:count]:
