@@ -37,7 +37,7 @@ class Data:
     """What to train on and how it is laid out in rows."""
 
     sources: str = (
-        ""  # with commas: file.jsonl, tfds:name/split, reconstruct:file.jsonl, 3*file.jsonl
+        ""  # with commas: file.jsonl, tfds:name/split, reconstruct:file.jsonl, text:…, 3*file.jsonl
     )
     split: str = "train"  # train or dev: which side of `holdout` the sources give
     holdout: float = 0.0  # share of the documents (by title) that belong to dev
