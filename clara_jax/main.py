@@ -82,10 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
-    # Orbax tells of each file it writes; its warnings and errors still show.
+    # Libraries tell of each file they write and each backend they lack; their warnings still show.
     logging.get_absl_handler().addFilter(
-        lambda record: "orbax" not in record.pathname or record.levelno > stdlib_logging.INFO
+        lambda record: "clara_jax" in record.pathname or record.levelno > stdlib_logging.INFO
     )
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that it has no PyTorch
     try:
         parse(argv)
         return run()

@@ -34,7 +34,9 @@ fi
 CLARA=(python -m clara_jax.main --config=configs/smollm2.py --workdir="$WORKDIR"
   --config.model.base="$BASE" --config.data.sources="$SOURCES" --config.data.rate="$RATE" "$@")
 
-$DRY "${CLARA[@]}" --mode=evaluate --config.eval.untrained --config.data.sources="$QA"
+EVALUATE=(--mode=evaluate --config.data.sources="$QA" --config.eval.records=0)
+
+$DRY "${CLARA[@]}" "${EVALUATE[@]}" --config.eval.untrained
 $DRY "${CLARA[@]}"
-$DRY "${CLARA[@]}" --mode=evaluate --config.data.sources="$QA"
+$DRY "${CLARA[@]}" "${EVALUATE[@]}"
 $DRY python -m clara_jax.evaluation.report "$WORKDIR"

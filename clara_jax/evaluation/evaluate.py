@@ -176,7 +176,6 @@ def run(config: Config, workdir: str) -> int:
         trained = dataclasses.replace(setup.config, eval=config.eval)
         setup = dataclasses.replace(setup, config=trained)
     result = evaluate(setup, open_source(config), workdir=workdir)
-    logging.info("evaluation: %s", {k: v for k, v in result.items() if k != "predictions"})
     print(table(result))
     return 0
 
@@ -248,10 +247,11 @@ def _reporter(total: int) -> tuple[Callable[[int], None], Callable[[], None]]:
 
 
 def _write(result: dict[str, Any], workdir: str) -> None:
-    directory = os.path.join(workdir, "eval")
+    path = os.path.join(workdir, "eval", f"{result['step']}.json")
     try:
-        os.makedirs(directory, exist_ok=True)
-        with open(os.path.join(directory, f"{result['step']}.json"), "w", encoding="utf-8") as f:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="utf-8") as f:
             json.dump(result, f, indent=2, ensure_ascii=False)
     except OSError as e:
-        raise UserError(f"{directory}: cannot write the result ({e.strerror})") from e
+        raise UserError(f"{path}: cannot write the result ({e.strerror})") from e
+    logging.info("answers and numbers: %s", path)
