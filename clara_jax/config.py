@@ -62,6 +62,7 @@ class Train:
     accumulate: int = 1  # micro-batches a step
     full: bool = False  # train the base itself instead of adapters (from scratch, quickstart)
     mse_weight: float = 0.1  # lambda of the alignment loss (paper, eq. of section 3.1)
+    mse_into: str = "both"  # its gradient: both (paper, release) or memory (text states fixed)
     loss_chunks: int = 1  # blocks of the cross-entropy over tokens; 1: all logits at once
     log_every: int = 10  # steps between lines of metrics.jsonl
     checkpoint_every: int = 500  # steps between checkpoints; the last step is always saved
@@ -245,6 +246,7 @@ _CHOICES = {
     "model.param_dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "dots", "full"),
     "data.split": ("train", "dev"),
+    "train.mse_into": ("both", "memory"),
     "optim.schedule": ("cosine", "constant"),
     "memory.init": ("mean", "tokens"),
     "memory.positions": ("after", "spread"),

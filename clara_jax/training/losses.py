@@ -61,19 +61,25 @@ def cross_entropy_sum(
 
 
 def alignment_sum(
-    hidden_BTD: jax.Array, segments_BT: jax.Array, is_memory_BT: jax.Array, max_segments: int
+    hidden_BTD: jax.Array,
+    segments_BT: jax.Array,
+    is_memory_BT: jax.Array,
+    max_segments: int,
+    into: str = "both",
 ) -> jax.Array:
     """Sum over documents of the squared distance between a document and its memory.
 
     For each document the mean over its token states (ENC, bos and eos included) is compared with
-    the mean over its memory vectors: mean over D of the squared difference. The gradient flows
-    into both sides, as in the release.
+    the mean over its memory vectors: mean over D of the squared difference.
 
     Args:
         hidden_BTD: the compressor's hidden states after the final norm.
         segments_BT: documents of a row, 1, 2, ...; 0 is padding.
         is_memory_BT: true at memory tokens.
         max_segments: most documents in a row.
+        into: `both`, the gradient flows into memories and text states, as in the release; the least
+            of this loss is then that all states are alike, and a compressor from which nothing is
+            read yet may go there. `memory`: the text states are a fixed aim.
     """
     hidden = hidden_BTD.astype(jnp.float32)
     segment = segments_BT[..., None] == jnp.arange(1, max_segments + 1)[None, None]
@@ -87,5 +93,7 @@ def alignment_sum(
 
     memory_BSD, memory_count_BS = segment_mean(is_memory_BT)
     text_BSD, _ = segment_mean(~is_memory_BT)
+    if into == "memory":
+        text_BSD = jax.lax.stop_gradient(text_BSD)
     distance_BS = jnp.square(memory_BSD - text_BSD).mean(-1)
     return jnp.where(memory_count_BS > 0, distance_BS, 0.0).sum()

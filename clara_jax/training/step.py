@@ -34,8 +34,11 @@ def loss_sums(
     memory_ids = setup.extra.memory
     tokens = batch["enc_tokens"]
     is_memory_BT = (tokens >= memory_ids[0]) & (tokens <= memory_ids[-1])
-    segments = batch["enc_segments"]
-    return ce, alignment_sum(hidden_BTD, segments, is_memory_BT, config.data.row_examples)
+    mse = alignment_sum(
+        hidden_BTD, batch["enc_segments"], is_memory_BT, config.data.row_examples,
+        into=config.train.mse_into,
+    )  # fmt: skip
+    return ce, mse
 
 
 def counts(setup: Setup, batch: Batch) -> tuple[jax.Array, jax.Array]:
