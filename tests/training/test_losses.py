@@ -150,6 +150,19 @@ def test_alignment_gradient_reaches_both_sides_and_no_padding():
     assert (gradient * step).sum() == pytest.approx((up - down) / 2, rel=1e-3)
 
 
+def test_alignment_may_move_memories_alone():
+    hidden, segments, is_memory = packed_rows()
+
+    def loss_and_gradient(into):
+        return jax.value_and_grad(lambda h: alignment_sum(h, segments, is_memory, 3, into))(
+            jnp.asarray(hidden)
+        )
+
+    (both, full), (memory, gradient) = loss_and_gradient("both"), loss_and_gradient("memory")
+    assert both == memory
+    np.testing.assert_array_equal(gradient, np.where(is_memory[..., None], full, 0))
+
+
 def test_alignment_is_computed_in_float32():
     hidden, segments, is_memory = packed_rows()
     half = jnp.asarray(hidden, jnp.bfloat16)
