@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import types
 import typing
 from typing import Any
@@ -188,9 +189,23 @@ def freeze(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
 
 
 def save(config: Config, path: str | os.PathLike[str]) -> None:
-    """Writes the config as JSON; `load` reads it back equal."""
-    with open(path, "w", encoding="utf-8") as f:
+    """Writes the config as JSON, all of it or nothing; `load` reads it back equal."""
+    with open(f"{path}.tmp", "w", encoding="utf-8") as f:
         json.dump(dataclasses.asdict(config), f, indent=2)
+    os.replace(f"{path}.tmp", path)
+
+
+def differences(first: Config, second: Config, names: tuple[str, ...]) -> list[str]:
+    """Dotted names of the options below `names` in which two configs differ."""
+    found = []
+    for name in names:
+        one, other = get(first, name), get(second, name)
+        if dataclasses.is_dataclass(one):
+            below = tuple(f"{name}.{field.name}" for field in dataclasses.fields(one))
+            found += differences(first, second, below)
+        elif one != other:
+            found.append(name)
+    return found
 
 
 def load(path: str | os.PathLike[str]) -> Config:
@@ -204,8 +219,8 @@ def load(path: str | os.PathLike[str]) -> Config:
             return freeze(json.load(f))
     except FileNotFoundError as e:
         raise UserError(f"{path}: no such file; is this a clara_jax workdir?") from e
-    except json.JSONDecodeError as e:
-        raise UserError(f"{path}: not JSON ({e})") from e
+    except ValueError as e:  # not JSON, or not even text
+        raise UserError(f"{path}: not JSON ({e}); restore it from a copy") from e
 
 
 def _build(cls: type, tree: Any, name: str) -> Any:
@@ -265,7 +280,8 @@ _NOT_NEGATIVE = (
 _BELOW_ONE = ("data.holdout", "optim.warmup", "optim.b1", "optim.b2")  # and not negative
 
 
-def _get(config: Config, dotted: str) -> Any:
+def get(config: Config, dotted: str) -> Any:
+    """The option of a dotted name, such as `data.rate`."""
     value: Any = config
     for key in dotted.split("."):
         value = getattr(value, key)
@@ -274,23 +290,26 @@ def _get(config: Config, dotted: str) -> Any:
 
 def _validate(config: Config) -> None:
     for name, choices in _CHOICES.items():
-        if _get(config, name) not in choices:
+        if get(config, name) not in choices:
             raise UserError(
-                f"config.{name}={_get(config, name)!r} is not one of {', '.join(choices)}"
+                f"config.{name}={get(config, name)!r} is not one of {', '.join(choices)}"
             )
     for name in _POSITIVE:
-        if _get(config, name) < 1:
-            raise UserError(f"config.{name}={_get(config, name)} must be at least 1")
+        if get(config, name) < 1:
+            raise UserError(f"config.{name}={get(config, name)} must be at least 1")
     for name in _NOT_NEGATIVE:
-        if not 0 <= _get(config, name) < math.inf:  # NaN is neither
-            raise UserError(f"config.{name}={_get(config, name)} must be a number, not negative")
+        if not 0 <= get(config, name) < math.inf:  # NaN is neither
+            raise UserError(f"config.{name}={get(config, name)} must be a number, not negative")
     for name in _BELOW_ONE:
-        if not 0 <= _get(config, name) < 1:
-            raise UserError(f"config.{name}={_get(config, name)} must be at least 0 and below 1")
+        if not 0 <= get(config, name) < 1:
+            raise UserError(f"config.{name}={get(config, name)} must be at least 0 and below 1")
     if not 0 <= config.optim.final_fraction <= 1:
         raise UserError(
             f"config.optim.final_fraction={config.optim.final_fraction} must be from 0 to 1"
         )
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"config.seed={config.seed} must be from 0 to 2**32 - 1")
+    _validate_prompts(config.prompts)
     if not config.optim.clip > 0:
         raise UserError(f"config.optim.clip={config.optim.clip} must be above 0")
     if config.memory_tokens < 1:
@@ -303,3 +322,21 @@ def _validate(config: Config) -> None:
             f"config.train.batch_rows={config.train.batch_rows} does not divide by "
             f"config.train.accumulate={config.train.accumulate}"
         )
+
+
+def _validate_prompts(prompts: Prompts) -> None:
+    """User turns must hold their places, each once; else slots and vectors would not match."""
+    places = {
+        "answer_user": ["docs", "question"],
+        "qa_user": ["docs"],
+        "paraphrase_users": ["docs"],
+        "reconstruct_user": ["docs"],
+    }
+    for name, wanted in places.items():
+        value = getattr(prompts, name)
+        texts = (value,) if isinstance(value, str) else value
+        if not texts or any(sorted(re.findall(r"\{(\w+)\}", text)) != wanted for text in texts):
+            marks = " and ".join(f"{{{place}}}" for place in wanted)
+            raise UserError(
+                f"config.prompts.{name}={value!r} must hold {marks} once and no other place"
+            )

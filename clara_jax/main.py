@@ -27,7 +27,7 @@ def run() -> int:
     """Runs the chosen mode with the parsed flags; returns the exit code."""
     if _CONFIG.value is None:
         raise UserError(f"--mode={_MODE.value} needs --config, such as --config=configs/scp.py")
-    if _WORKDIR.value is None:
+    if not _WORKDIR.value:
         raise UserError("--workdir is missing: name a folder for the run")
     config = config_lib.freeze(_CONFIG.value)
     # Imported late: --help and mistakes in flags need no JAX.
@@ -65,9 +65,11 @@ def parse(argv: Sequence[str]) -> None:
         if _CONFIG.value is not None:
             _CONFIG.value.lock()  # a file that did not load raises at its first use
     except Exception as e:
-        lines = [line.strip() for line in str(e).splitlines() if line.strip()]
+        # The str of a KeyError or AttributeError is a quoted one.
+        text = str(e.args[0] if isinstance(e, LookupError | AttributeError) and e.args else e)
+        lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
         # The config loader puts the reason last; everything else puts it first.
-        reason = lines[-1] if isinstance(e, OSError) else lines[0]
+        reason = lines[-1] if isinstance(e, OSError) else " ".join(lines[:2])
         kind = "" if isinstance(e, flags.Error | OSError) else f"{type(e).__name__}: "
         raise UserError(f"{kind}{reason}; see --help and clara_jax/config.py") from e
     if rest:

@@ -66,6 +66,7 @@ OTHER = {
 VALID = {name: choices[-1] for name, choices in config_lib._CHOICES.items()} | {
     "lora.targets": ("q", "v"),
     "mesh.fsdp": 4,
+    "prompts.paraphrase_users": ("{docs} again",),
 }
 
 
@@ -146,6 +147,15 @@ def test_groups_must_be_groups():
         ("optim.learning_rate", float("nan")),
         ("optim.weight_decay", float("inf")),
         ("optim.final_fraction", 1.5),
+        ("seed", -1),
+        ("seed", 2**32),
+        ("prompts.qa_user", "no place"),
+        ("prompts.qa_user", "{docs} {docs}"),
+        ("prompts.qa_user", "{doc}"),
+        ("prompts.reconstruct_user", "{docs} {question}"),
+        ("prompts.answer_user", "{docs}"),
+        ("prompts.paraphrase_users", ()),
+        ("prompts.paraphrase_users", ("{docs}", "")),
         ("optim.clip", 0.0),
         ("optim.clip", float("nan")),
     ],
@@ -214,3 +224,16 @@ def test_dictionary_and_configdict_freeze_alike():
     config.train.steps = 5
     assert isinstance(config, ml_collections.ConfigDict)
     assert freeze(config) == freeze(with_option("train.steps", 5))
+
+
+def test_differences_are_named():
+    other = freeze(with_option("data.rate", 8))
+    assert config_lib.differences(Config(), other, ("seed", "data", "model")) == ["data.rate"]
+    assert config_lib.differences(Config(), other, ("seed", "model")) == []
+
+
+def test_a_config_file_that_is_damaged_is_told(tmp_path):
+    for content in (b"{", b"\xff\xfe"):
+        (tmp_path / "config.json").write_bytes(content)
+        with pytest.raises(UserError, match="not JSON"):
+            load(tmp_path / "config.json")

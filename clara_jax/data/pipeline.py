@@ -127,6 +127,22 @@ def open_data(config: Config) -> sources.Source:
     )
 
 
+def open_dev(config: Config) -> sources.Source:
+    """What to evaluate on: all of `config.eval.sources`, or else the dev side of the training data.
+
+    Raises:
+        UserError: nothing was held out and no other source is named, or one cannot be opened.
+    """
+    if config.eval.sources:
+        return sources.open_sources(config.eval.sources, tfds_dir=config.data.tfds_dir)
+    if not config.data.holdout:
+        raise UserError(
+            "nothing to evaluate on: name config.eval.sources, or train with config.data.holdout"
+        )
+    data = dataclasses.replace(config.data, split="dev")
+    return open_data(dataclasses.replace(config, data=data))
+
+
 def row_lengths(
     config: Config, tokenizer: Tokenizer, extra: ExtraTokens, source: sources.Source
 ) -> RowLengths:

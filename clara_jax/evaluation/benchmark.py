@@ -331,6 +331,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--chunks", type=int, default=1, help="blocks of the cross-entropy")
     parser.add_argument("--source", action="append", default=[], help="records, for packing")
     args = parser.parse_args(argv)
+    if args.chunks < 1:
+        parser.error("--chunks must be at least 1")
     for name in set(args.what) - set(COMMANDS):
         parser.error(f"unknown benchmark {name!r}; known: {', '.join(COMMANDS)}")
     options = Options(args.base, args.preset, args.dtype, args.chunks, tuple(args.source))

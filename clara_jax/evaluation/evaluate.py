@@ -22,6 +22,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from clara_jax import sharding
 from clara_jax.config import Config
 from clara_jax.data import pipeline, prompts, sources
 from clara_jax.data.records import ScpRecord
@@ -63,18 +64,12 @@ COLUMNS = {
 }
 
 
-def evaluate(
-    setup: Setup,
-    source: sources.Source | Sequence[ScpRecord],
-    *,
-    workdir: str | None = None,
-) -> dict[str, Any]:
+def evaluate(setup: Setup, source: sources.Source | Sequence[ScpRecord]) -> dict[str, Any]:
     """Evaluates on the qa records of a source; `setup.config.eval` says how many and how.
 
     Args:
         setup: the model.
         source: records; those that are not qa, or are read as text, are passed over.
-        workdir: where to write `eval/<step>.json`; None: nowhere.
 
     Returns:
         `records`, `questions`, `documents_cut`, `memory_tokens`, `compression_rate` (realised),
@@ -104,7 +99,7 @@ def evaluate(
             setup, records, CONDITIONS[condition], compressed.memories, report
         )
     close()
-    result = {
+    return {
         "step": setup.step,
         "records": len(records),
         "questions": questions,
@@ -121,9 +116,6 @@ def evaluate(
             for question, answer in zip(record.questions, record.answers, strict=True)
         ],
     }
-    if workdir is not None and jax.process_index() == 0:
-        _write(result, workdir)
-    return result
 
 
 def gap_closed(
@@ -159,10 +151,10 @@ def table(result: dict[str, Any]) -> str:
 
 
 def run(config: Config, workdir: str) -> int:
-    """Evaluates a run, writes the result to its workdir and prints it; returns the exit code.
+    """Evaluates a run, prints the result and writes it to its workdir; returns the exit code.
 
     Args:
-        config: its `eval` and its sources are used; all else of a trained model is as it was
+        config: its `eval`, `mesh` and sources are used; all else of a trained model is as it was
             trained. With `eval.untrained`, the model before any training, as `config` makes it.
         workdir: of the run.
 
@@ -172,20 +164,52 @@ def run(config: Config, workdir: str) -> int:
     if config.eval.untrained:
         setup = setup_lib.start(config)
     else:
-        setup = setup_lib.restore(workdir)
-        trained = dataclasses.replace(setup.config, eval=config.eval)
-        setup = dataclasses.replace(setup, config=trained)
-    result = evaluate(setup, open_source(config), workdir=workdir)
+        setup = setup_lib.restore(workdir, mesh=sharding.make_mesh(config.mesh))
+        # Which documents were held out is the run's to say; `sources` may be some of its own.
+        names = config.data.sources or setup.config.data.sources
+        data = dataclasses.replace(setup.config.data, sources=names)
+        config = dataclasses.replace(setup.config, data=data, eval=config.eval)
+        setup = dataclasses.replace(setup, config=config)
+    result = evaluate(setup, pipeline.open_dev(config))
     print(table(result))
+    if jax.process_index() == 0:
+        settings = {"sources": config.data.sources, "holdout": config.data.holdout}
+        write({**result, "settings": {**settings, **dataclasses.asdict(config.eval)}}, workdir)
     return 0
 
 
-def open_source(config: Config) -> sources.Source:
-    """All of `config.eval.sources`, or else the dev side of the training data."""
-    if config.eval.sources:
-        return sources.open_sources(config.eval.sources, tfds_dir=config.data.tfds_dir)
-    data = dataclasses.replace(config.data, split="dev")
-    return pipeline.open_data(dataclasses.replace(config, data=data))
+def write(result: dict[str, Any], workdir: str) -> str:
+    """Writes a result to `eval/<step>.json`, or `<step>-2.json` … beside those of other settings.
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    directory = os.path.join(workdir, "eval")
+    try:
+        os.makedirs(directory, exist_ok=True)
+        for number in itertools.count(1):
+            suffix = f"-{number}" if number > 1 else ""
+            path = os.path.join(directory, f"{result['step']}{suffix}.json")
+            if not os.path.exists(path) or _settings(path) == result.get("settings"):
+                break
+        with open(path, "w", encoding="utf-8") as f:
+            json.dump(result, f, indent=2, ensure_ascii=False)
+    except OSError as e:
+        raise UserError(f"{directory}: cannot write the result ({e.strerror})") from e
+    logging.info("answers and numbers: %s", path)
+    return path
+
+
+def _settings(path: str) -> Any:
+    """The settings of an earlier result; none for a file that is damaged."""
+    try:
+        with open(path, encoding="utf-8") as f:
+            return json.load(f)["settings"]
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _evaluate_condition(
@@ -244,14 +268,3 @@ def _reporter(total: int) -> tuple[Callable[[int], None], Callable[[], None]]:
         progress.update(done)
 
     return report, progress.close
-
-
-def _write(result: dict[str, Any], workdir: str) -> None:
-    path = os.path.join(workdir, "eval", f"{result['step']}.json")
-    try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "w", encoding="utf-8") as f:
-            json.dump(result, f, indent=2, ensure_ascii=False)
-    except OSError as e:
-        raise UserError(f"{path}: cannot write the result ({e.strerror})") from e
-    logging.info("answers and numbers: %s", path)

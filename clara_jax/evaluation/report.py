@@ -26,12 +26,17 @@ def read_metrics(workdir: str) -> list[dict[str, Any]]:
     """
     path = os.path.join(workdir, "metrics.jsonl")
     try:
-        with open(path, encoding="utf-8") as f:
-            lines = [json.loads(line) for line in f]
-    except FileNotFoundError as e:
-        raise UserError(f"{path}: no such file; is this the workdir of a training run?") from e
-    except json.JSONDecodeError as e:
-        raise UserError(f"{path}: a line is not JSON ({e})") from e
+        with open(path, encoding="utf-8", errors="replace") as f:
+            rows = f.readlines()
+    except OSError as e:
+        raise UserError(f"{path}: {e.strerror}; is this the workdir of a training run?") from e
+    lines = []
+    for number, row in enumerate(rows, 1):
+        try:
+            lines.append(dict(json.loads(row)))
+        except (ValueError, TypeError) as e:
+            if number < len(rows):  # a kill may have cut the last one
+                raise UserError(f"{path}:{number}: not a JSON object ({e})") from e
     if not lines:
         raise UserError(f"{path}: empty; no step has been logged yet")
     return lines
@@ -41,7 +46,7 @@ def newest_evaluation(workdir: str) -> dict[str, Any] | None:
     """The result in eval/*.json that was written last, or None.
 
     Raises:
-        UserError: it is not JSON.
+        UserError: it is no such result.
     """
     paths = glob.glob(os.path.join(workdir, "eval", "*.json"))
     if not paths:
@@ -49,9 +54,10 @@ def newest_evaluation(workdir: str) -> dict[str, Any] | None:
     newest = max(paths, key=os.path.getmtime)
     try:
         with open(newest, encoding="utf-8") as f:
-            return json.load(f)
-    except json.JSONDecodeError as e:
-        raise UserError(f"{newest}: not JSON ({e}); run --mode=evaluate again") from e
+            result = json.load(f)
+        return {key: result[key] for key in ("conditions", "predictions")}
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{newest}: no result ({e!r}); run --mode=evaluate again") from e
 
 
 def plot(workdir: str) -> str:
@@ -83,7 +89,10 @@ def plot(workdir: str) -> str:
     axes.grid(alpha=0.3)
     axes.legend()
     path = os.path.join(workdir, "loss.png")
-    figure.savefig(path, dpi=120)
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as e:
+        raise UserError(f"{path}: cannot be written ({e.strerror})") from e
     pyplot.close(figure)
     return path
 
@@ -108,9 +117,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("workdir", help="of a training run")
     parser.add_argument("--samples", type=int, default=5, help="questions to show")
     args = parser.parse_args(argv)
+    workdir = os.path.normpath(args.workdir)
+    if args.samples < 1:
+        parser.error("--samples must be at least 1")
     try:
-        print("\n".join(samples(os.path.normpath(args.workdir), args.samples)))
-        print(f"loss curve: {plot(os.path.normpath(args.workdir))}")
+        for line in [*samples(workdir, args.samples), f"loss curve: {plot(workdir)}"]:
+            print(line)
     except UserError as e:
         print(f"clara_jax: {e}", file=sys.stderr)
         return 2

@@ -77,11 +77,17 @@ class Checkpoints:
     def _guard(self, call: Any) -> None:
         try:
             call()
-        except OSError as e:
+        except (OSError, ValueError, RuntimeError) as e:  # a full disk can be any of them
             raise UserError(
-                f"{self.directory}: saving failed ({e}); earlier checkpoints are intact, make "
-                "room and run the same command to resume"
+                f"{self.directory}: saving failed ({_reason(e)}); earlier checkpoints are intact, "
+                "make room and run the same command to resume"
             ) from e
+
+
+def has_checkpoint(workdir: str) -> bool:
+    """Whether a run has saved anything yet."""
+    directory = os.path.join(workdir, "checkpoints")
+    return os.path.isdir(directory) and any(name.isdecimal() for name in os.listdir(directory))
 
 
 def load_trees(workdir: str, abstract: Trees) -> tuple[int, Trees]:
@@ -112,12 +118,22 @@ def load_trees(workdir: str, abstract: Trees) -> tuple[int, Trees]:
 def _load(checkpointer: Any, directory: str, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
     try:
         return checkpointer.load_checkpointables(step, abstract)
-    except (ValueError, KeyError, TypeError, FileNotFoundError) as e:
-        first_line = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as e:
+        others = [c.step for c in checkpointer.checkpoints if c.step != step]
+        before = f" to go on from step {max(others)}" if others else ""
         raise UserError(
-            f"{directory}/{step}: the checkpoint does not fit this config ({first_line}); was it "
-            "written with another model, LoRA rank, rate or stage?"
+            f"{directory}/{step}: cannot be read with this config ({_reason(e)}); if it was "
+            "written with another model, LoRA rank, rate or stage, give those; if it is damaged, "
+            f"remove it{before}"
         ) from e
+
+
+def _reason(e: BaseException) -> str:
+    """The first line of the innermost error: Orbax wraps it in pages about its own workings."""
+    while (inner := e.__cause__ or e.__context__) is not None:
+        e = inner
+    lines = str(e).strip().splitlines() or [type(e).__name__]
+    return lines[0][:200]
 
 
 def _item(tree: Any) -> Any:

@@ -175,7 +175,7 @@ def restore(workdir: str, base: str | None = None, mesh: Mesh | None = None) -> 
     Args:
         workdir: of the run.
         base: where the base model is now, if not where the run found it.
-        mesh: devices; the run's own mesh options by default.
+        mesh: devices; by default as in the run, or all in `fsdp` where that does not fit these.
 
     Raises:
         UserError: no such run, no checkpoint, or a base that does not fit.
@@ -183,4 +183,9 @@ def restore(workdir: str, base: str | None = None, mesh: Mesh | None = None) -> 
     config = config_lib.load(os.path.join(workdir, "config.json"))
     if base is not None:
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, base=base))
+    if mesh is None:
+        try:
+            mesh = sharding.make_mesh(config.mesh)
+        except UserError:
+            mesh = sharding.make_mesh(config_lib.Mesh())
     return with_earlier(create(config, mesh), workdir)

@@ -1,7 +1,7 @@
 """The training loop: each step is dispatched before the metrics of earlier ones are looked at."""
 
 import contextlib
-import dataclasses
+import fcntl
 import os
 import signal
 import time
@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from absl import logging
 from jax.experimental import multihost_utils
 
@@ -21,7 +23,7 @@ from clara_jax.errors import UserError
 from clara_jax.models.clara import Trees
 from clara_jax.progress import Progress
 from clara_jax.training import writers
-from clara_jax.training.checkpoint import Checkpoints
+from clara_jax.training.checkpoint import Checkpoints, has_checkpoint
 from clara_jax.training.optim import make_optimizer
 from clara_jax.training.setup import Setup, start, trained_names
 from clara_jax.training.step import (
@@ -33,18 +35,28 @@ from clara_jax.training.step import (
     make_step,
 )
 
+# What a workdir's checkpoints and batches depend on; the rest may change when a run resumes.
+FIXED = ("stage", "seed", "init_from", "model", "lora", "data", "memory", "prompts", "train.full")
+FREE = {"model.remat", "data.tfds_dir"}  # of these, what changes neither
+
 
 def train(config: Config, workdir: str) -> int:
     """Trains to `config.train.steps`, from the workdir's newest checkpoint if it has one.
 
     Returns:
-        0, or 143 if SIGTERM ended the run after saving.
+        0, or 128 plus the signal's number if SIGTERM or SIGINT ended the run after saving.
 
     Raises:
-        UserError: the config, the data or the workdir does not fit.
+        UserError: the config, the data or the workdir does not fit, or another run uses it.
     """
+    with _lock(workdir):
+        return _train(config, workdir)
+
+
+def _train(config: Config, workdir: str) -> int:
+    _check_same_run(workdir, config)
+    writer = writers.MetricWriter(workdir, config.train.tensorboard)
     setup = start(config)
-    _claim(workdir, config)
     processes = jax.process_count()
     rows = config.train.batch_rows // config.train.accumulate
     shards = setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
@@ -73,75 +85,98 @@ def train(config: Config, workdir: str) -> int:
             first, trained, opt_state = restored
             logging.info("resuming %s at step %d", workdir, first)
             writers.truncate(workdir, first)
+        # Only now is it certain that options and workdir fit.
+        if jax.process_index() == 0:
+            config_lib.save(config, os.path.join(workdir, "config.json"))
         state = (trained, opt_state)
         step_fn = compile_step(setup, make_step(setup, optimizer), state)
-        with _on_sigterm() as terminated:
+        with _on_signal() as received:
             return _loop(
-                setup, workdir, first, state, frozen, data, step_fn, checkpoints, evaluate,
-                terminated,
-            )  # fmt: skip
+                setup, first, state, frozen, data, step_fn, checkpoints, evaluate, writer, received
+            )
 
 
 def _loop(
-    setup: Setup, workdir: str, first: int, state: Any, frozen: Trees, data: Iterator[Any],
-    step_fn: Step, checkpoints: Checkpoints, evaluate: Callable | None,
-    terminated: Callable[[int], bool],
+    setup: Setup, first: int, state: Any, frozen: Trees, data: Iterator[Any], step_fn: Step,
+    checkpoints: Checkpoints, evaluate: Callable | None, writer: writers.MetricWriter,
+    received: Callable[[int], int],
 ) -> int:  # fmt: skip
     config = setup.config.train
-    writer = writers.MetricWriter(workdir, config.tensorboard)
     progress = Progress(config.steps, f"training {setup.config.stage}", start=first)
     throughput = _Throughput()
     # Steps that are dispatched and not looked at yet, with the throughput if they are to be logged.
     pending: list[tuple[int, Metrics, dict[str, float] | None]] = []
+    largest = jax.jit(lambda trees: optax.tree_utils.tree_norm(trees, ord=jnp.inf))
+
+    def check(number: int, what: str, value: float) -> None:
+        if not np.isfinite(value):
+            latest = checkpoints.latest()
+            saved = "Nothing is saved yet" if latest is None else f"Step {latest} is saved"
+            raise UserError(
+                f"step {number}: {what} is {value}; stopped. {saved}; try a lower "
+                "config.optim.learning_rate or config.optim.clip"
+            )
 
     def report(upto: int) -> None:
         """Looks at the steps before `upto`, which have ended by now or will before `upto` does."""
         while pending and pending[0][0] < upto:
             number, metrics, rates = pending.pop(0)
             metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
-            if not np.isfinite(metrics["loss"]):
-                raise UserError(
-                    f"step {number}: the loss is {metrics['loss']}; stopped. The newest checkpoint "
-                    f"is step {checkpoints.latest()}; try a lower learning rate or a smaller clip"
-                )
+            check(number, "the loss", metrics["loss"])
             if rates is not None:
                 writer.write(number, metrics | rates)
                 progress.update(number, f"loss {metrics['loss']:.4f}")
 
+    def save(done: int) -> None:
+        report(done + 1)
+        check(done, "the largest weight", float(largest(state[0])))
+        checkpoints.save(done, state[0], state[1], data)
+
+    def held_out(done: int) -> None:
+        report(done + 1)
+        values = evaluate({**frozen, **state[0]})
+        writer.write(done, values)
+        logging.info("step %d: %s", done, values)
+        throughput.restart()
+
+    done, end, signal_number = first, config.steps, 0
     try:
-        for step in range(first, config.steps):
-            try:
-                batch = next(data)
-            except StopIteration:
-                logging.warning("the data ended at step %d of %d", step, config.steps)
-                break
-            throughput.count(batch)
-            # Two steps in flight keep the device busy; more would delay SIGTERM's checkpoint.
-            if len(pending) >= 2:
-                jax.block_until_ready(pending[-2][1])
-            batch = sharding.put_batch(setup.mesh, batch)
-            state, metrics = step_fn(state, frozen, batch, np.int32(step))
-            done = step + 1
-            last = done == config.steps
-            log = done % config.log_every == 0 or last
-            if log:
-                report(done)  # not this step itself, so that the device has work meanwhile
-            pending.append((done, metrics, throughput.take() if log else None))
-            stop = terminated(done)
-            if done % config.checkpoint_every == 0 or last or stop:
-                report(done + 1)  # no broken state is ever saved
-                checkpoints.save(done, state[0], state[1], data)
-            if evaluate is not None and (done % config.eval_every == 0 or last):
-                report(done + 1)
-                held_out = evaluate({**frozen, **state[0]})
-                writer.write(done, held_out)
-                logging.info("step %d: %s", done, held_out)
-                throughput.restart()
-            if stop:
-                checkpoints.wait()
-                logging.warning("SIGTERM: saved step %d; the same command resumes", done)
-                return 143
-        report(config.steps + 1)
+        while done < end and not signal_number:
+            batch = next(data, None)
+            if batch is None:
+                logging.warning("the data end at step %d of %d", done, config.steps)
+                end = done
+            else:
+                throughput.count(batch)
+                # Two steps in flight keep the device busy; more would delay a signal's checkpoint.
+                if len(pending) >= 2:
+                    jax.block_until_ready(pending[-2][1])
+                batch = sharding.put_batch(setup.mesh, batch)
+                state, metrics = step_fn(state, frozen, batch, np.int32(done))
+                done += 1
+                log = done % config.log_every == 0 or done == end
+                if log:
+                    report(done)  # not this step itself, so that the device has work meanwhile
+                pending.append((done, metrics, throughput.take() if log else None))
+            signal_number = received(done)
+            last = done == end and done > first
+            if done % config.checkpoint_every == 0 or last or signal_number:
+                save(done)
+            due = config.eval_every > 0 and done % config.eval_every == 0
+            if evaluate is not None and (due or last) and not (due and batch is None):
+                held_out(done)
+        report(done + 1)
+        if done == 0:
+            raise UserError(
+                f"config.data.sources={setup.config.data.sources} give no whole batch of "
+                f"config.train.batch_rows={config.batch_rows} rows in config.data.epochs="
+                f"{setup.config.data.epochs}; take fewer rows or more epochs"
+            )
+        if signal_number:
+            checkpoints.wait()
+            logging.warning("%s: saved step %d; the same command resumes",
+                            signal.Signals(signal_number).name, done)  # fmt: skip
+            return 128 + signal_number
     finally:
         progress.close()
         writer.close()
@@ -172,50 +207,73 @@ class _Throughput:
 
 
 @contextlib.contextmanager
-def _on_sigterm() -> Iterator[Callable[[int], bool]]:
-    """A function that tells, at a step, whether to save and stop; on all hosts at the same step."""
+def _on_signal() -> Iterator[Callable[[int], int]]:
+    """A function that gives, at a step, the signal after which to save and stop, or 0.
+
+    All hosts get it at the same step. A second SIGINT (Ctrl-C) stops at once.
+    """
     if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
+        reached = multihost_utils.reached_preemption_sync_point
+        yield lambda step: signal.SIGTERM if reached(step) else 0
         return
     received = []
-    earlier = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
+
+    def note(number: int, _: Any) -> None:
+        received.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    earlier = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield lambda step: bool(received)
+        yield lambda step: received[0] if received else 0
     finally:
-        signal.signal(signal.SIGTERM, earlier)
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _lock(workdir: str) -> Iterator[None]:
+    """Holds the workdir for one run: two would write the same files."""
+    if jax.process_index() != 0:
+        yield
+        return
+    os.makedirs(workdir, exist_ok=True)
+    with open(os.path.join(workdir, ".lock"), "w") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise UserError(
+                f"{workdir}: another run trains here; wait for it or use another --workdir"
+            ) from e
+        yield
 
 
 def _held_out(setup: Setup, lengths: Any) -> Callable[[Trees], dict[str, float]]:
     """`held_out_loss` over the first `eval.records` dev records, in rows like those of training."""
     config = setup.config
-    if config.eval.sources:
-        data = dataclasses.replace(config.data, sources=config.eval.sources, holdout=0.0)
-    else:
-        data = dataclasses.replace(config.data, split="dev")
-    dev = dataclasses.replace(config, data=data)
-    source = pipeline.open_data(dev)
+    source = pipeline.open_dev(config)
     if 0 < config.eval.records < len(source):
         source = sources.Subset(source, np.arange(config.eval.records))
     rows = config.train.batch_rows // config.train.accumulate
     batches = pipeline.eval_batches(
-        dev, setup.tokenizer, setup.extra, source=source, lengths=lengths, batch_rows=rows
+        config, setup.tokenizer, setup.extra, source=source, lengths=lengths, batch_rows=rows
     )
     return held_out_loss(setup, batches)
 
 
-def _claim(workdir: str, config: Config) -> None:
-    """Writes config.json, or checks that the one there belongs to the same run."""
+def _check_same_run(workdir: str, config: Config) -> None:
+    """Refuses options with which the workdir's checkpoints or its data position mean another thing.
+
+    Raises:
+        UserError: options differ; it names them.
+    """
     path = os.path.join(workdir, "config.json")
-    if os.path.exists(path):
-        earlier = config_lib.load(path)
-        fixed = ("stage", "seed", "init_from", "model", "lora", "data", "memory", "prompts")
-        for name in fixed:
-            before, now = getattr(earlier, name), getattr(config, name)
-            if before != now:
-                raise UserError(
-                    f"{workdir} holds a run with another config.{name}: {before} there, {now} "
-                    "now; use another --workdir or the earlier options"
-                )
-    if jax.process_index() == 0:
-        os.makedirs(workdir, exist_ok=True)
-        config_lib.save(config, path)
+    if not has_checkpoint(workdir) or not os.path.exists(path):
+        return
+    earlier = config_lib.load(path)
+    for name in config_lib.differences(earlier, config, FIXED):
+        if name not in FREE:
+            before, now = (config_lib.get(c, name) for c in (earlier, config))
+            raise UserError(
+                f"{workdir} holds a run with config.{name}={before!r}, now it is {now!r}; use "
+                "another --workdir or the earlier options"
+            )

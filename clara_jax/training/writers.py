@@ -1,5 +1,6 @@
 """metrics.jsonl, and TensorBoard on request; process 0 alone writes."""
 
+import contextlib
 import json
 import os
 from typing import Any
@@ -10,14 +11,16 @@ from clara_jax.errors import UserError
 
 
 class MetricWriter:
-    """Appends one JSON object a line to `workdir/metrics.jsonl`."""
+    """Appends one JSON object a line to `workdir/metrics.jsonl`, opened at the first line.
+
+    Raises:
+        UserError: TensorBoard is asked for and tensorboardX is not installed.
+    """
 
     def __init__(self, workdir: str, tensorboard: bool = False):
+        self._path = os.path.join(workdir, "metrics.jsonl")
         self._file, self._board = None, None
-        if jax.process_index() != 0:
-            return
-        self._file = open(os.path.join(workdir, "metrics.jsonl"), "a", encoding="utf-8")
-        if tensorboard:
+        if tensorboard and jax.process_index() == 0:
             try:
                 from tensorboardX import SummaryWriter
             except ImportError as e:
@@ -28,11 +31,23 @@ class MetricWriter:
             self._board = SummaryWriter(os.path.join(workdir, "tensorboard"))
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
-        """Writes scalars of one step."""
-        if self._file is None:
+        """Writes scalars of one step.
+
+        Raises:
+            UserError: they cannot be written, such as on a full disk.
+        """
+        if jax.process_index() != 0:
             return
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._file.flush()
+        try:
+            if self._file is None:
+                self._file = open(self._path, "a", encoding="utf-8")
+            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._file.flush()
+        except OSError as e:
+            raise UserError(
+                f"{self._path}: cannot be written ({e.strerror}); make room and run the same "
+                "command to resume"
+            ) from e
         if self._board is not None:
             for name, value in metrics.items():
                 self._board.add_scalar(name, value, step)
@@ -41,7 +56,8 @@ class MetricWriter:
         """Closes the files."""
         for sink in (self._file, self._board):
             if sink is not None:
-                sink.close()
+                with contextlib.suppress(OSError):  # a full disk, which `write` has told
+                    sink.close()
 
 
 def truncate(workdir: str, step: int) -> None:
@@ -49,15 +65,15 @@ def truncate(workdir: str, step: int) -> None:
     path = os.path.join(workdir, "metrics.jsonl")
     if jax.process_index() != 0 or not os.path.exists(path):
         return
-    with open(path, encoding="utf-8") as f:
+    with open(path, encoding="utf-8", errors="replace") as f:
         lines = f.readlines()
     kept = []
     for line in lines:
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
-        except (json.JSONDecodeError, KeyError):
-            continue  # a line that a kill cut short
+        except (ValueError, KeyError, TypeError):
+            continue  # a line that a kill cut short, or that is none of ours
     with open(path + ".tmp", "w", encoding="utf-8") as f:
         f.writelines(kept)
     os.replace(path + ".tmp", path)

@@ -276,3 +276,14 @@ def test_padding_of_real_files(shared, full_tokenizer, name, rate):
     assert report.encoder_padding < 0.15 and report.decoder_padding < 0.15
     assert report.token_ratio >= 0.9 * report.possible_ratio
     assert 1 < report.rate <= rate
+
+
+def test_what_to_evaluate_on():
+    def dev(eval_sources="", **data):
+        eval_options = config_lib.Eval(sources=eval_sources)
+        return pipeline.open_dev(Config(data=Data(**data), eval=eval_options))
+
+    assert len(dev("facts:4:1", sources="facts:1000")) == 4
+    assert 50 < len(dev(sources="facts:1000", holdout=0.1)) < 150
+    with pytest.raises(UserError, match=r"name config\.eval\.sources"):
+        dev(sources="facts:1000")

@@ -46,7 +46,8 @@ def setup():
 def result(setup, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     source = FactsSource(4, 1)
-    result = evaluate(dataclasses.replace(setup, step=7), source, workdir=str(workdir))
+    result = evaluate(dataclasses.replace(setup, step=7), source)
+    evaluate_lib.write(result, str(workdir))
     return result, workdir, source
 
 
@@ -220,13 +221,28 @@ def test_run_before_and_after_training(tmp_path, capsys, monkeypatch):
     after = json.loads((tmp_path / "eval" / "12.json").read_text())
     assert (after["step"], after["records"]) == (12, 2)
     assert after["conditions"]["memory"]["turn_ce"] != before["conditions"]["memory"]["turn_ce"]
+    # Dev is what the run held out, whatever the command says now.
+    data = dataclasses.replace(full.data, holdout=0.5)
+    other = dataclasses.replace(full, data=data, eval=Eval(sources="", records=1))
+    with pytest.raises(UserError, match=r"name config\.eval\.sources"):
+        evaluate_lib.run(other, workdir)
 
 
-def test_source_of_a_config():
-    assert len(evaluate_lib.open_source(CONFIG)) == 4
-    data = dataclasses.replace(CONFIG.data, sources="facts:1000", holdout=0.1)
-    dev = evaluate_lib.open_source(dataclasses.replace(CONFIG, data=data, eval=Eval()))
-    assert 50 < len(dev) < 150
+def test_results_of_other_settings_are_kept(tmp_path):
+    def write(settings, value):
+        return evaluate_lib.write({"step": 3, "value": value, "settings": settings}, str(tmp_path))
+
+    first = write({"sources": "a"}, 1)
+    assert write({"sources": "b"}, 2) != first
+    assert write({"sources": "a"}, 3) == first  # the same question again
+    (tmp_path / "eval" / "3-2.json").write_text("{")  # cut short: replaced by nothing
+    write({"sources": "c"}, 4)
+    found = sorted(p.name for p in (tmp_path / "eval").iterdir())
+    assert found == ["3-2.json", "3-3.json", "3.json"]
+    assert json.loads((tmp_path / "eval" / "3.json").read_text())["value"] == 3
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        evaluate_lib.write({"step": 3}, str(tmp_path / "file"))
 
 
 def test_any_accepted_answer_counts_and_text_records_are_passed_over(setup, monkeypatch):

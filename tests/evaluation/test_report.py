@@ -49,10 +49,11 @@ def test_samples_are_those_written_last(workdir, capsys):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("metrics.jsonl", None, "no such file"),
+        ("metrics.jsonl", None, "No such file"),
         ("metrics.jsonl", "", "empty"),
-        ("metrics.jsonl", "{", "not JSON"),
+        ("metrics.jsonl", '{"step": 1}\n5\n{}\n', "metrics.jsonl:2: not a JSON object"),
         ("eval/3.json", "{", "evaluate again"),
+        ("eval/3.json", "{}", "evaluate again"),
     ],
 )
 def test_mistakes(workdir, capsys, file, content, message):
@@ -65,3 +66,9 @@ def test_mistakes(workdir, capsys, file, content, message):
     assert message in capsys.readouterr().err
     with pytest.raises(UserError, match=message):
         report.plot(str(workdir))
+
+
+def test_a_line_that_a_kill_cut_short_is_left_out(workdir):
+    with open(workdir / "metrics.jsonl", "a") as f:
+        f.write('{"step": 4, "lo')
+    assert [line["step"] for line in report.read_metrics(str(workdir))] == [1, 2, 3, 3]

@@ -16,6 +16,7 @@ from clara_jax.errors import UserError
 from clara_jax.sharding import put_batch
 from clara_jax.training import setup as setup_lib
 from clara_jax.training import step as step_lib
+from clara_jax.training import train as train_lib
 from clara_jax.training.optim import make_optimizer
 from clara_jax.training.train import train
 
@@ -171,9 +172,80 @@ def test_held_out_loss_is_logged(tiny, tmp_path):
     assert held_out["step"] == 2 and 0 < held_out["eval/ce_loss"] < 20
 
 
+def test_data_that_end_before_the_steps_are_saved(tiny, tmp_path, caplog):
+    once = with_options(
+        tiny,
+        data={"sources": "facts:60", "epochs": 1},
+        train={"steps": 50, "checkpoint_every": 100, "eval_every": 100},
+    )
+    assert train(once, str(tmp_path)) == 0
+    done = setup_lib.restore(str(tmp_path)).step
+    assert 1 <= done < 50
+    assert metrics(tmp_path)[-1].keys() == {"step", "eval/ce_loss", "eval/mse_loss"}
+    assert train(once, str(tmp_path)) == 0  # nothing is left to do
+    assert setup_lib.restore(str(tmp_path)).step == done
+    with pytest.raises(UserError, match="no whole batch"):
+        train(with_options(once, data={"sources": "facts:2"}), str(tmp_path / "none"))
+
+
+def test_a_mistake_does_not_claim_or_spoil_a_workdir(tiny, tmp_path):
+    one = with_options(tiny, train={"steps": 1})
+    with pytest.raises(UserError, match="nowhere"):
+        train(with_options(one, data={"sources": "nowhere.jsonl"}), str(tmp_path))
+    assert train(one, str(tmp_path)) == 0
+    before = (tmp_path / "config.json").read_text()
+    with pytest.raises(UserError, match=r"config\.train\.full=False, now it is True"):
+        train(with_options(one, train={"full": True}), str(tmp_path))
+    with pytest.raises(UserError, match="cannot be read with this config"):
+        (tmp_path / "config.json").unlink()
+        train(with_options(one, lora={"rank": 8}), str(tmp_path))
+    assert not (tmp_path / "config.json").exists()
+    (tmp_path / "config.json").write_text(before)
+    assert train(with_options(one, model={"remat": "full"}), str(tmp_path)) == 0
+
+
+def test_one_run_a_workdir(tiny, tmp_path):
+    with train_lib._lock(str(tmp_path)), pytest.raises(UserError, match="another run"):
+        train(tiny, str(tmp_path))
+
+
+def test_no_broken_state_is_saved(tiny, tmp_path):
+    config = with_options(
+        tiny,
+        train={"checkpoint_every": 1, "steps": 20},
+        optim={"learning_rate": 1e39, "warmup": 0.0},
+    )
+    with pytest.raises(UserError, match="Nothing is saved yet"):
+        train(config, str(tmp_path))
+    assert not train_lib.has_checkpoint(str(tmp_path))
+
+
+def test_a_full_disk_is_told_and_what_is_damaged_too(tiny, tmp_path, monkeypatch):
+    config = with_options(tiny, train={"checkpoint_every": 1, "steps": 2})
+    assert train(config, str(tmp_path)) == 0
+
+    def full(*_):
+        try:
+            raise ValueError("RESOURCE_EXHAUSTED: No space left on device\nand more")
+        except ValueError as e:
+            raise RuntimeError("wrapped") from e
+
+    checkpointer = train_lib.Checkpoints(str(tmp_path), 2)
+    with checkpointer, monkeypatch.context() as patch:
+        patch.setattr(checkpointer._checkpointer, "save_checkpointables_async", full)
+        with pytest.raises(UserError, match=r"No space left on device\); earlier") as e:
+            checkpointer.save(3, {}, {}, None)
+        assert len(str(e.value).splitlines()) == 1
+    data = max((tmp_path / "checkpoints/2/generator").rglob("d/*"), key=lambda p: p.stat().st_size)
+    data.write_bytes(b"x" * 10)
+    with pytest.raises(UserError, match="remove it to go on from step 1") as e:
+        setup_lib.restore(str(tmp_path))
+    assert len(str(e.value)) < 700
+
+
 def test_mistakes(tiny, tmp_path):
     train(with_options(tiny, train={"steps": 1}), str(tmp_path))
-    with pytest.raises(UserError, match=r"another config\.data"):
+    with pytest.raises(UserError, match=r"config\.data\.rate=10, now it is 20"):
         train(with_options(tiny, data={"rate": 20}), str(tmp_path))
     with pytest.raises(UserError, match="7 rows do not divide by the 2 devices"):
         train(with_options(tiny, train={"batch_rows": 7}, mesh={"fsdp": 2}), str(tmp_path / "x"))
@@ -183,5 +255,5 @@ def test_mistakes(tiny, tmp_path):
         setup_lib.restore(str(tmp_path / "y"))
     path = tmp_path / "config.json"
     path.write_text(path.read_text().replace('"rank": 16', '"rank": 8'))
-    with pytest.raises(UserError, match="does not fit this config"):
+    with pytest.raises(UserError, match="cannot be read with this config"):
         setup_lib.restore(str(tmp_path))
