@@ -28,5 +28,5 @@ def get_config(model: str = "smollm2_135m"):
     config.train.log_every = 5
     config.optim.learning_rate = 2e-3
     config.optim.warmup = 0.05
-    config.eval.records = 64  # while training; launch/smollm2.sh evaluates on all of dev
+    config.eval.records = 64  # while training; launch/smollm2.sh evaluates on 150
     return config

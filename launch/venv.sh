@@ -6,6 +6,7 @@
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 VENV=${VENV:-.venv}
 PYTHON=${PYTHON:-python3}
+command -v "$PYTHON" > /dev/null || { echo "$PYTHON: no such program; set PYTHON" >&2; exit 2; }
 "$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || {
   echo "$PYTHON is $("$PYTHON" --version 2>&1); clara_jax needs Python 3.11 to 3.13: set PYTHON" >&2
   exit 2
