@@ -2,13 +2,16 @@
 
 Two forms, those of the release:
     scp  {"data_type": "qa" | "paraphrase" | "reconstruction", "question": [...],
-          "answers": [...], "docs": [document]}
+          "answers": [...], "docs": [document], "aliases": [[...], ...]?}
     e2e  {"question", "docs" (or "context", "content"), "answer" (or "answers", "golden_answers",
           "gold_answer"), "pos_index"?}
 """
 
 import dataclasses
+import hashlib
 import json
+import zlib
+from collections.abc import Sequence
 from typing import Any
 
 from clara_jax.errors import UserError
@@ -74,7 +77,7 @@ def parse_line(line: str | bytes, origin: str) -> dict[str, Any]:
     """
     try:
         value = json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+    except (ValueError, RecursionError) as e:  # beside bad syntax: huge integers, deep nesting
         raise UserError(f"{origin}: not JSON ({e})") from e
     if not isinstance(value, dict):
         raise UserError(f"{origin}: a record must be a JSON object, not {type(value).__name__}")
@@ -86,8 +89,19 @@ def is_scp(value: dict[str, Any]) -> bool:
     return "data_type" in value
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be encoded: JSON and Python allow halves of a surrogate pair alone."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def parse_scp(value: dict[str, Any], origin: str) -> ScpRecord:
     """Checks a record of the scp form.
+
+    `aliases`, where given, are further accepted answers of each question.
 
     Raises:
         UserError: a field is missing or of the wrong kind, with the record's origin.
@@ -104,6 +118,7 @@ def parse_scp(value: dict[str, Any], origin: str) -> ScpRecord:
     if data_type != "qa":
         if len(answers) != 1:
             raise UserError(f"{origin}: {data_type} needs one text in answers, not {len(answers)}")
+        _filled(answers, "answer", origin)
         return ScpRecord(data_type, (), answers, documents[0], origin)
     questions = _texts(value, "question", origin)
     if not questions:
@@ -112,7 +127,13 @@ def parse_scp(value: dict[str, Any], origin: str) -> ScpRecord:
         raise UserError(
             f"{origin}: {len(questions)} questions but {len(answers)} answers; they must pair"
         )
-    return ScpRecord(data_type, questions, answers, documents[0], origin)
+    _filled(questions, "question", origin)
+    _filled(answers, "answer", origin)
+    aliases = value.get("aliases") or [[] for _ in questions]
+    if not isinstance(aliases, list) or len(aliases) != len(questions):
+        raise UserError(f"{origin}: aliases must hold a list of texts for each question")
+    aliases = tuple(_texts({"aliases": texts}, "aliases", origin) for texts in aliases)
+    return ScpRecord(data_type, questions, answers, documents[0], origin, aliases=aliases)
 
 
 def parse_qa(value: dict[str, Any], origin: str) -> QaRecord:
@@ -141,6 +162,11 @@ def parse_qa(value: dict[str, Any], origin: str) -> QaRecord:
             f"{origin}: pos_index must list positions in the {len(documents)} documents, "
             f"not {gold!r}"
         )
+    _unicode([question], "question", origin)
+    _unicode([*answers, *aliases], "answer", origin)
+    _filled(answers[:1], "answer", origin)
+    if empty := [i for i in gold if not documents[i].strip()]:
+        raise UserError(f"{origin}: document {empty[0]}, which pos_index names, is empty")
     accepted = tuple(dict.fromkeys([*answers, *aliases]))
     return QaRecord(question, documents, accepted, tuple(gold), origin)
 
@@ -171,12 +197,37 @@ def title(document: str) -> str:
     return document.strip().split("\n", 1)[0].strip()
 
 
+def title_key(document: str) -> int:
+    """A hash of the document's title that is the same on every machine."""
+    return zlib.crc32(title(document).encode())
+
+
+def digest(text: str) -> bytes:
+    """A hash that tells texts apart."""
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
 def _texts(value: dict[str, Any], key: str, origin: str) -> tuple[str, ...]:
     texts = value.get(key)
     if not _is_texts(texts):
         kind = "missing" if texts is None else type(texts).__name__
         raise UserError(f"{origin}: {key} must be a list of texts, not {kind}")
+    _unicode(texts, key, origin)
     return tuple(texts)
+
+
+def _unicode(texts: Sequence[str], what: str, origin: str) -> None:
+    if not all(map(is_unicode, texts)):
+        raise UserError(
+            f"{origin}: {what} holds half of a surrogate pair (\\ud800 to \\udfff alone), which is "
+            "no character; remove it"
+        )
+
+
+def _filled(texts: Sequence[str], what: str, origin: str) -> None:
+    for number, text in enumerate(texts, 1):
+        if not text.strip():
+            raise UserError(f"{origin}: {what} {number} is empty; fill it or leave the record out")
 
 
 def _is_texts(value: Any) -> bool:

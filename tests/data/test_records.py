@@ -33,6 +33,12 @@ def test_good_records():
         ({"docs": "a"}, "docs must be a list of texts"),
         ({"docs": [" \n"]}, "document is empty"),
         ({"data_type": "paraphrase"}, "paraphrase needs one text in answers, not 2"),
+        ({"data_type": "paraphrase", "answers": [" "]}, "answer 1 is empty"),
+        ({"question": ["q1", " "]}, "question 2 is empty"),
+        ({"answers": ["", "a2"]}, "answer 1 is empty"),
+        ({"docs": ["t\ud800"]}, "docs holds half of a surrogate pair"),
+        ({"aliases": ["a", "b"]}, "aliases must be a list of texts, not str"),
+        ({"aliases": [["a"]]}, "aliases must hold a list of texts for each question"),
     ],
 )
 def test_malformed_scp(change, message):
@@ -56,6 +62,8 @@ def test_aliases_are_answers_and_gold_may_be_unknown():
     assert record.answers == ("x", "X.") and records.gold_records(record) == []
     (mapped,) = records.gold_records(dataclasses.replace(record, gold=(0,)))
     assert mapped.answers == ("x",) and mapped.accepted == (("x", "X."),)
+    scp = records.parse_scp(GOOD | {"aliases": [[], ["b"]]}, "f:1")
+    assert scp.accepted == (("a1",), ("a2", "b"))
 
 
 @pytest.mark.parametrize(
@@ -68,6 +76,10 @@ def test_aliases_are_answers_and_gold_may_be_unknown():
         ({"pos_index": [3]}, "pos_index must list positions in the 3 documents"),
         ({"pos_index": [True]}, "pos_index"),
         ({"pos_index": 1}, "pos_index"),
+        ({"docs": ["a", "b", "\n"]}, "document 2, which pos_index names, is empty"),
+        ({"answer": " "}, "answer 1 is empty"),
+        ({"question": "\udfff"}, "question holds half of a surrogate pair"),
+        ({"aliases": ["\ud800"]}, "answer holds half of a surrogate pair"),
     ],
 )
 def test_malformed_e2e(change, message):
@@ -78,7 +90,10 @@ def test_malformed_e2e(change, message):
         records.parse_qa(missing, "f:3")
 
 
-@pytest.mark.parametrize("line", [b"{", b"[1]", b'"a"', b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "line",
+    [b"{", b"[1]", b'"a"', b"\xff\xfe", b'{"a": ' + b"9" * 5000 + b"}", b'{"a":' + b"[" * 10**5],
+)  # fmt: skip
 def test_malformed_lines(line):
     with pytest.raises(UserError, match=r"^f:3: "):
         records.parse_line(line, "f:3")
