@@ -6,18 +6,17 @@ themselves.
 """
 
 import dataclasses
-import hashlib
 import os
-import zlib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from clara_jax.data import records
 from clara_jax.data.facts import FactsSource
 from clara_jax.data.records import ScpRecord
+from clara_jax.data.tfds_source import TfdsSource
 from clara_jax.errors import UserError
 
 SPLITS = ("train", "dev")
@@ -33,11 +32,6 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> ScpRecord: ...
-
-
-def title_key(document: str) -> int:
-    """A hash of the document's title that is the same on every machine."""
-    return zlib.crc32(records.title(document).encode())
 
 
 def own_records(value: dict[str, Any], origin: str) -> list[ScpRecord]:
@@ -73,12 +67,13 @@ class JsonlSource:
         self._file: BinaryIO | None = None
         starts, lengths, lines, parts, keys = [], [], [], [], []
         seen: set[bytes] = set()
-        offset = 0
+        offset, filled = 0, False
         for number, line in enumerate(self._lines(), 1):
             if line.strip():
+                filled = True
                 for part, record in enumerate(expand(self._parse(line, number), self._at(number))):
                     if distinct:
-                        document = _digest(record.document)
+                        document = records.digest(record.document)
                         if document in seen:
                             continue
                         seen.add(document)
@@ -86,8 +81,10 @@ class JsonlSource:
                     lengths.append(len(line))
                     lines.append(number)
                     parts.append(part)
-                    keys.append(title_key(record.document))
+                    keys.append(records.title_key(record.document))
             offset += len(line)
+        if not filled:
+            raise UserError(f"{path}: is empty; write one record a line")
         if not starts:
             raise UserError(
                 f"{path}: no records; a file of question, docs and answer needs pos_index, "
@@ -125,81 +122,6 @@ class JsonlSource:
                 yield from f
         except OSError as e:
             raise UserError(f"{self._path}: cannot be read ({e.strerror})") from e
-
-
-class TfdsSource:
-    """A TFDS data set, read without TensorFlow: the scp form, or a SQuAD-like set.
-
-    SQuAD-like rows `{context, question, answers: {text}, title?}` of one context make one record;
-    questions without an answer are left out.
-
-    Args:
-        name: `name/split`; the name may hold a configuration and a version.
-        data_dir: where TFDS keeps its data; empty: its default.
-
-    Raises:
-        UserError: no such data set or split, or rows of another kind.
-    """
-
-    def __init__(self, name: str, data_dir: str = ""):
-        self._name = f"tfds:{name}"
-        dataset, _, split = name.rpartition("/")
-        if not dataset:
-            raise UserError(f"{self._name}: give tfds:name/split, such as tfds:squad/train")
-        try:
-            self._rows = tfds.data_source(
-                dataset,
-                split=split,
-                data_dir=data_dir or None,
-                builder_kwargs={"file_format": "array_record"},
-            )
-        except (ValueError, NotImplementedError, OSError) as e:
-            raise UserError(f"{self._name}: cannot be opened ({str(e).splitlines()[0]})") from e
-        groups: dict[int | bytes, list[int]] = {}
-        keys = {}
-        for i in range(len(self._rows)):
-            record = self._record([i])
-            if record is not None:
-                # Rows of the scp form stay apart, as lines of a file do.
-                group = i if records.is_scp(self._rows[i]) else _digest(record.document)
-                groups.setdefault(group, []).append(i)
-                keys[group] = title_key(record.document)
-        if not groups:
-            raise UserError(f"{self._name}: no record has an answer")
-        self._groups = list(groups.values())
-        self.keys = np.array(list(keys.values()), np.uint32)
-
-    def __len__(self) -> int:
-        return len(self._groups)
-
-    def __getitem__(self, index: int) -> ScpRecord:
-        return self._record(self._groups[index])
-
-    def __repr__(self) -> str:
-        return f"TfdsSource({self._name!r}, {len(self)} records)"
-
-    def _record(self, rows: list[int]) -> ScpRecord | None:
-        origin = f"{self._name}:{rows[0]}"
-        values = [_decode(self._rows[i]) for i in rows]
-        if records.is_scp(values[0]):
-            return records.parse_scp(values[0], origin)
-        pairs = []
-        for value in values:
-            try:
-                if texts := value["answers"]["text"]:
-                    pairs.append((value["question"], texts[0]))
-                context = value["context"]
-            except (KeyError, TypeError) as e:
-                raise UserError(
-                    f"{origin}: has fields {', '.join(value)}; known are those of scp records and "
-                    "of SQuAD: context, question, answers.text"
-                ) from e
-        if not pairs:
-            return None
-        title = value.get("title", "").replace("_", " ")
-        document = f"{title}\n{context}" if title else context
-        questions, answers = zip(*pairs, strict=True)
-        return ScpRecord("qa", questions, answers, document, origin)
 
 
 class Concatenation:
@@ -295,7 +217,7 @@ def open_sources(
     opened: list[Source] = []
     for name in filter(None, (name.strip() for name in names.split(","))):
         times, star, rest = name.partition("*")
-        if star and times.isdigit() and int(times) > 0:
+        if star and re.fullmatch("[0-9]{1,6}", times) and int(times) > 0:
             opened += [open_source(rest, tfds_dir)] * int(times)
         else:
             opened.append(open_source(name, tfds_dir))
@@ -310,18 +232,3 @@ def open_sources(
             f"config.data.holdout={holdout}; choose another holdout"
         )
     return source if len(positions) == len(source) else Subset(source, positions)
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
-
-
-def _decode(value: Any) -> Any:
-    """Text of TFDS arrives as bytes, and lists of text as arrays of bytes or lists of them."""
-    if isinstance(value, bytes):
-        return value.decode()
-    if isinstance(value, dict):
-        return {key: _decode(v) for key, v in value.items()}
-    if isinstance(value, np.ndarray | list | tuple):
-        return [_decode(v) for v in value]
-    return value

@@ -6,14 +6,19 @@ reads back as `tfds:my_scp/train` with `config.data.tfds_dir` set to the output 
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from clara_jax.data import sources
+from clara_jax.data.tfds_source import reason
 from clara_jax.errors import UserError
+
+_SPLIT = re.compile("[A-Za-z][A-Za-z0-9_-]*")
 
 
 class ScpBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -29,6 +34,8 @@ class ScpBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         text = tfds.features.Text()
         texts = tfds.features.Sequence(text)
         fields = {"data_type": text, "question": texts, "answers": texts, "docs": texts}
+        # Each with its question's position, for lists of lists need TensorFlow.
+        fields["aliases"] = tfds.features.Sequence({"text": text, "question": np.int64})
         # The info is made here because that of the base class needs TensorFlow.
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(fields))
 
@@ -39,6 +46,7 @@ class ScpBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(self, source: sources.Source) -> Iterator[tuple[int, dict]]:
         for i in range(len(source)):
             record = source[i]
+            aliases = [(q, text) for q, texts in enumerate(record.aliases) for text in texts]
             yield (
                 i,
                 {
@@ -46,6 +54,10 @@ class ScpBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                     "question": list(record.questions),
                     "answers": list(record.answers),
                     "docs": [record.document],
+                    "aliases": {
+                        "text": [text for _, text in aliases],
+                        "question": [question for question, _ in aliases],
+                    },
                 },
             )
 
@@ -59,16 +71,27 @@ def build(name: str, output: str, splits: Mapping[str, str]) -> None:
         splits: names of sources with commas between (data/sources.py), by split.
 
     Raises:
-        UserError: a source cannot be read, or the data set exists already.
+        UserError: a name is not allowed, a source cannot be read, or the data set exists already
+            or cannot be written.
     """
     if not name.isidentifier() or name != name.lower():
         raise UserError(f"--name {name}: use lower case letters, digits and underscores")
+    for split in splits:
+        if not _SPLIT.fullmatch(split) or split == "all":
+            raise UserError(
+                f"split {split!r}: use letters, digits, - and _ after a letter; all is reserved"
+            )
     opened = {split: sources.open_sources(names) for split, names in splits.items()}
     builder_class = type(name, (ScpBuilder,), {"name": name}, skip_registration=True)
-    builder = builder_class(opened, data_dir=output, file_format="array_record")
-    if builder.data_path.exists():
-        raise UserError(f"{builder.data_path}: exists already; remove it or choose another --name")
-    builder.download_and_prepare()
+    try:
+        builder = builder_class(opened, data_dir=output, file_format="array_record")
+        if builder.data_path.exists():
+            raise UserError(
+                f"{builder.data_path}: exists already; remove it or choose another --name"
+            )
+        builder.download_and_prepare()
+    except (OSError, RuntimeError) as e:  # ArrayRecord raises RuntimeError
+        raise UserError(f"--output {output}: cannot be written to ({reason(e)})") from e
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,6 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             split, equals, source = item.partition("=")
             if not equals:
                 raise UserError(f"{item}: write split=file.jsonl, such as train={item}")
+            if split in splits:
+                raise UserError(f"{split} twice; write {split}={splits[split]},{source}")
             splits[split] = source
         build(args.name, args.output, splits)
     except UserError as e:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pickle
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -62,8 +63,10 @@ def test_malformed_line_is_found_when_opening(tmp_path):
         sources.open_source(path)
     with pytest.raises(UserError, match=r"none\.jsonl: cannot be read"):
         sources.open_source(str(tmp_path / "none.jsonl"))
-    with pytest.raises(UserError, match="no records"):
+    with pytest.raises(UserError, match=r"no records.*pos_index"):
         sources.open_source(write(tmp_path / "b.jsonl", [e2e(["x"], [])]))
+    with pytest.raises(UserError, match=r"c\.jsonl: is empty"):
+        sources.open_source(write(tmp_path / "c.jsonl", [" "]))
 
 
 def test_reconstruct_gives_distinct_documents(tmp_path):
@@ -106,6 +109,8 @@ def test_holdout_keeps_titles_apart(tmp_path):
         sources.open_sources(a, split="dev")
     with pytest.raises(UserError, match=r"config\.data\.sources is empty"):
         sources.open_sources("")
+    with pytest.raises(UserError, match=r"²\*a\.jsonl: cannot be read"):
+        sources.open_sources("²*a.jsonl")
 
 
 def test_holdout_on_real_files(shared):
@@ -138,6 +143,32 @@ def test_tfds_round_trip(tmp_path):
     assert list((tmp_path / "tfds").rglob("*.array_record*"))
     with pytest.raises(UserError, match="tfds:my_scp/other: cannot be opened"):
         sources.open_source("tfds:my_scp/other", output)
+
+
+def test_aliases_survive_tfds(tmp_path):
+    rows = [e2e(["x", "y"], [1]) | {"aliases": ["b", "é"]}, qa("z", pairs=3)]
+    a = write(tmp_path / "a.jsonl", rows)
+    tfds_builder.build("with_aliases", str(tmp_path), {"train": a})
+    built, original = sources.open_source("tfds:with_aliases/train", str(tmp_path)), [*read(a)]
+    accepted = {record.document: record.accepted for record in original}
+    assert accepted["y\ntext"] == (("a", "b", "é"),)
+    assert {built[i].document: built[i].accepted for i in range(len(built))} == accepted
+
+
+def read(name: str) -> list:
+    source = sources.open_source(name)
+    return [source[i] for i in range(len(source))]
+
+
+@pytest.mark.parametrize("kept", [0, 100, 65536, 131062])
+def test_truncated_shard(tmp_path, kept):
+    a = write(tmp_path / "a.jsonl", [qa(f"t{i}") for i in range(3)])
+    tfds_builder.build("cut", str(tmp_path), {"train": a})
+    (shard,) = tmp_path.rglob("*.array_record*")
+    shard.write_bytes(shard.read_bytes()[:kept])
+    with pytest.raises(UserError, match="tfds:cut/train:0: cannot be read") as error:
+        sources.open_source("tfds:cut/train", str(tmp_path))
+    assert "\n" not in str(error.value)
 
 
 class Squad(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -190,6 +221,15 @@ def test_tfds_mistakes(tmp_path):
         sources.open_source("tfds:no_such_set/train", str(tmp_path))
 
 
+def test_missing_package_is_named(tmp_path, monkeypatch):
+    def data_source(*args, **kwargs):
+        raise ModuleNotFoundError("No module named 'absent'", name="absent")
+
+    monkeypatch.setattr(tfds, "data_source", data_source)
+    with pytest.raises(UserError, match=r"tfds:x/train: .*install absent"):
+        sources.open_source("tfds:x/train", str(tmp_path))
+
+
 def test_builder_command_line(tmp_path):
     command = [sys.executable, "-m", "clara_jax.data.tfds_builder"]
     shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
@@ -205,6 +245,34 @@ def test_builder_command_line(tmp_path):
     assert "Traceback" not in result.stderr
     assert tfds_builder.main(["--name", "Bad Name", "--output", "x", f"train={bad}"]) == 2
     assert tfds_builder.main(["--name", "x", "--output", "x", bad]) == 2
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        (["={a}"], "split ''"),
+        (["all={a}"], "split 'all'"),
+        (["tr ain[x]={a}"], r"split 'tr ain\[x\]'"),
+        (["train={a}", "train=b.jsonl"], "train twice; write train=.*a.jsonl,b.jsonl"),
+    ],
+)
+def test_builder_refuses_bad_splits(tmp_path, capsys, splits, message):
+    a = write(tmp_path / "a.jsonl", [qa("t")])
+    arguments = [split.format(a=a) for split in splits]
+    assert tfds_builder.main(["--name", "x", "--output", str(tmp_path / "o"), *arguments]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_builder_needs_a_directory_to_write_to(tmp_path, capsys):
+    a = write(tmp_path / "a.jsonl", [qa("t")])
+    assert tfds_builder.main(["--name", "x", "--output", a, f"train={a}"]) == 2
+    assert f"--output {a}: cannot be written to" in capsys.readouterr().err
+
+
+def test_split_names_may_hold_hyphens(tmp_path):
+    a = write(tmp_path / "a.jsonl", [qa("t")])
+    tfds_builder.build("hyphen", str(tmp_path), {"a-b": a})
+    assert len(sources.open_source("tfds:hyphen/a-b", str(tmp_path))) == 1
 
 
 def test_text_of_another_source_is_not_compressed():
