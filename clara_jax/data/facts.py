@@ -7,6 +7,7 @@ needs the compressor drops. Any word can be the value of any document, so answer
 
 import dataclasses
 import itertools
+import re
 
 import numpy as np
 from tokenizers import Tokenizer as Backend
@@ -29,6 +30,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "instrument": ("drum", "flute", "harp", "lute", "horn", "violin", "organ", "cello"),
 }
 FACTS = 4  # sentences of a document, in random order
+_MOST = 10**8  # documents of a source; it keeps four bytes for each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +46,14 @@ class FactsSource:
     @classmethod
     def open(cls, rest: str, tfds_dir: str = "") -> "FactsSource":
         """Parses `<n>[:<seed>]`."""
-        parts = rest.split(":")
-        if len(parts) > 2 or not all(p.isdigit() for p in parts) or int(parts[0]) < 1:
+        # So many digits that int takes them; isdigit would let ² pass.
+        match = re.fullmatch(r"([0-9]{1,1000})(?::([0-9]{1,1000}))?", rest)
+        count, seed = (int(part or 0) for part in match.groups()) if match else (0, 0)
+        if count < 1:
             raise UserError(f"facts:{rest}: expected facts:<documents>[:<seed>], as facts:10000:1")
-        return cls(*map(int, parts))
+        if count > _MOST:
+            raise UserError(f"facts:{rest}: too many documents; ask for {_MOST} or fewer")
+        return cls(count, seed)
 
     def __len__(self) -> int:
         return self.count

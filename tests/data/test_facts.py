@@ -32,7 +32,14 @@ def test_tokenizer_knows_every_word():
     assert len(tokenizer.encode(FactsSource(1)[0].document)) == 25
 
 
-@pytest.mark.parametrize("name", ["facts:", "facts:0", "facts:x", "facts:3:1:1", "facts:-1"])
+@pytest.mark.parametrize(
+    "name", ["facts:", "facts:0", "facts:x", "facts:3:1:1", "facts:-1", "facts:²", "facts:3:²"]
+)
 def test_mistakes(name):
     with pytest.raises(UserError, match="expected facts:<documents>"):
         open_source(name)
+
+
+def test_more_documents_than_fit_are_refused():
+    with pytest.raises(UserError, match="ask for 100000000 or fewer"):
+        open_source("facts:100000000000000")
