@@ -94,7 +94,8 @@ def choose(lengths: np.ndarray, data: Data, smallest: int) -> RowLengths:
     # One very long answer must not make all rows long: the longest hundredth may be cut.
     longest = int(np.quantile(lengths[:, 1], 0.99, method="higher"))
     encoder_rows = [data.encoder_row] if data.encoder_row else _steps(smallest)
-    ratio = lengths[:, 1].mean() / lengths[:, 0].mean()
+    # Sources of plain text alone have nothing on the encoder's side.
+    ratio = lengths[:, 1].mean() / max(lengths[:, 0].mean(), 1)
     # A short sample is repeated, as epochs are, so that every candidate fills its bins often.
     generator = np.random.default_rng(0)
     repeats = -(-_TRIED // len(lengths))

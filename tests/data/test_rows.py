@@ -1,6 +1,7 @@
 """Row lengths, padding, and length buckets."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +25,12 @@ def test_chosen_rows_waste_little_and_are_reproducible():
         sizes = np.array([(row.encoder, row.decoder)])
         padding = rows.first_fit_padding(unseen, sizes, data.packing_bins, data.row_examples)
         assert padding.max() < 0.15 and (padding * sizes).sum() / sizes.sum() < 0.1
+
+
+@pytest.mark.filterwarnings("error")
+def test_plain_text_has_no_encoder_side():
+    lengths = lengths_like(0) * np.array([0, 1])
+    assert rows.choose(lengths, Data(), smallest=275).decoder >= 199
 
 
 def test_config_wins_over_measurement():
