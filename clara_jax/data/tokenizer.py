@@ -6,6 +6,7 @@ memory and separator ids need no entry in the tokenizer.
 """
 
 import itertools
+import pathlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 
@@ -15,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from clara_jax.data import facts
 from clara_jax.errors import UserError
-from clara_jax.interop import gguf
+from clara_jax.interop import base, gguf
 
 Parts = str | Sequence[str | int]
 
@@ -186,17 +187,33 @@ def load_tokenizer(name: str) -> Tokenizer:
         name: a key of NAMED, a `.gguf` file, a directory with `tokenizer.json`, or a hub id.
 
     Raises:
-        UserError: nothing of that name can be loaded.
+        UserError: nothing of that name can be loaded, or it is broken.
     """
     if name in NAMED:
         return Tokenizer(NAMED[name]())
-    if name.endswith(".gguf"):
-        return Tokenizer(gguf.load_tokenizer(name))
+    hf = gguf.load_tokenizer(name) if name.endswith(".gguf") else _from_files(name)
     try:
-        return Tokenizer(PreTrainedTokenizerFast.from_pretrained(name))
-    except (OSError, ValueError) as e:
-        reason = str(e).strip().splitlines()[0]
-        raise UserError(
-            f"{name}: no tokenizer there; give a directory with tokenizer.json, a hub id or a "
-            f".gguf file ({reason})"
-        ) from e
+        tokenizer = Tokenizer(hf)
+        for assistant in (None, "the answer"):
+            tokenizer.chat("the system text", "the question", assistant)
+    except Exception as e:  # a template is a program, which may fail in any way
+        raise UserError(f"{name}: the chat template cannot be used ({_reason(e)})") from e
+    return tokenizer
+
+
+def _from_files(name: str) -> PreTrainedTokenizerFast:
+    """Reads a directory's tokenizer, or a hub id's."""
+    wanted = "no tokenizer there; give a directory with tokenizer.json, a hub id or a .gguf file"
+    path = pathlib.Path(name)
+    if not path.is_dir() and not base.is_hub_id(name):
+        raise UserError(f"{name}: {wanted}")
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(name)
+    except Exception as e:  # tokenizers raises no narrower class, transformers what it trips over
+        if (path / "tokenizer.json").is_file():
+            wanted = "tokenizer.json, or a file of the tokenizer beside it, is broken"
+        raise UserError(f"{name}: {wanted} ({_reason(e)})") from e
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]

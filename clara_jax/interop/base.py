@@ -24,6 +24,15 @@ class Base:
 _READERS = {"hf": hf, "gguf": gguf}
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form owner/name and stands for nothing on this machine.
+
+    Only such names are worth asking the network about.
+    """
+    path = pathlib.Path(name)
+    return not path.exists() and path.suffix != ".gguf" and bool(_HUB_ID.fullmatch(name))
+
+
 def resolve(base: str | os.PathLike[str]) -> Base:
     """Finds out what a base model's name stands for; a hub id is downloaded.
 
@@ -37,7 +46,7 @@ def resolve(base: str | os.PathLike[str]) -> Base:
         return Base("hf", path)
     if path.is_file() and path.suffix == ".gguf":
         return Base("gguf", path)
-    if not path.exists() and path.suffix != ".gguf" and _HUB_ID.fullmatch(str(base)):
+    if is_hub_id(str(base)):
         return Base("hf", hf.download(str(base)))
     raise UserError(
         f"base {str(base)!r} is neither a model directory, nor a .gguf file, nor a hub id"

@@ -1,6 +1,7 @@
 """Ids stand where the program puts them, and text is text."""
 
 import pickle
+import re
 
 import pytest
 import tokenizers
@@ -204,3 +205,36 @@ def test_loading(byte_tokenizer, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty: no tokenizer there"):
         load_tokenizer(str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize("name", ["no-such-directory", "/no/such", "../x/y", "a/b/c", "."])
+def test_only_hub_ids_are_asked_for(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    ask = PreTrainedTokenizerFast.from_pretrained
+
+    def asked(name):
+        assert name == ".", f"asks for {name}"
+        return ask(name)
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "from_pretrained", asked)
+    with pytest.raises(UserError, match=f"^{re.escape(name)}: no tokenizer there"):
+        load_tokenizer(name)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("tokenizer.json", "{", "tokenizer.json, or a file"),
+        ("tokenizer.json", "{}", "tokenizer.json, or a file"),
+        ("tokenizer_config.json", "[]", "tokenizer.json, or a file"),
+        ("chat_template.jinja", "{% for", "chat template"),
+        ("chat_template.jinja", "{{ unknown() }}", "chat template"),
+        ("chat_template.jinja", "{{ messages[0]['content'] + 1 }}", "chat template"),
+    ],
+)
+def test_broken_files_are_named(byte_tokenizer, tmp_path, file, text, message):
+    byte_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(UserError, match=f"^{tmp_path}: .*{message}") as error:
+        load_tokenizer(str(tmp_path))
+    assert "\n" not in str(error.value)
