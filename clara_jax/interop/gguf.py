@@ -86,7 +86,7 @@ def read_config(path: str | os.PathLike[str]) -> ModelConfig:
         )
     except KeyError as e:
         raise UserError(f"{path}: tensor {e} is missing") from e
-    except (TypeError, ValueError) as e:
+    except (TypeError, ValueError, ZeroDivisionError) as e:
         raise UserError(f"{path}: incomplete or inconsistent metadata ({e})") from e
 
 
@@ -231,7 +231,10 @@ def _open(path: str | os.PathLike[str]) -> tuple[Callable[..., Any], dict[str, A
         field = reader.fields.get(key)
         if field is None:
             return default
-        value = field.contents()
+        try:
+            value = field.contents()
+        except ValueError as e:  # such as bytes that are not UTF-8
+            raise UserError(f"{path}: the metadata {key} is not readable ({e})") from e
         # Shortest decimal of a float32, so that 1e-5 reads as 1e-5.
         return float(str(np.float32(value))) if isinstance(value, float) else value
 

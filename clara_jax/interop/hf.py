@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import sys
 from typing import Any
 
 import huggingface_hub
@@ -21,6 +22,11 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
 }
 
+# Whole numbers; those that null may stand for come last.
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+          "num_attention_heads")  # fmt: skip
+_OPTIONAL = ("num_key_value_heads", "head_dim", "sliding_window")
+
 # Settings that change the computation, with the only values that the decoder implements.
 _ONLY: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
@@ -28,6 +34,8 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "mlp_bias": (False, None),
     "quantization_config": (None,),
 }
+
+_LENGTH = "original_max_position_embeddings"
 
 _FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 
@@ -48,13 +56,19 @@ def read_config(directory: str | os.PathLike[str]) -> ModelConfig:
     path = pathlib.Path(directory) / "config.json"
     data = _read_json(path)
     family = data.get("model_type")
-    if family not in _FAMILIES:
+    if not isinstance(family, str) or family not in _FAMILIES:
         raise UserError(
             f"{path}: model_type {family!r} is not supported; supported: {', '.join(_FAMILIES)}"
         )
     for key, values in _ONLY.items():
         if data.get(key, values[0]) not in values:
             raise UserError(f"{path}: {key}={data[key]!r} is not supported, only {values[0]!r}")
+    for key in (*_SIZES, *_OPTIONAL):
+        value = data.get(key)
+        if key not in data or (value is None and key in _OPTIONAL):
+            continue
+        if type(value) is not int or not 0 < value < 2**31:
+            raise UserError(f"{path}: {key}={value!r} is not a whole number from 1 to 2**31 - 1")
     try:
         n_heads = data["num_attention_heads"]
         theta, scaling = _rope(data, path)
@@ -69,7 +83,7 @@ def read_config(directory: str | os.PathLike[str]) -> ModelConfig:
             head_dim=data.get("head_dim") or data["hidden_size"] // n_heads,
             rope_theta=theta,
             rope_scaling=scaling,
-            norm_eps=data.get("rms_norm_eps", 1e-6),
+            norm_eps=_number(data.get("rms_norm_eps", 1e-6), "rms_norm_eps", path),
             tied_embeddings=bool(data.get("tie_word_embeddings", False)),
             sliding_window=data.get("sliding_window", _FAMILIES[family]["sliding_window"]),
         )
@@ -174,18 +188,27 @@ def _open(file: pathlib.Path) -> dict[str, Any]:
 def _rope(data: dict[str, Any], path: pathlib.Path) -> tuple[float, RopeScaling | None]:
     """Rotary base and scaling: transformers 5 has them in one group, older configs in two."""
     rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
-    theta = float(rope.get("rope_theta", data.get("rope_theta", 10_000.0)))
+    if not isinstance(rope, dict):
+        raise UserError(f"{path}: rope_parameters or rope_scaling is {rope!r}, not an object")
+    theta = rope.get("rope_theta", data.get("rope_theta", 10_000.0))
+    theta = _number(theta, "rope_theta", path)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return theta, None
     if kind != "llama3":
         raise UserError(f"{path}: rope type {kind!r} is not supported; supported: default, llama3")
     return theta, RopeScaling(
-        factor=float(rope["factor"]),
-        low_freq_factor=float(rope["low_freq_factor"]),
-        high_freq_factor=float(rope["high_freq_factor"]),
-        original_length=int(rope["original_max_position_embeddings"]),
+        factor=_number(rope["factor"], "factor", path),
+        low_freq_factor=_number(rope["low_freq_factor"], "low_freq_factor", path),
+        high_freq_factor=_number(rope["high_freq_factor"], "high_freq_factor", path),
+        original_length=int(_number(rope[_LENGTH], _LENGTH, path)),
     )
+
+
+def _number(value: Any, key: str, path: pathlib.Path) -> float:
+    if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
+        raise UserError(f"{path}: {key}={value!r} is not a number above 0")
+    return float(value)
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -193,7 +216,7 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as e:
         raise UserError(f"{path}: no such file; is this a Hugging Face model directory?") from e
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as e:
+    except (ValueError, RecursionError, OSError) as e:
         raise UserError(f"{path}: not readable as JSON ({e})") from e
     if not isinstance(data, dict):
         raise UserError(f"{path}: not a JSON object")

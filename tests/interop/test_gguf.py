@@ -210,6 +210,7 @@ def test_wrong_tensors_are_named(tmp_path, change, message):
         ({"llama.rope.scaling.type": "yarn"}, "rope scaling 'yarn'"),
         ({"llama.rope.dimension_count": 8}, "only a part of each head"),
         ({"llama.attention.head_count": None}, "metadata"),
+        ({"llama.attention.head_count": 0}, "metadata"),
         ({"llama.attention.head_count_kv": 3}, "not a multiple"),
     ],
 )
@@ -237,6 +238,15 @@ def test_broken_files_are_refused(tmp_path):
         base.read_config(path)
     with pytest.raises(UserError, match="cannot be opened"):
         gguf.read_config(tmp_path / "missing.gguf")
+
+
+def test_metadata_must_be_text(tmp_path):
+    path = write(tmp_path / "model.gguf", random_tensors())
+    path.write_bytes(
+        path.read_bytes().replace(b"\5\0\0\0\0\0\0\0llama", b"\5\0\0\0\0\0\0\0\xfflama")
+    )
+    with pytest.raises(UserError, match=r"metadata general\.architecture is not readable"):
+        base.read_config(path)
 
 
 TOKENIZER = {

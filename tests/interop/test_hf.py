@@ -278,6 +278,15 @@ def test_config_layouts(tmp_path, changes, expected):
         ({"hidden_size": ...}, "'hidden_size' is missing"),
         ({"num_key_value_heads": 3}, "not a multiple"),
         ({"num_attention_heads": "many"}, "config.json: "),
+        ({"num_attention_heads": 0}, "config.json: num_attention_heads=0"),
+        ({"num_hidden_layers": -1}, "config.json: num_hidden_layers=-1"),
+        ({"hidden_size": 1.5}, "config.json: hidden_size=1.5"),
+        ({"sliding_window": "a"}, "config.json: sliding_window='a'"),
+        ({"model_type": ["llama"]}, r"config.json: model_type \['llama'\]"),
+        ({"rms_norm_eps": None}, "config.json: rms_norm_eps=None"),
+        ({"rope_theta": 0}, "config.json: rope_theta=0"),
+        ({"rope_scaling": "x"}, "config.json: .*rope_scaling is 'x'"),
+        ({"rope_scaling": LLAMA3 | {"factor": "a"}}, "config.json: factor='a'"),
     ],
 )
 def test_unsupported_configs_are_refused(tmp_path, changes, message):
