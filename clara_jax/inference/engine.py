@@ -11,7 +11,8 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from absl import logging
 from clara_jax import sharding
 from clara_jax.config import Config, Data, Model
 from clara_jax.data import prompts
-from clara_jax.data.records import ScpRecord
+from clara_jax.data.records import ScpRecord, is_unicode
 from clara_jax.data.rows import FRAME, encoder_batches
 from clara_jax.data.tokenizer import load_tokenizer
 from clara_jax.errors import UserError
@@ -34,7 +35,8 @@ from clara_jax.models.decoder import Decoder
 from clara_jax.training import setup as setup_lib
 from clara_jax.training.setup import Setup
 
-Documents = Sequence[str] | np.ndarray | jax.Array  # texts, or memories [n, M, D]
+# Texts; or memories [n, M, D], in one array or one each.
+Documents = Sequence[str] | np.ndarray | jax.Array | Sequence[np.ndarray | jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +76,8 @@ class Clara:
     def paraphrase(self, documents: Documents, max_new_tokens: int = 256) -> list[str]:
         """Says in other words what each document says, given as text or as its memory."""
         setup = self.setup
-        memories = self._memories(documents)
+        _check_new_tokens(max_new_tokens)
+        memories = self._memories(self._checked(documents))
         slots = prompts.slots(setup.extra)
         # The instruction depends on the data type alone.
         record = ScpRecord("paraphrase", (), ("",), "", "")
@@ -94,33 +97,73 @@ class Clara:
         self, questions: Sequence[str], documents: Documents, max_new_tokens: int = 32
     ) -> list[str]:
         """Answers one question about each document, as a model after pretraining is asked."""
-        if len(questions) != len(documents):
-            raise UserError(f"{len(questions)} questions for {len(documents)} documents")
+        _check_new_tokens(max_new_tokens)
+        questions, checked = _texts("questions", questions), self._checked(documents)
+        if len(questions) != len(checked):
+            raise UserError(f"{len(questions)} questions for {len(checked)} documents")
         setup = self.setup
         slots = prompts.slots(setup.extra)
         asked = [
             Prompt(
                 prompts.scp_question(setup.tokenizer, setup.config.prompts, slots, question), memory
             )
-            for question, memory in zip(questions, self._memories(documents), strict=True)
+            for question, memory in zip(questions, self._memories(checked), strict=True)
         ]
         return answers(setup, asked, max_new_tokens, batch=self.batch)
 
-    def _memories(self, documents: Documents) -> np.ndarray:
-        """Memories of texts; memories as they are.
+    def _checked(self, documents: Documents) -> list[str] | np.ndarray:
+        """Texts as a list, memories as one array.
 
         Raises:
-            UserError: memories of another shape than this model's.
+            UserError: neither, or memories of another shape than this model's.
         """
-        if isinstance(documents, np.ndarray | jax.Array):
-            wanted = (len(self.setup.extra.memory), self.setup.model.d_model)
-            if documents.ndim != 3 or documents.shape[1:] != wanted:
-                raise UserError(
-                    f"memories have shape {list(documents.shape)}, this model's are "
-                    f"[n, {wanted[0]}, {wanted[1]}]; compress the documents with this model"
-                )
-            return np.asarray(documents, np.float32)
-        return self.compress(documents)
+        arrays = np.ndarray | jax.Array
+        M, D = len(self.setup.extra.memory), self.setup.model.d_model
+        if isinstance(documents, list | tuple) and documents:
+            if all(isinstance(document, arrays) for document in documents):
+                shapes = {document.shape for document in documents}
+                if shapes != {(M, D)}:
+                    raise UserError(
+                        f"memories have shapes {sorted(shapes)}, this model's are [{M}, {D}] each; "
+                        "compress the documents with this model"
+                    )
+                documents = np.stack(documents)
+        if not isinstance(documents, arrays):
+            return _texts("documents", documents)
+        if documents.ndim != 3 or documents.shape[1:] != (M, D):
+            raise UserError(
+                f"memories have shape {list(documents.shape)}, this model's are "
+                f"[n, {M}, {D}]; compress the documents with this model"
+            )
+        return np.asarray(documents, np.float32)
+
+    def _memories(self, checked: list[str] | np.ndarray) -> np.ndarray:
+        """Memories of texts; memories as they are."""
+        return self.compress(checked) if isinstance(checked, list) else checked
+
+
+def _texts(what: str, texts: Any) -> list[str]:
+    """The texts, checked where they come from outside.
+
+    Raises:
+        UserError: not a list of texts.
+    """
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        raise UserError(f"{what} must be a list of texts, not one {type(texts).__name__}")
+    texts = list(texts)
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UserError(f"{what}[{i}] must be a text, not {type(text).__name__}")
+        if not is_unicode(text):
+            raise UserError(
+                f"{what}[{i}] holds half of a surrogate pair, which is no character; remove it"
+            )
+    return texts
+
+
+def _check_new_tokens(max_new_tokens: int) -> None:
+    if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 1:
+        raise UserError(f"max_new_tokens={max_new_tokens!r} must be a whole number above 0")
 
 
 def answers(
@@ -152,7 +195,11 @@ def compress(
         documents: texts.
         batch: documents at once.
         report: called with the number of documents finished after each batch.
+
+    Raises:
+        UserError: not a list of texts.
     """
+    documents = _texts("documents", documents)
     length = setup.config.data.document_length
     M = len(setup.extra.memory)
     encoded = [prompts.document_ids(setup.tokenizer, setup.extra, d, length) for d in documents]
@@ -199,6 +246,9 @@ def load(path: str | os.PathLike[str], base: str | os.PathLike[str] | None = Non
     Raises:
         UserError: there is no such model, or base and model do not fit.
     """
+    for name, value in (("path", path), ("base", base or "")):
+        if not isinstance(value, str | os.PathLike):
+            raise UserError(f"load: {name} must be a path, not {value!r}")
     if clara_release.is_release(path):
         if base is None:
             wanted = clara_release.read_settings(path).base

@@ -66,6 +66,7 @@ def test_memories_stand_for_their_texts(setup):
     answers = clara.answer_scp(questions, DOCUMENTS, max_new_tokens=5)
     assert clara.answer_scp(questions, jnp.asarray(memories), max_new_tokens=5) == answers
     assert not any("\n" in answer for answer in answers)
+    assert clara.paraphrase(list(memories), max_new_tokens=5) == texts
 
 
 def test_user_mistakes(setup, tmp_path):
@@ -76,6 +77,42 @@ def test_user_mistakes(setup, tmp_path):
         clara.answer_scp(["who ?"], DOCUMENTS[:2])
     with pytest.raises(UserError, match="neither a workdir nor a CLaRa release"):
         clara_jax.load(tmp_path)
+    for path in (None, 3):
+        with pytest.raises(UserError, match="path must be a path"):
+            clara_jax.load(path)
+    with pytest.raises(UserError, match="base must be a path"):
+        clara_jax.load(tmp_path, base=3)
+
+
+@pytest.mark.parametrize(
+    ("documents", "message"),
+    [
+        ("a text", "documents must be a list of texts, not one str"),
+        (None, "documents must be a list of texts, not one NoneType"),
+        (["a", 1], r"documents\[1\] must be a text, not int"),
+        ([None], r"documents\[0\] must be a text, not NoneType"),
+        (["\ud800"], r"documents\[0\] holds half of a surrogate pair"),
+        (["a", np.zeros((4, 128))], r"documents\[1\] must be a text, not ndarray"),
+    ],
+)
+def test_what_is_no_list_of_texts(setup, documents, message):
+    clara = Clara(setup)
+    for use in (clara.compress, clara.paraphrase, lambda x: clara.answer_scp(["who ?"], x)):
+        with pytest.raises(UserError, match=message):
+            use(documents)
+
+
+def test_other_mistakes_of_a_call(setup):
+    clara = Clara(setup)
+    with pytest.raises(UserError, match="questions must be a list of texts"):
+        clara.answer_scp("who", ["a", "b", "c"])
+    with pytest.raises(UserError, match=r"shapes \[\(3, 128\), \(4, 128\)\], .*\[4, 128\]"):
+        clara.paraphrase([np.zeros((4, 128)), np.zeros((3, 128))])
+    for most in (0, -1, 1.5, None):
+        with pytest.raises(UserError, match="max_new_tokens="):
+            clara.paraphrase(["a"], max_new_tokens=most)
+        with pytest.raises(UserError, match="max_new_tokens="):
+            clara.answer_scp(["who ?"], ["a"], max_new_tokens=most)
 
 
 def test_load_a_workdir(setup, tmp_path):
