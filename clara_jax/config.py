@@ -188,6 +188,21 @@ def freeze(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
     return frozen
 
 
+def absolute(config: Config) -> Config:
+    """The config with absolute paths for the model and run that it builds on, where they exist.
+
+    So that what a workdir's config.json names is found from any folder.
+    """
+
+    def path(name: str) -> str:
+        return os.path.abspath(name) if name and os.path.exists(name) else name
+
+    model = dataclasses.replace(
+        config.model, base=path(config.model.base), tokenizer=path(config.model.tokenizer)
+    )
+    return dataclasses.replace(config, model=model, init_from=path(config.init_from))
+
+
 def save(config: Config, path: str | os.PathLike[str]) -> None:
     """Writes the config as JSON, all of it or nothing; `load` reads it back equal."""
     with open(f"{path}.tmp", "w", encoding="utf-8") as f:

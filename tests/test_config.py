@@ -237,3 +237,12 @@ def test_a_config_file_that_is_damaged_is_told(tmp_path):
         (tmp_path / "config.json").write_bytes(content)
         with pytest.raises(UserError, match="not JSON"):
             load(tmp_path / "config.json")
+
+
+def test_paths_that_exist_become_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    model = dataclasses.replace(Config().model, base="base", tokenizer="facts")
+    found = config_lib.absolute(dataclasses.replace(Config(), model=model, init_from="owner/name"))
+    assert found.model.base == str(tmp_path / "base")
+    assert (found.model.tokenizer, found.init_from) == ("facts", "owner/name")

@@ -97,9 +97,12 @@ def create(config: Config, mesh: Mesh | None = None) -> Setup:
     mesh = sharding.make_mesh(config.mesh) if mesh is None else mesh
     name = config.model.tokenizer or config.model.base
     if not name:
-        raise UserError("set config.model.base or config.model.tokenizer: no tokenizer is known")
-    tokenizer = load_tokenizer(name)
+        raise UserError(
+            "set config.model.base to a model (directory, hub id or .gguf file), or for random "
+            "weights config.model.tokenizer: no tokenizer is known"
+        )
     model = model_config(config)
+    tokenizer = load_tokenizer(name)
     if tokenizer.size > model.vocab_size:
         raise UserError(
             f"the tokenizer {name} has {tokenizer.size} tokens, the model only {model.vocab_size}"

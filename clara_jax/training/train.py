@@ -50,7 +50,7 @@ def train(config: Config, workdir: str) -> int:
         UserError: the config, the data or the workdir does not fit, or another run uses it.
     """
     with _lock(workdir):
-        return _train(config, workdir)
+        return _train(config_lib.absolute(config), workdir)
 
 
 def _train(config: Config, workdir: str) -> int:
