@@ -18,6 +18,7 @@ Algorithm 1, section 3.3). Scores are ranked once by a sort; nothing loops over 
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -80,6 +81,46 @@ def select(
     soft_BKN = relax(logits_BN, ranks_BN, valid_BN, k)
     soft_BKN = jnp.where(filled_BK[..., None] & valid_BN[:, None], soft_BKN, 0.0)
     return hard_BKN + (soft_BKN - jax.lax.stop_gradient(soft_BKN)), indices_BK
+
+
+@jax.custom_vjp
+def mix(weights_BKN: jax.Array, indices_BK: jax.Array, memories_BNMD: jax.Array) -> jax.Array:
+    """The selected memories Z m [B, K, M, D], in the memories' dtype.
+
+    Equal to the sum over candidates of weights times memories, but large N costs no copy of the
+    candidates: forward only gathers K of them, and the gradient of the weights is N dot products.
+
+    Args:
+        weights_BKN: from `select`; only their gradient is used, their value is the indices'.
+        indices_BK: from `select`; -1 gives zeros.
+        memories_BNMD: the candidates; their gradient reaches those that are selected.
+    """
+    index_BK11 = jnp.maximum(indices_BK, 0)[..., None, None]
+    chosen_BKMD = jnp.take_along_axis(memories_BNMD, index_BK11, axis=1)
+    return jnp.where(indices_BK[..., None, None] >= 0, chosen_BKMD, 0)
+
+
+def _mix_forward(weights_BKN: jax.Array, indices_BK: jax.Array, memories_BNMD: jax.Array) -> tuple:
+    return mix(weights_BKN, indices_BK, memories_BNMD), (indices_BK, memories_BNMD)
+
+
+def _mix_backward(residuals: tuple, g_BKMD: jax.Array) -> tuple:
+    indices_BK, memories_BNMD = residuals
+    B, N = memories_BNMD.shape[:2]
+    # Flattened, for a contraction over two axes may be done on a transposed copy.
+    dw_BKN = jnp.einsum(
+        "bkx,bnx->bkn",
+        g_BKMD.reshape(B, -1, math.prod(g_BKMD.shape[2:])),
+        memories_BNMD.reshape(B, N, -1),
+        preferred_element_type=jnp.float32,
+    )
+    g_BKMD = jnp.where(indices_BK[..., None, None] >= 0, g_BKMD, 0)
+    row_B1 = jnp.arange(len(indices_BK))[:, None]
+    dm_BNMD = jnp.zeros_like(memories_BNMD).at[row_B1, indices_BK].add(g_BKMD)
+    return dw_BKN, None, dm_BNMD
+
+
+mix.defvjp(_mix_forward, _mix_backward)
 
 
 def _ranks(logits_BN: jax.Array, valid_BN: jax.Array) -> jax.Array:
