@@ -82,6 +82,17 @@ def test_sigterm_saves_and_the_run_resumes_equal(tiny, tmp_path):
     assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
 
 
+def test_ctrl_c_ends_the_step_and_twice_ends_at_once():
+    before = signal.getsignal(signal.SIGINT)
+    with train_lib._on_signal() as received:
+        assert received(1) == 0
+        signal.raise_signal(signal.SIGINT)
+        assert received(2) == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_only_what_the_stage_trains_is_in_the_checkpoint(tiny, tmp_path):
     config = with_options(tiny, train={"steps": 1})
     train(config, str(tmp_path / "adapters"))
