@@ -215,6 +215,13 @@ def test_a_mistake_does_not_claim_or_spoil_a_workdir(tiny, tmp_path):
     assert train(with_options(one, model={"remat": "full"}), str(tmp_path)) == 0
 
 
+def test_a_run_of_a_larger_machine_is_restored_on_this_one(tiny, tmp_path):
+    train(with_options(tiny, train={"steps": 1}), str(tmp_path))
+    larger = dataclasses.replace(tiny, mesh=config_lib.Mesh(data=4, fsdp=16, tensor=4))
+    config_lib.save(larger, tmp_path / "config.json")
+    assert dict(setup_lib.restore(str(tmp_path)).mesh.shape) == {"data": 1, "fsdp": 8, "tensor": 1}
+
+
 def test_one_run_a_workdir(tiny, tmp_path):
     with train_lib._lock(str(tmp_path)), pytest.raises(UserError, match="another run"):
         train(tiny, str(tmp_path))
