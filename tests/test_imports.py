@@ -10,7 +10,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "clara_jax"
 # A module imports from its own layer or a lower one.
 LAYERS = (
     ("errors", "models", "progress"),
-    ("config", "sharding", "data", "interop"),
+    ("config", "config_checks", "sharding", "data", "interop"),
     ("training", "inference"),
     ("evaluation", "synthesis"),
     ("main", ""),  # the package's own names, `import clara_jax`

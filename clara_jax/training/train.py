@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 from clara_jax import config as config_lib
 from clara_jax import sharding
 from clara_jax.config import Config
+from clara_jax.config_checks import get
 from clara_jax.data import pipeline, sources
 from clara_jax.errors import UserError
 from clara_jax.models.clara import Trees
@@ -272,7 +273,7 @@ def _check_same_run(workdir: str, config: Config) -> None:
     earlier = config_lib.load(path)
     for name in config_lib.differences(earlier, config, FIXED):
         if name not in FREE:
-            before, now = (config_lib.get(c, name) for c in (earlier, config))
+            before, now = (get(c, name) for c in (earlier, config))
             raise UserError(
                 f"{workdir} holds a run with config.{name}={before!r}, now it is {now!r}; use "
                 "another --workdir or the earlier options"

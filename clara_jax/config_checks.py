@@ -1,0 +1,98 @@
+"""What values options may have, beyond their types."""
+
+import math
+import re
+from typing import Any
+
+from clara_jax.errors import UserError
+
+CHOICES = {
+    "stage": ("scp",),
+    "model.dtype": ("float32", "bfloat16"),
+    "model.param_dtype": ("float32", "bfloat16"),
+    "model.remat": ("none", "dots", "full"),
+    "data.split": ("train", "dev"),
+    "train.mse_into": ("both", "memory"),
+    "optim.schedule": ("cosine", "constant"),
+    "memory.init": ("mean", "tokens"),
+    "memory.positions": ("after", "spread"),
+}
+
+POSITIVE = (
+    "data.document_length", "data.rate", "data.row_examples", "data.packing_bins", "train.steps",
+    "train.batch_rows", "train.accumulate", "train.loss_chunks", "train.log_every",
+    "train.checkpoint_every", "train.keep_checkpoints", "eval.batch", "eval.max_new_tokens",
+)  # fmt: skip
+NOT_NEGATIVE = (
+    "data.encoder_row", "data.decoder_row", "data.epochs", "data.workers", "train.mse_weight",
+    "train.eval_every", "optim.learning_rate", "optim.weight_decay", "optim.memory_lr_scale",
+    "memory.init_noise", "eval.records",
+)  # fmt: skip
+BELOW_ONE = ("data.holdout", "optim.warmup", "optim.b1", "optim.b2")  # and not negative
+
+
+def get(config: Any, dotted: str) -> Any:
+    """The option of a dotted name, such as `data.rate`."""
+    value: Any = config
+    for key in dotted.split("."):
+        value = getattr(value, key)
+    return value
+
+
+def validate(config: Any) -> None:
+    """Checks a frozen `config.Config`.
+
+    Raises:
+        UserError: an option has a value that cannot be meant; it names option and value.
+    """
+    for name, choices in CHOICES.items():
+        if get(config, name) not in choices:
+            raise UserError(
+                f"config.{name}={get(config, name)!r} is not one of {', '.join(choices)}"
+            )
+    for name in POSITIVE:
+        if get(config, name) < 1:
+            raise UserError(f"config.{name}={get(config, name)} must be at least 1")
+    for name in NOT_NEGATIVE:
+        if not 0 <= get(config, name) < math.inf:  # NaN is neither
+            raise UserError(f"config.{name}={get(config, name)} must be a number, not negative")
+    for name in BELOW_ONE:
+        if not 0 <= get(config, name) < 1:
+            raise UserError(f"config.{name}={get(config, name)} must be at least 0 and below 1")
+    if not 0 <= config.optim.final_fraction <= 1:
+        raise UserError(
+            f"config.optim.final_fraction={config.optim.final_fraction} must be from 0 to 1"
+        )
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"config.seed={config.seed} must be from 0 to 2**32 - 1")
+    _validate_prompts(config.prompts)
+    if not config.optim.clip > 0:
+        raise UserError(f"config.optim.clip={config.optim.clip} must be above 0")
+    if config.memory_tokens < 1:
+        raise UserError(
+            f"config.data.rate={config.data.rate} leaves no memory token for documents of "
+            f"config.data.document_length={config.data.document_length}"
+        )
+    if config.train.batch_rows % config.train.accumulate:
+        raise UserError(
+            f"config.train.batch_rows={config.train.batch_rows} does not divide by "
+            f"config.train.accumulate={config.train.accumulate}"
+        )
+
+
+def _validate_prompts(prompts: Any) -> None:
+    """User turns must hold their places, each once; else slots and vectors would not match."""
+    places = {
+        "answer_user": ["docs", "question"],
+        "qa_user": ["docs"],
+        "paraphrase_users": ["docs"],
+        "reconstruct_user": ["docs"],
+    }
+    for name, wanted in places.items():
+        value = getattr(prompts, name)
+        texts = (value,) if isinstance(value, str) else value
+        if not texts or any(sorted(re.findall(r"\{(\w+)\}", text)) != wanted for text in texts):
+            marks = " and ".join(f"{{{place}}}" for place in wanted)
+            raise UserError(
+                f"config.prompts.{name}={value!r} must hold {marks} once and no other place"
+            )
