@@ -1,4 +1,8 @@
-"""The one exception for what a user can mend."""
+"""The one exception for what a user can mend, and how a command tells it."""
+
+import functools
+import sys
+from collections.abc import Callable
 
 
 class UserError(Exception):
@@ -6,3 +10,20 @@ class UserError(Exception):
 
     The command line prints it alone and exits with code 2.
     """
+
+
+def command(main: Callable[..., int | None]) -> Callable[..., int]:
+    """Makes a user's mistake in a command one line on standard error, and exit code 2."""
+
+    @functools.wraps(main)
+    def run(*args, **kwargs) -> int:
+        try:
+            return main(*args, **kwargs) or 0
+        except UserError as e:
+            message = str(e)
+        except OSError as e:
+            message = f"{e.filename or 'input or output'}: {e.strerror or e}"
+        print(f"clara_jax: {message}", file=sys.stderr)
+        return 2
+
+    return run

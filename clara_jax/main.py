@@ -1,7 +1,6 @@
 """Command line: python -m clara_jax.main --config=configs/scp.py --workdir=runs/scp [--mode=train].
 
-Exit codes: 0 done, 2 a mistake that the printed line tells how to mend, 143 stopped by SIGTERM
-after saving.
+Exit codes: 0 done, 2 a mistake that the printed line tells how to mend, 143 SIGTERM after saving.
 """
 
 import logging as stdlib_logging
@@ -13,7 +12,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from clara_jax import config as config_lib
-from clara_jax.errors import UserError
+from clara_jax.errors import UserError, command
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, with a model as argument: configs/scp.py:mistral_7b. Options are "
@@ -48,56 +47,52 @@ def run() -> int:
 def _is_multi_process() -> bool:
     """True where the environment says that this is one of several processes."""
     workers = os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    return "," in workers or any(
-        os.environ.get(name) for name in ("JAX_COORDINATOR_ADDRESS", "COORDINATOR_ADDRESS")
-    )
+    names = ("JAX_COORDINATOR_ADDRESS", "COORDINATOR_ADDRESS")
+    return "," in workers or any(map(os.environ.get, names))
 
 
 def parse(argv: Sequence[str]) -> None:
     """Parses flags and loads the config file.
 
     Raises:
-        UserError: an unknown flag or option, a value of the wrong type, or a config file that does
-            not load. Config files are Python, so that loading one may raise anything.
+        UserError: an unknown flag or option, a value of the wrong type, or a broken config file.
     """
     try:
         rest = flags.FLAGS(list(argv))[1:]
         if _CONFIG.value is not None:
             _CONFIG.value.lock()  # a file that did not load raises at its first use
-    except Exception as e:
-        # The str of a KeyError or AttributeError is a quoted one.
-        text = str(e.args[0] if isinstance(e, LookupError | AttributeError) and e.args else e)
+    except Exception as e:  # config files are Python
+        text = str(e)
+        kind = "" if isinstance(e, flags.Error | OSError) else f"{type(e).__name__}: "
+        if text[:1] == text[-1:] and text[:1] in ("'", '"'):  # ml_collections: quoted, escaped
+            kind, text = "unknown option ", text[1:-1].replace("\\n", "\n").replace("\\'", "'")
         lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
         # The config loader puts the reason last; everything else puts it first.
         reason = lines[-1] if isinstance(e, OSError) else " ".join(lines[:2])
-        kind = "" if isinstance(e, flags.Error | OSError) else f"{type(e).__name__}: "
         raise UserError(f"{kind}{reason}; see --help and clara_jax/config.py") from e
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}; options are --name=value")
 
 
+def _is_worth_showing(record: stdlib_logging.LogRecord) -> bool:
+    """Our own lines, and libraries' warnings; errors of their threads are raised to us as well."""
+    warning = record.levelno > stdlib_logging.INFO and not record.exc_info
+    return warning or "clara_jax" in record.pathname
+
+
+@command
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; a user's mistake is one line on stderr and exit code 2."""
+    """The command line; returns the exit code."""
     argv = sys.argv if argv is None else argv
     if {"--help", "-h", "-help"} & set(argv):
         print(__doc__ + "\n" + flags.FLAGS.module_help(sys.modules[__name__]))
         return 0
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
-    # Libraries tell of each file they write and each backend they lack; their warnings still show.
-    logging.get_absl_handler().addFilter(
-        lambda record: "clara_jax" in record.pathname or record.levelno > stdlib_logging.INFO
-    )
+    logging.get_absl_handler().addFilter(_is_worth_showing)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that it has no PyTorch
-    try:
-        parse(argv)
-        return run()
-    except UserError as e:
-        message = str(e)
-    except OSError as e:
-        message = f"{e.filename or 'input or output'}: {e.strerror or e}"
-    print(f"clara_jax: {message}", file=sys.stderr)
-    return 2
+    parse(argv)
+    return run()
 
 
 if __name__ == "__main__":

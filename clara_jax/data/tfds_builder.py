@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 
 from clara_jax.data import sources
 from clara_jax.data.tfds_source import reason
-from clara_jax.errors import UserError
+from clara_jax.errors import UserError, command
 
 _SPLIT = re.compile("[A-Za-z][A-Za-z0-9_-]*")
 
@@ -94,6 +94,7 @@ def build(name: str, output: str, splits: Mapping[str, str]) -> None:
         raise UserError(f"--output {output}: cannot be written to ({reason(e)})") from e
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -104,18 +105,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     splits: dict[str, str] = {}
-    try:
-        for item in args.splits:
-            split, equals, source = item.partition("=")
-            if not equals:
-                raise UserError(f"{item}: write split=file.jsonl, such as train={item}")
-            if split in splits:
-                raise UserError(f"{split} twice; write {split}={splits[split]},{source}")
-            splits[split] = source
-        build(args.name, args.output, splits)
-    except UserError as e:
-        print(e, file=sys.stderr)
-        return 2
+    for item in args.splits:
+        split, equals, source = item.partition("=")
+        if not equals:
+            raise UserError(f"{item}: write split=file.jsonl, such as train={item}")
+        if split in splits:
+            raise UserError(f"{split} twice; write {split}={splits[split]},{source}")
+        splits[split] = source
+    build(args.name, args.output, splits)
     return 0
 
 

@@ -24,7 +24,7 @@ from clara_jax import sharding
 from clara_jax.config import Config, Data, Mesh, Model, Train
 from clara_jax.data import pipeline
 from clara_jax.data.rows import FRAME, PADDED_DECODER, Report, measure
-from clara_jax.errors import UserError
+from clara_jax.errors import UserError, command
 from clara_jax.models import clara
 from clara_jax.models.config import ExtraTokens
 from clara_jax.training.losses import IGNORE
@@ -317,6 +317,7 @@ def print_packing(options: Options) -> None:
 COMMANDS = {"scp": print_scp, "compress": print_compress, "packing": print_packing}
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmarks that the command line names."""
     parser = argparse.ArgumentParser(
@@ -337,12 +338,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unknown benchmark {name!r}; known: {', '.join(COMMANDS)}")
     options = Options(args.base, args.preset, args.dtype, args.chunks, tuple(args.source))
     default = [name for name in COMMANDS if name != "packing" or options.sources]
-    try:
-        for name in args.what or default:
-            COMMANDS[name](options)
-    except UserError as e:
-        print(e, file=sys.stderr)
-        return 2
+    for name in args.what or default:
+        COMMANDS[name](options)
     return 0
 
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from clara_jax.errors import UserError
+from clara_jax.errors import UserError, command
 
 CURVES = {"loss": "loss", "ce_loss": "cross-entropy", "eval/ce_loss": "held-out cross-entropy"}
 
@@ -111,6 +111,7 @@ def samples(workdir: str, count: int) -> list[str]:
     return lines
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -120,12 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     workdir = os.path.normpath(args.workdir)
     if args.samples < 1:
         parser.error("--samples must be at least 1")
-    try:
-        for line in [*samples(workdir, args.samples), f"loss curve: {plot(workdir)}"]:
-            print(line)
-    except UserError as e:
-        print(f"clara_jax: {e}", file=sys.stderr)
-        return 2
+    for line in [*samples(workdir, args.samples), f"loss curve: {plot(workdir)}"]:
+        print(line)
     return 0
 
 

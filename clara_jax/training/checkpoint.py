@@ -133,7 +133,7 @@ def _reason(e: BaseException) -> str:
     while (inner := e.__cause__ or e.__context__) is not None:
         e = inner
     lines = str(e).strip().splitlines() or [type(e).__name__]
-    return lines[0][:200]
+    return lines[0][:300]
 
 
 def _item(tree: Any) -> Any:
