@@ -12,6 +12,11 @@ class UserError(Exception):
     """
 
 
+def reason(error: BaseException) -> str:
+    """What a library says of an error, in one line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 def command(main: Callable[..., int | None]) -> Callable[..., int]:
     """Makes a user's mistake in a command one line on standard error, and exit code 2."""
 

@@ -15,8 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from clara_jax.data import sources
-from clara_jax.data.tfds_source import reason
-from clara_jax.errors import UserError, command
+from clara_jax.errors import UserError, command, reason
 
 _SPLIT = re.compile("[A-Za-z][A-Za-z0-9_-]*")
 

@@ -7,7 +7,7 @@ import tensorflow_datasets as tfds
 
 from clara_jax.data import records
 from clara_jax.data.records import ScpRecord
-from clara_jax.errors import UserError
+from clara_jax.errors import UserError, reason
 
 
 class TfdsSource:
@@ -45,11 +45,13 @@ class TfdsSource:
             raise UserError(f"{self._name}: cannot be opened ({reason(e)})") from e
         groups: dict[int | bytes, list[int]] = {}
         keys = {}
+        # Rows of one data set have the same fields.
+        is_scp = len(self._rows) > 0 and records.is_scp(self._row(0))
         for i in range(len(self._rows)):
             record = self._record([i])
             if record is not None:
                 # Rows of the scp form stay apart, as lines of a file do.
-                group = i if records.is_scp(self._row(i)) else records.digest(record.document)
+                group = i if is_scp else records.digest(record.document)
                 groups.setdefault(group, []).append(i)
                 keys[group] = records.title_key(record.document)
         if not groups:
@@ -99,11 +101,6 @@ class TfdsSource:
         document = f"{title}\n{context}" if title else context
         questions, answers = zip(*pairs, strict=True)
         return ScpRecord("qa", questions, answers, document, origin)
-
-
-def reason(error: Exception) -> str:
-    """What a library says of an error, in one line."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _with_aliases(value: dict[str, Any], origin: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from clara_jax.data import facts
-from clara_jax.errors import UserError
+from clara_jax.errors import UserError, reason
 from clara_jax.interop import base, gguf
 
 Parts = str | Sequence[str | int]
@@ -197,7 +197,7 @@ def load_tokenizer(name: str) -> Tokenizer:
         for assistant in (None, "the answer"):
             tokenizer.chat("the system text", "the question", assistant)
     except Exception as e:  # a template is a program, which may fail in any way
-        raise UserError(f"{name}: the chat template cannot be used ({_reason(e)})") from e
+        raise UserError(f"{name}: the chat template cannot be used ({reason(e)})") from e
     return tokenizer
 
 
@@ -212,8 +212,4 @@ def _from_files(name: str) -> PreTrainedTokenizerFast:
     except Exception as e:  # tokenizers raises no narrower class, transformers what it trips over
         if (path / "tokenizer.json").is_file():
             wanted = "tokenizer.json, or a file of the tokenizer beside it, is broken"
-        raise UserError(f"{name}: {wanted} ({_reason(e)})") from e
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"{name}: {wanted} ({reason(e)})") from e
