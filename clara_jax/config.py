@@ -18,6 +18,15 @@ from clara_jax.config_checks import get, validate
 from clara_jax.errors import UserError
 from clara_jax.models.config import LoraConfig
 
+# What each stage trains; everything else is frozen, gets no gradient and no optimizer state.
+TRAINED: dict[str, tuple[str, ...]] = {
+    "scp": ("compressor", "generator", "memory"),
+    "instruct": ("compressor", "generator"),
+    "e2e": ("reasoner", "generator"),
+    "contrastive": ("reasoner",),
+}
+ADAPTERS = ("compressor", "reasoner", "generator")
+
 
 @dataclasses.dataclass(frozen=True)
 class Model:
@@ -39,6 +48,9 @@ class Data:
     sources: str = (
         ""  # with commas: file.jsonl, tfds:name/split, reconstruct:file.jsonl, text:…, 3*file.jsonl
     )
+    answers: str = "gold"  # to train on in instruct: gold, or teacher (the base, from full texts)
+    teacher_tokens: int = 64  # most new tokens of a teacher's answer
+    memories: str = ""  # folder of memories computed once (e2e, contrastive); empty: in each step
     split: str = "train"  # train or dev: which side of `holdout` the sources give
     holdout: float = 0.0  # share of the documents (by title) that belong to dev
     tfds_dir: str = ""  # where TFDS keeps its data; empty: its default
@@ -60,6 +72,7 @@ class Train:
     steps: int = 1000  # optimizer steps
     batch_rows: int = 16  # rows a step, over all hosts and micro-batches
     accumulate: int = 1  # micro-batches a step
+    only: str = ""  # train these of the stage's trees alone, as `generator`; empty: all
     full: bool = False  # train the base itself instead of adapters (from scratch, quickstart)
     mse_weight: float = 0.1  # lambda of the alignment loss (paper, eq. of section 3.1)
     mse_into: str = "both"  # its gradient: both (paper, release) or memory (text states fixed)
@@ -93,6 +106,23 @@ class Memory:
     init: str = "mean"  # memory embeddings start at the mean of all (release), or at `tokens`
     init_noise: float = 0.0  # standard deviation added, in units of the embeddings' own
     positions: str = "after"  # rotary positions of memory tokens: after the text, or spread over it
+
+
+@dataclasses.dataclass(frozen=True)
+class Select:
+    """Ranking of a question's candidates, and the differentiable top-k (models/topk.py)."""
+
+    k: int = 5  # documents in a prompt; instruct takes so many of a record's, gold ones first
+    candidates: int = 20  # most candidates of a question in training; gold ones are kept first
+    score: str = "cosine"  # of flattened memories (paper), or maxsim, mean (models/scores.py)
+    method: str = "straight_through"  # see models/topk.py; `hard` gives the reasoner no gradient
+    temperature: float = 0.02  # tau of the relaxation, where the training starts
+    final_temperature: float = 0.0  # tau at its end, reached geometrically; 0: constant
+    relative: bool = False  # tau in units of the scores' spread, measured in each batch
+    compat: bool = False  # the release's log(1e-8) for taken candidates (golden/README, fault 12)
+    contrastive_temperature: float = 0.02  # of InfoNCE
+    teacher_weight: float = 1.0  # contrastive: of the KL to `teacher_scores` of the records
+    teacher_temperature: float = 1.0  # of the softmax of those scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,13 +180,17 @@ class Prompts:
 class Config:
     """All of a run."""
 
-    stage: str = "scp"  # scp (instruct, e2e and contrastive follow)
+    stage: str = "scp"  # scp, instruct, e2e or contrastive
     seed: int = 0  # of initialisation, dropout and data order
     init_from: str = ""  # workdir of an earlier stage whose trained trees this one starts from
+    generator_init: str = "carry"  # from there, or fresh (release, in instruct)
+    reasoner_init: str = "copy"  # of the compressor (paper), or random; unless it is trained there
+    aux_contrastive: float = 0.0  # weight of InfoNCE beside e2e's loss, where gold is known
     model: Model = Model()
     lora: LoraConfig = LoraConfig()
     data: Data = Data()
     memory: Memory = Memory()
+    select: Select = Select()
     train: Train = Train()
     optim: Optim = Optim()
     eval: Eval = Eval()
@@ -167,6 +201,23 @@ class Config:
     def memory_tokens(self) -> int:
         """M, memory vectors of one document."""
         return self.data.document_length // self.data.rate
+
+    @property
+    def places(self) -> int:
+        """N, most documents of a question in training."""
+        return self.select.k if self.stage == "instruct" else self.select.candidates
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Names of the trees that this run trains.
+
+        With `train.full` the base takes the place of the adapters.
+        """
+        names = TRAINED[self.stage]
+        if self.train.full:
+            names = ("base", *(name for name in names if name not in ADAPTERS))
+        only = [name.strip() for name in self.train.only.split(",") if name.strip()]
+        return tuple(name for name in names if name in only) if only else names
 
 
 def default() -> ml_collections.ConfigDict:
@@ -199,7 +250,10 @@ def absolute(config: Config) -> Config:
     model = dataclasses.replace(
         config.model, base=path(config.model.base), tokenizer=path(config.model.tokenizer)
     )
-    return dataclasses.replace(config, model=model, init_from=path(config.init_from))
+    data = config.data
+    if data.memories:
+        data = dataclasses.replace(data, memories=os.path.abspath(data.memories))
+    return dataclasses.replace(config, model=model, data=data, init_from=path(config.init_from))
 
 
 def save(config: Config, path: str | os.PathLike[str]) -> None:

@@ -1,13 +1,27 @@
 """What values options may have, beyond their types."""
 
+import dataclasses
 import math
 import re
 from typing import Any
 
 from clara_jax.errors import UserError
 
+# Repeats the tables of models/scores.py and models/topk.py: to import those takes JAX.
 CHOICES = {
-    "stage": ("scp",),
+    "stage": ("scp", "instruct", "e2e", "contrastive"),
+    "generator_init": ("carry", "fresh"),
+    "reasoner_init": ("copy", "random"),
+    "data.answers": ("gold", "teacher"),
+    "select.score": ("cosine", "maxsim", "mean"),
+    "select.method": (
+        "straight_through",
+        "gumbel",
+        "softsort",
+        "neuralsort",
+        "lapsum",
+        "hard",
+    ),
     "model.dtype": ("float32", "bfloat16"),
     "model.param_dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "dots", "full"),
@@ -19,14 +33,21 @@ CHOICES = {
 }
 
 POSITIVE = (
-    "data.document_length", "data.rate", "data.row_examples", "data.packing_bins", "train.steps",
+    "data.document_length", "data.rate", "data.row_examples", "data.packing_bins",
+    "data.teacher_tokens", "train.steps",
     "train.batch_rows", "train.accumulate", "train.loss_chunks", "train.log_every",
-    "train.checkpoint_every", "train.keep_checkpoints", "eval.batch", "eval.max_new_tokens",
+    "train.checkpoint_every", "train.keep_checkpoints", "select.k", "select.candidates",
+    "eval.batch", "eval.max_new_tokens",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "data.encoder_row", "data.decoder_row", "data.epochs", "data.workers", "train.mse_weight",
     "train.eval_every", "optim.learning_rate", "optim.weight_decay", "optim.memory_lr_scale",
-    "memory.init_noise", "eval.records",
+    "memory.init_noise", "eval.records", "aux_contrastive",
+    "select.final_temperature", "select.teacher_weight",
+)  # fmt: skip
+ABOVE_ZERO = (
+    "optim.clip", "select.temperature", "select.contrastive_temperature",
+    "select.teacher_temperature",
 )  # fmt: skip
 BELOW_ONE = ("data.holdout", "optim.warmup", "optim.b1", "optim.b2")  # and not negative
 
@@ -66,8 +87,21 @@ def validate(config: Any) -> None:
     if not 0 <= config.seed < 2**32:
         raise UserError(f"config.seed={config.seed} must be from 0 to 2**32 - 1")
     _validate_prompts(config.prompts)
-    if not config.optim.clip > 0:
-        raise UserError(f"config.optim.clip={config.optim.clip} must be above 0")
+    for name in ABOVE_ZERO:
+        if not 0 < get(config, name) < math.inf:
+            raise UserError(f"config.{name}={get(config, name)} must be above 0")
+    if config.train.full and config.stage in ("e2e", "contrastive"):
+        raise UserError(
+            f"config.train.full is for scp and instruct: in {config.stage} the compressor stays as "
+            "it is, and it is the base"
+        )
+    every = dataclasses.replace(config, train=dataclasses.replace(config.train, only="")).trained
+    for name in filter(None, map(str.strip, config.train.only.split(","))):
+        if name not in every:
+            raise UserError(
+                f"config.train.only={config.train.only!r}: {config.stage} trains "
+                f"{', '.join(every)}, not {name!r}"
+            )
     if config.memory_tokens < 1:
         raise UserError(
             f"config.data.rate={config.data.rate} leaves no memory token for documents of "

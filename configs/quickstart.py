@@ -1,37 +1,80 @@
 """A tiny decoder trained from scratch on made-up facts, on a laptop, with no download.
 
-The base itself is trained (`train.full`), since there is no pretrained one to adapt. Half of the
-documents are given to the generator as plain text: so it soon learns to look an answer up, as a
-pretrained LLM can, and from then on tells the compressor what to keep. With compressed documents
-alone, neither side learns much from the other in as many steps.
+The argument is the stage: configs/quickstart.py:e2e. In `scp` and `instruct` the base itself is
+trained (`train.full`), since there is no pretrained one to adapt; then it stays as it is, and
+adapters learn to choose documents and to answer from what is chosen.
+
+Half of scp's documents are given to the generator as plain text: so it soon learns to look an
+answer up, as a pretrained LLM can, and from then on tells the compressor what to keep. With
+compressed documents alone, neither side learns much from the other in as many steps.
 """
 
 from clara_jax import config as clara_config
 
 
-def get_config(model: str = "tiny"):
+def get_config(stage: str = "scp"):
     """4 layers of width 128; 25-token documents in 3 memory vectors, 8.3x."""
     config = clara_config.default()
-    config.model.preset = model
+    config.stage = stage
+    config.model.preset = "tiny"
     config.model.tokenizer = "facts"
     config.model.vocab_size = 128  # the words of the facts, rounded up
-    config.data.sources = "facts:100000,text:facts:100000:2"
+    config.model.remat = "dots"
     config.data.document_length = 25
     config.data.rate = 8
-    config.data.encoder_row = 32
-    config.data.decoder_row = 120  # one document compressed and one as text
     config.memory.init = "tokens"
-    config.model.remat = "dots"
-    config.train.full = True
     # From scratch the alignment loss can be met by making all states alike: it is for LLMs.
     config.train.mse_weight = 0.0
-    config.train.steps = 700
     config.train.batch_rows = 32
-    config.train.checkpoint_every = 350
+    config.eval.max_new_tokens = 8
+    config.prompts.qa_system = config.prompts.answer_system = ""
+    config.prompts.qa_user = "{docs}"
+    config.prompts.answer_user = "{docs} {question}"
+    STAGES[stage](config)
+    config.train.checkpoint_every = config.train.steps // 2
+    return config
+
+
+def scp(config) -> None:
+    """Every part of every document is asked for."""
+    config.data.sources = "facts:100000,text:facts:100000:2"
+    config.data.encoder_row = 32
+    config.data.decoder_row = 120  # one document compressed and one as text
+    config.train.full = True
+    config.train.steps = 700
     config.optim.learning_rate = 2e-3
     config.optim.warmup = 0.1
     config.eval.sources = "facts:200:1"  # another seed: documents never seen in training
-    config.eval.max_new_tokens = 8
-    config.prompts.qa_system = ""
-    config.prompts.qa_user = "{docs}"
-    return config
+
+
+def instruct(config) -> None:
+    """One question about one document."""
+    _questions(config)
+    config.train.full = True
+    config.train.steps = 300
+    config.optim.learning_rate = 1e-3
+
+
+def e2e(config) -> None:
+    """One of twenty candidates is chosen, and the answer alone says whether rightly."""
+    _questions(config)
+    config.lora.rank = 32
+    config.lora.alpha = 64.0
+    config.lora.dropout = 0.0
+    config.train.steps = 1500
+    config.optim.learning_rate = 1e-3
+
+
+def contrastive(config) -> None:
+    """As e2e, but labels say which candidate is the right one."""
+    e2e(config)
+
+
+def _questions(config) -> None:
+    config.select.k = 1
+    config.data.sources = "facts:40000"
+    config.eval.sources = "facts:500:1"
+    config.eval.records = 0
+
+
+STAGES = {"scp": scp, "instruct": instruct, "e2e": e2e, "contrastive": contrastive}

@@ -19,7 +19,7 @@ from typing import Any
 
 import grain
 import numpy as np
-from absl import flags, logging
+from absl import logging
 
 from clara_jax.config import Config
 from clara_jax.data import prompts, rows, sources
@@ -31,7 +31,6 @@ from clara_jax.models.config import ExtraTokens
 Batch = dict[str, np.ndarray]
 
 SAMPLE = 1024  # records that are measured before training
-_READ = grain.ReadOptions(num_threads=1, prefetch_buffer_size=128)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +123,13 @@ def open_data(config: Config) -> sources.Source:
         split=config.data.split,
         holdout=config.data.holdout,
         tfds_dir=config.data.tfds_dir,
+        form=form(config),
     )
+
+
+def form(config: Config) -> str:
+    """The form of records that the stage reads."""
+    return "scp" if config.stage == "scp" else "qa"
 
 
 def open_dev(config: Config) -> sources.Source:
@@ -134,7 +139,9 @@ def open_dev(config: Config) -> sources.Source:
         UserError: nothing was held out and no other source is named, or one cannot be opened.
     """
     if config.eval.sources:
-        return sources.open_sources(config.eval.sources, tfds_dir=config.data.tfds_dir)
+        return sources.open_sources(
+            config.eval.sources, tfds_dir=config.data.tfds_dir, form=form(config)
+        )
     if not config.data.holdout:
         raise UserError(
             "nothing to evaluate on: name config.eval.sources, or train with config.data.holdout"
@@ -212,7 +219,7 @@ def make_dataset(
         .shuffle()
         .repeat(data.epochs or None)
         .map(Reader(source, tokenizer, extra, config, lengths.decoder))
-        .to_iter_dataset(_READ)
+        .to_iter_dataset(rows.READ)
     )
     sides = {"enc": lengths.encoder, "dec": lengths.decoder, "targets": lengths.decoder}
     if data.pack:
@@ -263,12 +270,7 @@ def make_train_iterator(
     logging.info("data: %r", source)
     logging.info("data: %s", rows.measure(dataset, config.data, extra))
     dataset = dataset.batch(batch_rows // process_count, drop_remainder=True)
-    if config.data.workers:
-        if not flags.FLAGS.is_parsed():  # as in a notebook; Grain's worker processes ask for flags
-            flags.FLAGS.mark_as_parsed()
-        options = grain.MultiprocessingOptions(num_workers=config.data.workers)
-        dataset = dataset.mp_prefetch(options)
-    return iter(dataset)
+    return iter(rows.prefetch(dataset, config.data.workers))
 
 
 def eval_batches(

@@ -4,12 +4,13 @@ Two forms, those of the release:
     scp  {"data_type": "qa" | "paraphrase" | "reconstruction", "question": [...],
           "answers": [...], "docs": [document], "aliases": [[...], ...]?}
     e2e  {"question", "docs" (or "context", "content"), "answer" (or "answers", "golden_answers",
-          "gold_answer"), "pos_index"?}
+          "gold_answer"), "pos_index"?, "teacher_scores"?}
 """
 
 import dataclasses
 import hashlib
 import json
+import math
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -49,6 +50,11 @@ class ScpRecord:
         aliases = self.aliases or ((),) * len(self.answers)
         return tuple((a, *more) for a, more in zip(self.answers, aliases, strict=True))
 
+    @property
+    def key(self) -> int:
+        """What decides between train and dev: a hash of the document's title."""
+        return title_key(self.document)
+
 
 @dataclasses.dataclass(frozen=True)
 class QaRecord:
@@ -60,6 +66,7 @@ class QaRecord:
         answers: every accepted answer, the first is the one to train on.
         gold: positions in `documents` of those that hold the answer; empty where unknown.
         origin: where the record stands, as `file:line`.
+        teacher_scores: one a document, from a reranker to learn from; empty where there are none.
     """
 
     question: str
@@ -67,6 +74,15 @@ class QaRecord:
     answers: tuple[str, ...]
     gold: tuple[int, ...]
     origin: str
+    teacher_scores: tuple[float, ...] = ()
+
+    @property
+    def key(self) -> int:
+        """What decides between train and dev: a hash of the title of the first gold document.
+
+        Of the question, where none is gold.
+        """
+        return title_key(self.documents[self.gold[0]] if self.gold else self.question)
 
 
 def parse_line(line: str | bytes, origin: str) -> dict[str, Any]:
@@ -139,7 +155,7 @@ def parse_scp(value: dict[str, Any], origin: str) -> ScpRecord:
 def parse_qa(value: dict[str, Any], origin: str) -> QaRecord:
     """Checks a record of the e2e form.
 
-    `aliases`, where given, are further accepted answers.
+    `aliases`, where given, are further accepted answers, `teacher_scores` a reranker's.
 
     Raises:
         UserError: a field is missing or of the wrong kind, with the record's origin.
@@ -168,7 +184,16 @@ def parse_qa(value: dict[str, Any], origin: str) -> QaRecord:
     if empty := [i for i in gold if not documents[i].strip()]:
         raise UserError(f"{origin}: document {empty[0]}, which pos_index names, is empty")
     accepted = tuple(dict.fromkeys([*answers, *aliases]))
-    return QaRecord(question, documents, accepted, tuple(gold), origin)
+    scores = _scores(value.get("teacher_scores") or [], len(documents), origin)
+    return QaRecord(question, documents, accepted, tuple(gold), origin, scores)
+
+
+def questions_of(record: ScpRecord) -> list[QaRecord]:
+    """Each question of a qa record of the scp form, with its document as the only candidate."""
+    return [
+        QaRecord(question, (record.document,), accepted, (0,), record.origin)
+        for question, accepted in zip(record.questions, record.accepted, strict=False)
+    ]
 
 
 def gold_records(record: QaRecord) -> list[ScpRecord]:
@@ -214,6 +239,15 @@ def _texts(value: dict[str, Any], key: str, origin: str) -> tuple[str, ...]:
         raise UserError(f"{origin}: {key} must be a list of texts, not {kind}")
     _unicode(texts, key, origin)
     return tuple(texts)
+
+
+def _scores(scores: Any, documents: int, origin: str) -> tuple[float, ...]:
+    numbers = isinstance(scores, list) and all(type(x) in (int, float) for x in scores)
+    if not numbers or len(scores) not in (0, documents) or not all(map(math.isfinite, scores)):
+        raise UserError(
+            f"{origin}: teacher_scores must list a number for each of the {documents} documents"
+        )
+    return tuple(map(float, scores))
 
 
 def _unicode(texts: Sequence[str], what: str, origin: str) -> None:

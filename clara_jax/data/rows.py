@@ -4,7 +4,9 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
 
+import grain
 import numpy as np
+from absl import flags
 
 from clara_jax.config import Data
 from clara_jax.models.config import ExtraTokens
@@ -12,6 +14,7 @@ from clara_jax.models.config import ExtraTokens
 LONGEST = 1024  # longest row that is chosen automatically; attention is quadratic in it
 FRAME = 3  # ENC, bos and eos around a document's text
 PADDED_DECODER = 256  # decoder row of the padded layout that packing is compared with
+READ = grain.ReadOptions(num_threads=1, prefetch_buffer_size=128)
 _SIDES = ("enc", "dec")
 _STEP = 32  # chosen lengths are multiples of it
 _ENOUGH = (0.12, 0.08)  # padding that is good enough: of either side, of both together
@@ -89,11 +92,11 @@ def choose(lengths: np.ndarray, data: Data, smallest: int) -> RowLengths:
         smallest: encoder row that holds any document.
     """
     if not data.pack:
-        longest = _round_up(int(lengths[:, 1].max()))
+        longest = round_up(int(lengths[:, 1].max()))
         return RowLengths(data.encoder_row or smallest, data.decoder_row or longest)
     # One very long answer must not make all rows long: the longest hundredth may be cut.
     longest = int(np.quantile(lengths[:, 1], 0.99, method="higher"))
-    encoder_rows = [data.encoder_row] if data.encoder_row else _steps(smallest)
+    encoder_rows = [data.encoder_row] if data.encoder_row else steps(smallest)
     # Sources of plain text alone have nothing on the encoder's side.
     ratio = lengths[:, 1].mean() / max(lengths[:, 0].mean(), 1)
     # A short sample is repeated, as epochs are, so that every candidate fills its bins often.
@@ -102,8 +105,8 @@ def choose(lengths: np.ndarray, data: Data, smallest: int) -> RowLengths:
     sample = np.concatenate([generator.permutation(lengths) for _ in range(repeats)])[:_TRIED]
     tried = []
     for encoder in encoder_rows:
-        near = [d for d in _steps(longest) if _FREE[0] <= d / (encoder * ratio) <= _FREE[1]]
-        for decoder in [data.decoder_row] if data.decoder_row else near or [_round_up(longest)]:
+        near = [d for d in steps(longest) if _FREE[0] <= d / (encoder * ratio) <= _FREE[1]]
+        for decoder in [data.decoder_row] if data.decoder_row else near or [round_up(longest)]:
             tried.append(RowLengths(encoder, decoder))
     tried.sort(key=lambda row: row.encoder + row.decoder)
     sizes = np.array([(row.encoder, row.decoder) for row in tried])
@@ -185,10 +188,24 @@ def encoder_batches(
     return batches
 
 
-def _round_up(length: int) -> int:
+def round_up(length: int) -> int:
+    """The next multiple of the step of chosen lengths."""
     return -(-length // _STEP) * _STEP
 
 
-def _steps(smallest: int) -> list[int]:
-    start = _round_up(smallest)
+def steps(smallest: int) -> list[int]:
+    """Row lengths worth trying, from one that holds `smallest` tokens to the longest."""
+    start = round_up(smallest)
     return list(range(start, max(start, LONGEST) + 1, _STEP))
+
+
+def prefetch(dataset: grain.IterDataset, workers: int) -> grain.IterDataset:
+    """Prepares batches in processes of their own, if there are to be any.
+
+    Each of them reads a part of the records, so that their number changes which batch comes when.
+    """
+    if not workers:
+        return dataset
+    if not flags.FLAGS.is_parsed():  # as in a notebook; Grain's worker processes ask for flags
+        flags.FLAGS.mark_as_parsed()
+    return dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))

@@ -1,8 +1,9 @@
-"""Random-access sources of SCP records, checked when they are opened.
+"""Random-access sources of records, checked when they are opened.
 
-A source has a length, gives an ScpRecord for a position, keeps a hash of each record's title for
-the train/dev split, and can be pickled: processes and threads that prepare data read each by
-themselves.
+A source has a length, gives a record for a position, keeps a hash of each record's title for the
+train/dev split, and can be pickled: processes and threads that prepare data read each by
+themselves. The same names give ScpRecords for SCP (form `scp`) and QaRecords for the later stages
+(form `qa`).
 """
 
 import dataclasses
@@ -14,14 +15,15 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from clara_jax.data import records
-from clara_jax.data.facts import FactsSource
-from clara_jax.data.records import ScpRecord
+from clara_jax.data.facts import FactsQuestions, FactsSource
+from clara_jax.data.records import QaRecord, ScpRecord
 from clara_jax.data.tfds_source import TfdsSource
 from clara_jax.errors import UserError
 
 SPLITS = ("train", "dev")
 
-Expand = Callable[[dict[str, Any], str], Iterable[ScpRecord]]
+Record = ScpRecord | QaRecord
+Expand = Callable[[dict[str, Any], str], Iterable[Record]]
 
 
 class Source(Protocol):
@@ -31,7 +33,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> ScpRecord: ...
+    def __getitem__(self, index: int) -> Record: ...
 
 
 def own_records(value: dict[str, Any], origin: str) -> list[ScpRecord]:
@@ -39,6 +41,13 @@ def own_records(value: dict[str, Any], origin: str) -> list[ScpRecord]:
     if records.is_scp(value):
         return [records.parse_scp(value, origin)]
     return records.gold_records(records.parse_qa(value, origin))
+
+
+def own_questions(value: dict[str, Any], origin: str) -> list[QaRecord]:
+    """Questions of a line of either form; those of the scp form have one candidate."""
+    if records.is_scp(value):
+        return records.questions_of(records.parse_scp(value, origin))
+    return [records.parse_qa(value, origin)]
 
 
 def documents_of(value: dict[str, Any], origin: str) -> list[ScpRecord]:
@@ -81,14 +90,14 @@ class JsonlSource:
                     lengths.append(len(line))
                     lines.append(number)
                     parts.append(part)
-                    keys.append(records.title_key(record.document))
+                    keys.append(record.key)
             offset += len(line)
         if not filled:
             raise UserError(f"{path}: is empty; write one record a line")
         if not starts:
             raise UserError(
-                f"{path}: no records; a file of question, docs and answer needs pos_index, "
-                "which names the documents to ask about"
+                f"{path}: no records; in scp a file of question, docs and answer needs "
+                "pos_index, which names the documents to ask about, and later stages need questions"
             )
         self._index = np.array([starts, lengths, lines, parts], np.int64)
         self.keys = np.array(keys, np.uint32)
@@ -96,7 +105,7 @@ class JsonlSource:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def __getitem__(self, index: int) -> ScpRecord:
+    def __getitem__(self, index: int) -> Record:
         start, length, number, part = self._index[:, index].tolist()
         file = self._file or open(self._path, "rb")
         self._file = file
@@ -135,7 +144,7 @@ class Concatenation:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def __getitem__(self, index: int) -> ScpRecord:
+    def __getitem__(self, index: int) -> Record:
         which = int(np.searchsorted(self._starts, index, side="right")) - 1
         return self._sources[which][index - int(self._starts[which])]
 
@@ -152,7 +161,7 @@ class AsText:
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index: int) -> ScpRecord:
+    def __getitem__(self, index: int) -> Record:
         return dataclasses.replace(self._source[index], compress=False)
 
     def __repr__(self) -> str:
@@ -169,36 +178,51 @@ class Subset:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def __getitem__(self, index: int) -> ScpRecord:
+    def __getitem__(self, index: int) -> Record:
         return self._source[int(self._positions[index])]
 
     def __repr__(self) -> str:
         return f"{len(self)} of {self._source!r}"
 
 
-# `scheme:rest` of a source's name to what opens it, given the rest and the TFDS directory.
-SCHEMES: dict[str, Callable[[str, str], Source]] = {
-    "tfds": TfdsSource,
-    "facts": FactsSource.open,
-    "text": lambda name, tfds_dir: AsText(open_source(name, tfds_dir)),
-    "reconstruct": lambda path, _: JsonlSource(path, documents_of, distinct=True),
+# Form, then `scheme` of a source's name `scheme:rest`, to what opens it, given the rest and the
+# TFDS directory. A name without scheme is a JSONL file.
+SCHEMES: dict[str, dict[str, Callable[[str, str], Source]]] = {
+    "scp": {
+        "": lambda path, _: JsonlSource(path),
+        "tfds": TfdsSource,
+        "facts": FactsSource.open,
+        "text": lambda name, tfds_dir: AsText(open_source(name, tfds_dir)),
+        "reconstruct": lambda path, _: JsonlSource(path, documents_of, distinct=True),
+    },
+    "qa": {
+        "": lambda path, _: JsonlSource(path, own_questions),
+        "facts": FactsQuestions.open,
+    },
 }
 
 
-def open_source(name: str, tfds_dir: str = "") -> Source:
-    """Opens one source: `scheme:rest` for a scheme of SCHEMES, else a JSONL file.
+def open_source(name: str, tfds_dir: str = "", form: str = "scp") -> Source:
+    """Opens one source, by its scheme in SCHEMES.
 
     Raises:
-        UserError: it cannot be opened or holds a malformed record.
+        UserError: it cannot be opened or holds a malformed record, or does not give this form.
     """
-    scheme, _, rest = name.partition(":")
-    if scheme in SCHEMES:
-        return SCHEMES[scheme](rest, tfds_dir)
-    return JsonlSource(name)
+    scheme, colon, rest = name.partition(":")
+    if scheme in SCHEMES[form]:
+        return SCHEMES[form][scheme](rest, tfds_dir)
+    if colon and scheme in SCHEMES["scp"]:
+        raise UserError(f"{name}: {scheme}: is for scp; later stages read .jsonl files and facts:")
+    return SCHEMES[form][""](name, tfds_dir)
 
 
 def open_sources(
-    names: str, *, split: str = "train", holdout: float = 0.0, tfds_dir: str = ""
+    names: str,
+    *,
+    split: str = "train",
+    holdout: float = 0.0,
+    tfds_dir: str = "",
+    form: str = "scp",
 ) -> Source:
     """Opens sources as one, and keeps one side of the train/dev split.
 
@@ -210,6 +234,7 @@ def open_sources(
         split: train or dev.
         holdout: share of the titles that belong to dev.
         tfds_dir: where TFDS keeps its data; empty: its default.
+        form: of the records, scp or qa.
 
     Raises:
         UserError: there is no source, one cannot be opened, or no record is on this side.
@@ -218,9 +243,9 @@ def open_sources(
     for name in filter(None, (name.strip() for name in names.split(","))):
         times, star, rest = name.partition("*")
         if star and re.fullmatch("[0-9]{1,6}", times) and int(times) > 0:
-            opened += [open_source(rest, tfds_dir)] * int(times)
+            opened += [open_source(rest, tfds_dir, form)] * int(times)
         else:
-            opened.append(open_source(name, tfds_dir))
+            opened.append(open_source(name, tfds_dir, form))
     if not opened:
         raise UserError("config.data.sources is empty; name a .jsonl file or a tfds:name/split")
     source = opened[0] if len(opened) == 1 else Concatenation(opened)

@@ -29,7 +29,7 @@ from clara_jax.models import clara
 from clara_jax.models.config import ExtraTokens
 from clara_jax.training.losses import IGNORE
 from clara_jax.training.optim import make_optimizer
-from clara_jax.training.setup import Setup, create, trained_names
+from clara_jax.training.setup import Setup, create
 from clara_jax.training.step import compile_step, init_optimizer, make_step
 
 REPEATS = 5  # the median counts
@@ -187,7 +187,7 @@ def step_program(
 ) -> Program:
     """Whole train steps: forward, backward, clipping and AdamW."""
     # Copies, for the step gives its state's memory away and the setup may serve another program.
-    trained = {key: jax.tree.map(jnp.copy, setup.trees[key]) for key in trained_names(setup.config)}
+    trained = {key: jax.tree.map(jnp.copy, setup.trees[key]) for key in setup.config.trained}
     frozen = {key: tree for key, tree in setup.trees.items() if key not in trained}
     optimizer = make_optimizer(setup.config)
     state = (trained, init_optimizer(setup, optimizer, trained))

@@ -86,8 +86,14 @@ class Checkpoints:
 
 def has_checkpoint(workdir: str) -> bool:
     """Whether a run has saved anything yet."""
+    return newest_step(workdir) > 0
+
+
+def newest_step(workdir: str) -> int:
+    """Step of a run's newest checkpoint; 0 without one."""
     directory = os.path.join(workdir, "checkpoints")
-    return os.path.isdir(directory) and any(name.isdecimal() for name in os.listdir(directory))
+    names = os.listdir(directory) if os.path.isdir(directory) else []
+    return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 def load_trees(workdir: str, abstract: Trees) -> tuple[int, Trees]:

@@ -97,3 +97,36 @@ def alignment_sum(
         text_BSD = jax.lax.stop_gradient(text_BSD)
     distance_BS = jnp.square(memory_BSD - text_BSD).mean(-1)
     return jnp.where(memory_count_BS > 0, distance_BS, 0.0).sum()
+
+
+def info_nce_sum(logits_BN: jax.Array, gold_BN: jax.Array, mask_BN: jax.Array) -> jax.Array:
+    """Sum over questions of -log of the softmax mass on their gold documents; 0 without any.
+
+    Args:
+        logits_BN: scores over the temperature.
+        gold_BN: true at gold documents.
+        mask_BN: true at candidates.
+    """
+    gold_BN &= mask_BN
+    known_B = gold_BN.any(1)
+    # Questions without gold documents count all candidates as gold: their loss and gradient are 0.
+    gold_BN = jnp.where(known_B[:, None], gold_BN, mask_BN)
+    low = jnp.finfo(jnp.float32).min
+    whole_B, on_gold_B = (
+        jax.nn.logsumexp(jnp.where(keep, logits_BN, low), axis=1) for keep in (mask_BN, gold_BN)
+    )
+    return jnp.where(known_B, whole_B - on_gold_B, 0.0).sum()
+
+
+def kl_sum(logits_BN: jax.Array, teacher_BN: jax.Array, mask_BN: jax.Array) -> jax.Array:
+    """Sum over questions of KL(teacher | softmax of the logits); 0 where the teacher is all zero.
+
+    Args:
+        logits_BN: scores over the temperature.
+        teacher_BN: a distribution over the candidates.
+        mask_BN: true at candidates.
+    """
+    low = jnp.finfo(jnp.float32).min / 2
+    log_p_BN = jax.nn.log_softmax(jnp.where(mask_BN, logits_BN, low), axis=1)
+    log_teacher_BN = jnp.log(jnp.where(teacher_BN > 0, teacher_BN, 1.0))
+    return jnp.where(teacher_BN > 0, teacher_BN * (log_teacher_BN - log_p_BN), 0.0).sum()

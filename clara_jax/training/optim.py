@@ -22,6 +22,14 @@ def schedule(config: Config) -> optax.Schedule:
     return optax.join_schedules([ramp, after], [warmup])
 
 
+def temperature_schedule(config: Config) -> optax.Schedule:
+    """Tau of the relaxed top-k by optimizer step: constant, or geometric to the final one."""
+    first, last = config.select.temperature, config.select.final_temperature
+    if not last:
+        return optax.constant_schedule(first)
+    return optax.exponential_decay(first, config.train.steps, last / first)
+
+
 def make_optimizer(config: Config) -> optax.GradientTransformation:
     """The transformation of gradients of the trained trees `{"compressor": …, "memory": …}`."""
     o = config.optim

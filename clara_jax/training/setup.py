@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,7 +12,8 @@ from jax.sharding import Mesh
 
 from clara_jax import config as config_lib
 from clara_jax import sharding
-from clara_jax.config import Config
+from clara_jax.config import ADAPTERS, Config
+from clara_jax.config_checks import get
 from clara_jax.data.tokenizer import Tokenizer, load_tokenizer
 from clara_jax.errors import UserError
 from clara_jax.interop import base as base_lib
@@ -20,14 +22,19 @@ from clara_jax.models.clara import Trees
 from clara_jax.models.config import PRESETS, ExtraTokens, ModelConfig
 from clara_jax.models.decoder import Decoder, init_params
 from clara_jax.models.lora import init_adapter
-from clara_jax.training.checkpoint import load_trees
+from clara_jax.training.checkpoint import load_trees, newest_step
 
-# What each stage trains; everything else is frozen, gets no gradient and no optimizer state.
-# With config.train.full the base itself takes the place of the adapters.
-TRAINED: dict[str, tuple[str, ...]] = {
-    "scp": ("compressor", "generator", "memory"),
-}
-ADAPTERS = ("compressor", "reasoner", "generator")
+# Options that the trees of earlier runs were trained with and that no shape gives away.
+INHERITED = ("data.document_length", "data.rate", "memory.positions")
+INHERITED_BY_ADAPTERS = ("lora.rank", "lora.alpha", "lora.targets")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run whose trained trees are read: its workdir and its config."""
+
+    workdir: str
+    config: Config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,14 +65,6 @@ class Setup:
         return self.decoder.config
 
 
-def trained_names(config: Config) -> tuple[str, ...]:
-    """Names of the trees that this run trains."""
-    names = TRAINED[config.stage]
-    if not config.train.full:
-        return names
-    return ("base", *(name for name in names if name not in ADAPTERS))
-
-
 def model_config(config: Config) -> ModelConfig:
     """The architecture: the base checkpoint's own, or the preset's.
 
@@ -84,12 +83,13 @@ def model_config(config: Config) -> ModelConfig:
     return dataclasses.replace(PRESETS[config.model.preset], **how)
 
 
-def create(config: Config, mesh: Mesh | None = None) -> Setup:
+def create(config: Config, mesh: Mesh | None = None, runs: Sequence[Run] = ()) -> Setup:
     """Loads the base, or draws it at random, and makes fresh adapters and memory embeddings.
 
     Args:
         config: the run's config; its `init_from` is not looked at.
         mesh: where the arrays lie; that of `config.mesh` by default.
+        runs: whose trees will be put in: there are adapters for these as well.
 
     Raises:
         UserError: base, tokenizer or mesh cannot be had or do not fit.
@@ -108,68 +108,109 @@ def create(config: Config, mesh: Mesh | None = None) -> Setup:
             f"the tokenizer {name} has {tokenizer.size} tokens, the model only {model.vocab_size}"
         )
     decoder = Decoder(model, config.lora)
-    base = load_base(config, model, mesh)
-    trees = {"base": base, **fresh_trees(config, model, base, mesh)}
+    # What no run trains is as the first of them drew it.
+    seed = runs[-1].config.seed if runs else config.seed
+    base = load_base(config, model, mesh, seed)
+    names = {*config.trained, *(name for run in runs for name in run.config.trained)}
+    adapters = [name for name in ADAPTERS if name in names]
+    trees = {"base": base, **fresh_trees(config, model, base, mesh, adapters, seed)}
     extra = ExtraTokens(model.vocab_size, config.memory_tokens)
     return Setup(config, mesh, decoder, tokenizer, extra, trees)
 
 
 def start(config: Config) -> Setup:
-    """The model as this run's training begins: `create`, and the trees of `config.init_from`."""
-    setup = create(config)
-    return with_earlier(setup, config.init_from) if config.init_from else setup
+    """The model as this run's training begins: `create`, and the trees of `config.init_from`.
+
+    The generator starts afresh instead if this run trains it and `config.generator_init` says so.
+    """
+    runs = lineage(config)
+    fresh = config.generator_init == "fresh" and "generator" in config.trained
+    return with_runs(create(config, runs=runs), runs, skip=("generator",) if fresh else ())
 
 
-def load_base(config: Config, model: ModelConfig, mesh: Mesh) -> Any:
-    """The base weights, read or drawn straight into their sharding."""
+def lineage(config: Config) -> list[Run]:
+    """The runs that a run starts from, the nearest first.
+
+    Raises:
+        UserError: one is missing, they go in a circle, or one was trained with other options that
+            its trees depend on.
+    """
+    runs: list[Run] = []
+    workdir = config.init_from
+    while workdir:
+        if any(os.path.abspath(workdir) == os.path.abspath(run.workdir) for run in runs):
+            raise UserError(f"{workdir}: config.init_from leads back to itself")
+        earlier = config_lib.load(os.path.join(workdir, "config.json"))
+        names = INHERITED + (INHERITED_BY_ADAPTERS if not earlier.train.full else ())
+        for name in config_lib.differences(earlier, config, names):
+            raise UserError(
+                f"config.{name}={get(config, name)!r}, but config.init_from={workdir} was trained "
+                f"with {get(earlier, name)!r}; set the same"
+            )
+        runs.append(Run(workdir, earlier))
+        workdir = earlier.init_from
+    return runs
+
+
+def load_base(config: Config, model: ModelConfig, mesh: Mesh, seed: int = 0) -> Any:
+    """The base weights, read or, by the seed, drawn straight into their sharding."""
     if config.model.base:
         return base_lib.load_params(
             config.model.base, model, lambda path, shape: sharding.base_sharding(mesh, path, shape)
         )
-    rng = jax.random.key(config.seed)
+    rng = jax.random.key(seed)
     shardings = sharding.base_shardings(mesh, jax.eval_shape(lambda: init_params(model, rng)))
     return jax.jit(lambda rng: init_params(model, rng), out_shardings=shardings)(rng)
 
 
-def fresh_trees(config: Config, model: ModelConfig, base: Any, mesh: Mesh) -> Trees:
-    """Zero-effect adapters and new memory embeddings, replicated on the mesh."""
-    names = [name for name in trained_names(config) if name in ADAPTERS]
+def fresh_trees(
+    config: Config, model: ModelConfig, base: Any, mesh: Mesh, adapters: Sequence[str], seed: int
+) -> Trees:
+    """Zero-effect adapters of these names and new memory embeddings, replicated on the mesh."""
 
     @jax.jit
-    def make(base: Any, rng: jax.Array) -> Trees:
-        rngs = jax.random.split(rng, len(ADAPTERS) + 1)
+    def make(base: Any, rng: jax.Array, rng_adapters: jax.Array) -> Trees:
+        rngs = jax.random.split(rng_adapters, len(ADAPTERS) + 1)
         memory, added = clara.init_memory(
-            base, config.memory_tokens, rngs[-1], config.memory.init, config.memory.init_noise
-        )
-        adapters = {
-            name: init_adapter(model, config.lora, rngs[ADAPTERS.index(name)]) for name in names
+            base, config.memory_tokens, jax.random.split(rng, len(ADAPTERS) + 1)[-1],
+            config.memory.init, config.memory.init_noise,
+        )  # fmt: skip
+        fresh = {
+            name: init_adapter(model, config.lora, rngs[ADAPTERS.index(name)]) for name in adapters
         }
-        return jax.tree.map(jnp.asarray, {**adapters, "memory": memory, "added": added})
+        return jax.tree.map(jnp.asarray, {**fresh, "memory": memory, "added": added})
 
-    out = make(base, jax.random.key(config.seed + 1))
+    out = make(base, jax.random.key(seed + 1), jax.random.key(config.seed + 1))
     return jax.device_put(out, sharding.replicated(mesh))
 
 
-def with_earlier(setup: Setup, workdir: str, skip: tuple[str, ...] = ()) -> Setup:
-    """Puts in the trees that an earlier run trained, and those that it had from runs before it.
+def with_runs(setup: Setup, runs: Sequence[Run], skip: tuple[str, ...] = ()) -> Setup:
+    """Puts in the trees that runs trained, each from the first of them that trained it.
+
+    A reasoner that none of them trained becomes a copy of the compressor (paper), unless
+    `config.reasoner_init` says random.
 
     Args:
         setup: the model.
-        workdir: of the earlier run.
+        runs: the nearest first.
         skip: trees that are not read.
 
     Raises:
-        UserError: the run has no checkpoint, or its trees do not fit this model.
+        UserError: a run has no checkpoint, or its trees do not fit this model.
     """
-    earlier = config_lib.load(os.path.join(workdir, "config.json"))
-    names = [n for n in trained_names(earlier) if n in setup.trees and n not in skip]
-    if earlier.init_from:
-        setup = with_earlier(setup, earlier.init_from, (*skip, *names))
-    if not names:
-        return setup
-    step, trees = load_trees(workdir, {name: setup.trees[name] for name in names})
-    logging.info("weights: %s of %s, step %d", ", ".join(names), workdir, step)
-    return dataclasses.replace(setup, trees={**setup.trees, **trees}, step=step)
+    trees, taken = dict(setup.trees), set(skip)
+    for run in runs:
+        names = [n for n in run.config.trained if n in trees and n not in taken]
+        taken |= set(names)
+        if names:
+            step, loaded = load_trees(run.workdir, {name: trees[name] for name in names})
+            logging.info("weights: %s of %s, step %d", ", ".join(names), run.workdir, step)
+            trees |= loaded
+    copied = "reasoner" in trees and "reasoner" not in taken and "compressor" in trees
+    if copied and setup.config.reasoner_init == "copy":
+        # A copy of its own, since the step gives the memory of what it trains away.
+        trees["reasoner"] = jax.tree.map(jnp.copy, trees["compressor"])
+    return dataclasses.replace(setup, trees=trees)
 
 
 def restore(workdir: str, base: str | None = None, mesh: Mesh | None = None) -> Setup:
@@ -191,4 +232,6 @@ def restore(workdir: str, base: str | None = None, mesh: Mesh | None = None) -> 
             mesh = sharding.make_mesh(config.mesh)
         except UserError:
             mesh = sharding.make_mesh(config_lib.Mesh())
-    return with_earlier(create(config, mesh), workdir)
+    runs = [Run(workdir, config), *lineage(config)]
+    setup = with_runs(create(config, mesh, runs), runs)
+    return dataclasses.replace(setup, step=newest_step(workdir))

@@ -1,6 +1,7 @@
-"""The pure train step of SCP, and the held-out loss."""
+"""The pure train step of any stage, and the held-out loss."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -9,87 +10,94 @@ import numpy as np
 import optax
 
 from clara_jax import sharding
-from clara_jax.models import clara
+from clara_jax.config import Config
 from clara_jax.models.clara import Batch, Trees
-from clara_jax.training.losses import IGNORE, alignment_sum, cross_entropy_sum
-from clara_jax.training.optim import schedule
+from clara_jax.training import objectives
+from clara_jax.training.objectives import OBJECTIVES, Draw, slot_gradients
+from clara_jax.training.optim import schedule, temperature_schedule
 from clara_jax.training.setup import Setup
 
 Metrics = dict[str, jax.Array]
 Step = Callable[..., tuple[tuple[Trees, Any], Metrics]]
 
 
-def loss_sums(
-    setup: Setup, trees: Trees, batch: Batch, rng: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
-    """SCP's losses over a batch, as sums: cross-entropy over labels, alignment over documents."""
-    config, model = setup.config, setup.model
-    rng_enc, rng_dec = (None, None) if rng is None else jax.random.split(rng)
-    hidden_BTD = clara.encode(
-        setup.decoder, trees, batch["enc_tokens"], batch["enc_positions"], batch["enc_segments"],
-        rng=rng_enc, spread=config.memory.positions == "spread",
-    )  # fmt: skip
-    answer_BTD = clara.generate_hidden(setup.decoder, trees, batch, hidden_BTD, rng_dec)
-    ce = cross_entropy_sum(model, trees, answer_BTD, batch["dec_targets"], config.train.loss_chunks)
-    memory_ids = setup.extra.memory
-    tokens = batch["enc_tokens"]
-    is_memory_BT = (tokens >= memory_ids[0]) & (tokens <= memory_ids[-1])
-    mse = alignment_sum(
-        hidden_BTD, batch["enc_segments"], is_memory_BT, config.data.row_examples,
-        into=config.train.mse_into,
-    )  # fmt: skip
-    return ce, mse
+def totals(setup: Setup, batch: Batch) -> dict[str, jax.Array]:
+    """`objectives.counts` in float32, at least 1, so that a batch of none has loss 0."""
+    found = objectives.counts(setup, batch)
+    return {name: jnp.maximum(count, 1).astype(jnp.float32) for name, count in found.items()}
 
 
-def counts(setup: Setup, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Labelled tokens and compressed documents; at least 1, so that a batch of none has loss 0."""
-    labels, documents = _counts(setup, batch)
-    return jnp.maximum(labels, 1), jnp.maximum(documents, 1)
-
-
-def _counts(setup: Setup, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    labels = (batch["dec_targets"] != IGNORE).sum()
-    documents = (batch["enc_tokens"] == setup.extra.memory[0]).sum()
-    return labels, documents
+def means(sums: Mapping[str, Any], counts: Mapping[str, Any]) -> dict[str, Any]:
+    """Each sum over its count; those for which there is none in this stage are left out."""
+    which = {name: objectives.COUNTED.get(name, "questions") for name in sums}
+    return {name: sums[name] / counts[which[name]] for name in sums if which[name] in counts}
 
 
 def make_step(setup: Setup, optimizer: optax.GradientTransformation) -> Step:
     """The train step `(trained, opt_state), frozen, batch, step -> (trained, opt_state), metrics`.
 
-    The loss is the token mean of the cross-entropy plus lambda times the document mean of the
-    alignment, both over the whole batch however many micro-batches it is computed in. Only
-    `trained` is differentiated. The same step number draws the same dropout.
+    The loss is the weighted sum of the stage's means (training/objectives.py), each over the whole
+    batch however many micro-batches it is computed in. Only `trained` is differentiated. The same
+    step number draws the same dropout.
     """
-    train, seed = setup.config.train, setup.config.seed
-    rate = schedule(setup.config)
+    config, train = setup.config, setup.config.train
+    rate, tau = schedule(config), temperature_schedule(config)
+    objective, weights = OBJECTIVES[config.stage], objectives.weights(config)
 
-    def loss_fn(trained: Trees, frozen: Trees, batch: Batch, totals: Any, rng: jax.Array) -> Any:
-        labels, documents = totals
-        ce, mse = loss_sums(setup, {**frozen, **trained}, batch, rng)
-        ce, mse = ce / labels, mse / documents
-        return ce + train.mse_weight * mse, (ce, mse)
+    def loss_fn(
+        trained: Trees, probe_BKN: Any, frozen: Trees, batch: Batch, count: Any, draw: Draw
+    ) -> Any:
+        draw = dataclasses.replace(draw, probe_BKN=probe_BKN)
+        found = objective(setup, {**frozen, **trained}, batch, draw)
+        mean = means(found.sums, count)
+        loss = sum(weight * mean[name] for name, weight in weights.items())
+        return loss, found
 
     def step_fn(state: Any, frozen: Trees, batch: Batch, step: jax.Array) -> Any:
         trained, opt_state = state
-        totals = counts(setup, batch)
-        rng = jax.random.fold_in(jax.random.key(seed), step)
+        count = totals(setup, batch)
+        rng = jax.random.fold_in(jax.random.key(config.seed), step)
 
         def micro(i: jax.Array, part: Batch) -> Any:
-            grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-            return grad_fn(trained, frozen, part, totals, jax.random.fold_in(rng, i))
+            draw = Draw(jax.random.fold_in(rng, i), tau(step))
+            grad_fn = jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)
+            (loss, found), (grads, g_BKN) = grad_fn(
+                trained, _probe(config, part), frozen, part, count, draw
+            )
+            sums = found.sums
+            if g_BKN is not None:
+                mask_BN = part["doc_valid"] > 0
+                sums |= slot_gradients(config, found.scores_BN, g_BKN, mask_BN, draw)
+            return loss, sums, grads
 
-        (loss, (ce, mse)), grads = _accumulate(micro, batch, train.accumulate)
+        loss, sums, grads = _accumulate(micro, batch, train.accumulate)
         updates, opt_state = optimizer.update(grads, opt_state, trained)
         metrics = {
             "loss": loss,
-            "ce_loss": ce,
-            "mse_loss": mse,
+            **_shares(means(sums, count)),
             "learning_rate": rate(step),
             **{f"grad_norm/{name}": optax.global_norm(g) for name, g in grads.items()},
         }
+        if config.stage == "e2e":
+            metrics["temperature"] = tau(step)
         return (optax.apply_updates(trained, updates), opt_state), metrics
 
     return step_fn
+
+
+def _probe(config: Config, batch: Batch) -> jax.Array | None:
+    """Zeros in the shape of the selection's weights, where there is one."""
+    if config.stage != "e2e":
+        return None
+    B, N = batch["doc_valid"].shape
+    return jnp.zeros((B, config.select.k, N))
+
+
+def _shares(mean: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The slots' gradients as shares of their sum."""
+    slots = [name for name in mean if name.startswith("slot_gradient/")]
+    total = jnp.maximum(sum(mean[name] for name in slots), 1e-30)
+    return {name: x / total if name in slots else x for name, x in mean.items()}
 
 
 def _accumulate(micro: Callable[[Any, Batch], Any], batch: Batch, parts: int) -> Any:
@@ -135,15 +143,16 @@ def init_optimizer(setup: Setup, optimizer: optax.GradientTransformation, traine
 
 def held_out_loss(setup: Setup, batches: list[Any]) -> Callable[[Trees], dict[str, float]]:
     """A function of all trees that gives the mean losses over the batches, without dropout."""
+    objective = OBJECTIVES[setup.config.stage]
 
     @jax.jit
     def sums(trees: Trees, batch: Batch) -> Any:
-        ce, mse = loss_sums(setup, trees, batch, None)
-        return ce, mse, *_counts(setup, batch)
+        return objective(setup, trees, batch, Draw()).sums, objectives.counts(setup, batch)
 
     def evaluate(trees: Trees) -> dict[str, float]:
-        total = [sums(trees, sharding.put_batch(setup.mesh, batch)) for batch in batches]
-        ce, mse, labels, documents = np.sum(jax.device_get(total), axis=0)
-        return {"eval/ce_loss": float(ce / labels), "eval/mse_loss": float(mse / max(documents, 1))}
+        found = [sums(trees, sharding.put_batch(setup.mesh, batch)) for batch in batches]
+        added = jax.tree.map(lambda *x: float(np.sum(x)), *jax.device_get(found))
+        counts = {name: max(count, 1.0) for name, count in added[1].items()}
+        return {f"eval/{name}": value for name, value in means(added[0], counts).items()}
 
     return evaluate

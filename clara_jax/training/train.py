@@ -19,14 +19,14 @@ from clara_jax import config as config_lib
 from clara_jax import sharding
 from clara_jax.config import Config
 from clara_jax.config_checks import get
-from clara_jax.data import pipeline, sources
 from clara_jax.errors import UserError
 from clara_jax.models.clara import Trees
 from clara_jax.progress import Progress
 from clara_jax.training import writers
 from clara_jax.training.checkpoint import Checkpoints, has_checkpoint
+from clara_jax.training.inputs import open_inputs
 from clara_jax.training.optim import make_optimizer
-from clara_jax.training.setup import Setup, start, trained_names
+from clara_jax.training.setup import Setup, start
 from clara_jax.training.step import (
     Metrics,
     Step,
@@ -37,8 +37,11 @@ from clara_jax.training.step import (
 )
 
 # What a workdir's checkpoints and batches depend on; the rest may change when a run resumes.
-FIXED = ("stage", "seed", "init_from", "model", "lora", "data", "memory", "prompts", "train.full")
-FREE = {"model.remat", "data.tfds_dir"}  # of these, what changes neither
+FIXED = (
+    "stage", "seed", "init_from", "generator_init", "reasoner_init", "model", "lora", "data",
+    "memory", "select", "prompts", "train.only", "train.full",
+)  # fmt: skip
+FREE = {"model.remat", "data.tfds_dir", "data.memories"}  # of these, what changes neither
 
 
 def train(config: Config, workdir: str) -> int:
@@ -58,24 +61,12 @@ def _train(config: Config, workdir: str) -> int:
     _check_same_run(workdir, config)
     writer = writers.MetricWriter(workdir, config.train.tensorboard)
     setup = start(config)
-    processes = jax.process_count()
-    rows = config.train.batch_rows // config.train.accumulate
-    shards = setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
-    if rows % shards:
-        raise UserError(
-            f"config.train.batch_rows / accumulate = {rows} rows do not divide by the "
-            f"{shards} devices of config.mesh data x fsdp"
-        )
-    source = pipeline.open_data(config)
-    lengths = pipeline.row_lengths(config, setup.tokenizer, setup.extra, source)
-    data = pipeline.make_train_iterator(
-        config, setup.tokenizer, setup.extra, source=source, lengths=lengths,
-        process_index=jax.process_index(), process_count=processes,
-    )  # fmt: skip
-    evaluate = _held_out(setup, lengths) if config.train.eval_every else None
+    inputs = open_inputs(setup, workdir)
+    data = inputs.train
+    evaluate = None if inputs.held_out is None else held_out_loss(setup, inputs.held_out)
 
     # Weights are this workdir's newest checkpoint's, else those that `start` gave.
-    trained = {name: setup.trees[name] for name in trained_names(config)}
+    trained = {name: setup.trees[name] for name in config.trained}
     frozen = {name: tree for name, tree in setup.trees.items() if name not in trained}
     optimizer = make_optimizer(config)
     opt_state = init_optimizer(setup, optimizer, trained)
@@ -194,8 +185,9 @@ class _Throughput:
         self.start, self.examples, self.tokens = time.perf_counter(), 0, 0
 
     def count(self, batch: dict[str, np.ndarray]) -> None:
-        self.examples += int(batch["dec_segments"].max(axis=1).sum())
-        self.tokens += int(sum((batch[k] > 0).sum() for k in ("enc_segments", "dec_segments")))
+        counted = "dec_segments" if "dec_segments" in batch else "qry_segments"
+        self.examples += int(batch[counted].max(axis=1).sum())
+        self.tokens += int(sum((v > 0).sum() for k, v in batch.items() if k.endswith("_segments")))
 
     def take(self) -> dict[str, float]:
         seconds = time.perf_counter() - self.start
@@ -246,19 +238,6 @@ def _lock(workdir: str) -> Iterator[None]:
                 f"{workdir}: another run trains here; wait for it or use another --workdir"
             ) from e
         yield
-
-
-def _held_out(setup: Setup, lengths: Any) -> Callable[[Trees], dict[str, float]]:
-    """`held_out_loss` over the first `eval.records` dev records, in rows like those of training."""
-    config = setup.config
-    source = pipeline.open_dev(config)
-    if 0 < config.eval.records < len(source):
-        source = sources.Subset(source, np.arange(config.eval.records))
-    rows = config.train.batch_rows // config.train.accumulate
-    batches = pipeline.eval_batches(
-        config, setup.tokenizer, setup.extra, source=source, lengths=lengths, batch_rows=rows
-    )
-    return held_out_loss(setup, batches)
 
 
 def _check_same_run(workdir: str, config: Config) -> None:

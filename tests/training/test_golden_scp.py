@@ -20,8 +20,9 @@ from clara_jax.models.config import ExtraTokens
 from clara_jax.models.decoder import Decoder, head_logits
 from clara_jax.sharding import make_mesh
 from clara_jax.training.losses import IGNORE
+from clara_jax.training.objectives import Draw, scp
 from clara_jax.training.setup import Setup
-from clara_jax.training.step import counts, loss_sums
+from clara_jax.training.step import means, totals
 
 MSE_WEIGHT = 0.1
 # Stage and whether all its examples are packed into one row. Every second row of stage1_mixed is a
@@ -142,11 +143,12 @@ def compute(golden):
 
     @jax.jit
     def compute(trained, batch):
-        labels, documents = counts(setup, batch)
+        count = totals(setup, batch)
 
         def loss(trained):
-            ce, mse = loss_sums(setup, {**frozen, **trained}, batch, None)
-            return ce / labels + MSE_WEIGHT * mse / documents, (ce / labels, mse / documents)
+            mean = means(scp(setup, {**frozen, **trained}, batch, Draw()).sums, count)
+            ce, mse = mean["ce_loss"], mean["mse_loss"]
+            return ce + MSE_WEIGHT * mse, (ce, mse)
 
         (total, parts), grads = jax.value_and_grad(loss, has_aux=True)(trained)
         trees = {**frozen, **trained}

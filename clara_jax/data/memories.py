@@ -1,0 +1,128 @@
+"""Memories of documents, computed once and kept in a folder for the runs that read them.
+
+The folder holds `manifest.json` (who made them), `vectors.bin` (M * D numbers a document) and
+`digests.bin` (16 bytes a document, of its text). Documents are only ever appended, vectors first,
+so that a run that was killed goes on where it stopped.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from clara_jax.data.records import digest
+from clara_jax.errors import UserError
+
+_DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
+_DIGEST = 16  # bytes
+
+
+class MemoryFile:
+    """Memories [M, D] by the digest of a document's text; can be pickled.
+
+    Args:
+        directory: where they are kept; made if there is none.
+        maker: what they depend on, such as `{"fingerprint": …}`; must be equal to go on.
+        memory_tokens: M.
+        d_model: D.
+        dtype: float32 or bfloat16.
+
+    Raises:
+        UserError: the folder holds memories of another maker or shape, or cannot be used.
+    """
+
+    def __init__(
+        self, directory: str, maker: dict[str, Any], memory_tokens: int, d_model: int, dtype: str
+    ):
+        self._directory = directory
+        self._shape, self._dtype = (memory_tokens, d_model), np.dtype(_DTYPES[dtype])
+        manifest = {**maker, "memory_tokens": memory_tokens, "d_model": d_model, "dtype": dtype}
+        try:
+            os.makedirs(directory, exist_ok=True)
+            path = self._path("manifest.json")
+            if not os.path.exists(path):
+                with open(f"{path}.tmp", "w", encoding="utf-8") as f:
+                    json.dump(manifest, f, indent=2)
+                os.replace(f"{path}.tmp", path)
+            with open(path, encoding="utf-8") as f:
+                found = json.load(f)
+            for name in ("digests.bin", "vectors.bin"):
+                with open(self._path(name), "ab"):
+                    pass
+        except (OSError, ValueError) as e:
+            raise UserError(f"config.data.memories={directory}: cannot be used ({e})") from e
+        if found != manifest:
+            other = [key for key in manifest if found.get(key) != manifest[key]]
+            raise UserError(
+                f"config.data.memories={directory} holds memories of another model "
+                f"({', '.join(other)} differ); name another folder or remove this one"
+            )
+        self._open()
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, key: bytes) -> np.ndarray:
+        return np.array(self._vectors[self._rows[key]])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_vectors": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._open()
+
+    def missing(self, documents: Sequence[str]) -> list[str]:
+        """Those of the documents, each once, that are not here yet."""
+        return [text for text in dict.fromkeys(documents) if digest(text) not in self._rows]
+
+    def append(self, documents: Sequence[str], memories: np.ndarray) -> None:
+        """Adds memories [n, M, D] of n documents.
+
+        Raises:
+            UserError: they cannot be written, such as on a full disk.
+        """
+        # What a kill left behind the last whole document is written over.
+        count = len(self._rows)
+        parts = {
+            "vectors.bin": (count * self._bytes, np.asarray(memories, self._dtype).tobytes()),
+            "digests.bin": (count * _DIGEST, b"".join(map(digest, documents))),
+        }
+        try:
+            for name, (start, data) in parts.items():
+                with open(self._path(name), "r+b") as f:
+                    f.seek(start)
+                    f.write(data)
+        except OSError as e:
+            raise UserError(
+                f"{self._directory}: memories cannot be written ({e.strerror}); make room and run "
+                "the same command to go on"
+            ) from e
+        self._open()
+
+    @property
+    def _bytes(self) -> int:
+        return self._shape[0] * self._shape[1] * self._dtype.itemsize
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._directory, name)
+
+    def _open(self) -> None:
+        with open(self._path("digests.bin"), "rb") as f:
+            digests = f.read()
+        count = min(
+            len(digests) // _DIGEST, os.path.getsize(self._path("vectors.bin")) // self._bytes
+        )
+        self._rows = {digests[i * _DIGEST : (i + 1) * _DIGEST]: i for i in range(count)}
+        shape = (count, *self._shape)
+        self._vectors = (
+            np.memmap(self._path("vectors.bin"), self._dtype, "r", shape=shape)
+            if count
+            else np.zeros(shape, self._dtype)
+        )

@@ -1,0 +1,225 @@
+"""A run's data: the training iterator and the held-out batches, and what the base makes for them.
+
+The later stages may read memories that the frozen compressor computes once (`data.memories`), and
+answers that the plain base gives from the full texts (`data.answers=teacher`, the paper's). Both
+are written to disk as they come, so that a run that was stopped goes on.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+
+from clara_jax.data import pipeline, prompts, questions, sources
+from clara_jax.data.memories import MemoryFile
+from clara_jax.data.questions import Reader, Shapes
+from clara_jax.errors import UserError
+from clara_jax.inference import engine
+from clara_jax.inference.generate import Prompt, generate
+from clara_jax.progress import Progress
+from clara_jax.training.setup import Setup
+
+_CHUNK = 128  # documents or prompts between writes
+_LEADING = 4096  # numbers of each base weight that its fingerprint looks at
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What a run reads.
+
+    Attributes:
+        train: batches; has `get_state` and `set_state`.
+        held_out: batches of the first `eval.records` dev records; None unless `train.eval_every`.
+    """
+
+    train: Iterator[Any]
+    held_out: list[dict[str, np.ndarray]] | None
+
+
+def open_inputs(setup: Setup, workdir: str) -> Inputs:
+    """Opens what `setup.config` names.
+
+    Raises:
+        UserError: a source, a row length or the number of rows does not fit.
+    """
+    config = setup.config
+    rows = config.train.batch_rows // config.train.accumulate
+    shards = setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
+    if rows % shards:
+        raise UserError(
+            f"config.train.batch_rows / accumulate = {rows} rows do not divide by the "
+            f"{shards} devices of config.mesh data x fsdp"
+        )
+    source = pipeline.open_data(config)
+    dev = _dev(setup) if config.train.eval_every else None
+    open_stage = _open_scp if config.stage == "scp" else _open_questions
+    return open_stage(setup, workdir, source, dev, rows)
+
+
+def _dev(setup: Setup) -> sources.Source:
+    config = setup.config
+    source = pipeline.open_dev(config)
+    if 0 < config.eval.records < len(source):
+        source = sources.Subset(source, np.arange(config.eval.records))
+    return source
+
+
+def _open_scp(
+    setup: Setup, workdir: str, source: sources.Source, dev: sources.Source | None, rows: int
+) -> Inputs:
+    config, shared = setup.config, (setup.config, setup.tokenizer, setup.extra)
+    lengths = pipeline.row_lengths(*shared, source)
+    train = pipeline.make_train_iterator(
+        *shared, source=source, lengths=lengths,
+        process_index=jax.process_index(), process_count=jax.process_count(),
+    )  # fmt: skip
+    if dev is None:
+        return Inputs(train, None)
+    # In rows like those of training.
+    batches = pipeline.eval_batches(
+        config, setup.tokenizer, setup.extra, source=dev, lengths=lengths, batch_rows=rows
+    )
+    return Inputs(train, batches)
+
+
+def _open_questions(
+    setup: Setup, workdir: str, source: sources.Source, dev: sources.Source | None, rows: int
+) -> Inputs:
+    config = setup.config
+    kept = config.data.memories and config.stage != "instruct"  # which trains the compressor
+    unlaid = Reader(source, setup.tokenizer, setup.extra, config, Shapes(1, 1, 1, 1))
+    answers = None
+    if config.data.answers == "teacher" and config.stage == "instruct":
+        answers = teacher_answers(setup, unlaid, workdir)
+    memories = None
+    if kept:
+        every = [unlaid] if dev is None else [unlaid, dataclasses.replace(unlaid, source=dev)]
+        memories = compute_memories(
+            setup, (d for reader in every for record in _records(reader) for d in record.documents)
+        )
+    shapes = questions.measure(
+        config, setup.tokenizer, setup.extra, source, compress=memories is None, answers=answers
+    )
+    reader = dataclasses.replace(unlaid, shapes=shapes, memories=memories, answers=answers)
+    train = questions.make_train_iterator(
+        reader, config.train.batch_rows,
+        process_index=jax.process_index(), process_count=jax.process_count(),
+    )  # fmt: skip
+    if dev is None:
+        return Inputs(train, None)
+    held_out = dataclasses.replace(reader, source=dev, answers=None, skipped=set())
+    return Inputs(train, questions.eval_batches(held_out, rows))
+
+
+def _records(reader: Reader) -> Iterator[Any]:
+    return (reader.picked(i) for i in range(len(reader.source)))
+
+
+def compute_memories(setup: Setup, documents: Iterable[str]) -> MemoryFile:
+    """Memories of all documents in the folder `data.memories`: those that are not there are made.
+
+    Raises:
+        UserError: the folder holds those of another model, or cannot be written.
+    """
+    config, model = setup.config, setup.model
+    maker = {"fingerprint": fingerprint(setup)}
+    how = (config.data.memories, maker, len(setup.extra.memory), model.d_model, model.dtype)
+    file = MemoryFile(*how)
+    missing = file.missing(list(documents))
+    if missing:
+        progress = Progress(len(missing), "compressing")
+
+        for start in range(0, len(missing), _CHUNK):
+            part = missing[start : start + _CHUNK]
+            vectors = engine.compress(setup, part, config.eval.batch).memories
+            if jax.process_index() == 0:
+                file.append(part, vectors)
+            progress.update(start + len(part))
+        progress.close()
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("memories")
+            file = MemoryFile(*how)
+    logging.info("memories: %d documents in %s", len(file), config.data.memories)
+    return file
+
+
+def fingerprint(setup: Setup) -> str:
+    """A hash of what memories depend on: options, adapter, memory embeddings, and the base's start.
+
+    Of each base weight only the first numbers are looked at, which tells models apart.
+    """
+    config, trees = setup.config, setup.trees
+    made = [config.data.document_length, config.data.rate, config.memory.positions]
+    found = hashlib.blake2b(repr(made).encode(), digest_size=16)
+    whole = {k: trees.get(k) for k in ("compressor", "memory")} | {"embed": trees["added"]["embed"]}
+    leading = jax.tree.map(lambda x: x.ravel()[:_LEADING], trees["base"])
+    for leaf in jax.tree.leaves(jax.device_get((whole, leading))):
+        found.update(np.ascontiguousarray(leaf).tobytes())
+    return found.hexdigest()
+
+
+def teacher_answers(setup: Setup, reader: Reader, workdir: str) -> list[str]:
+    """Answers of the plain base to every question, from the full texts of the documents used.
+
+    Kept in `workdir/teacher.jsonl`. Where the base says nothing, the record's own answer stands.
+
+    Raises:
+        UserError: that file is damaged, or belongs to other data.
+    """
+    path, total = os.path.join(workdir, "teacher.jsonl"), len(reader.source)
+    answers = _read_answers(path)
+    if len(answers) > total:
+        raise UserError(
+            f"{path}: {len(answers)} answers for {total} questions; it belongs to other data: "
+            "remove it"
+        )
+    if len(answers) < total:
+        progress = Progress(total, "teacher answers", start=len(answers))
+        with open(path, "a", encoding="utf-8") as f:
+            for start in range(len(answers), total, _CHUNK):
+                part = range(start, min(start + _CHUNK, total))
+                texts = _teach(setup, [reader.picked(i) for i in part])
+                f.writelines(json.dumps({"answer": text}) + "\n" for text in texts)
+                f.flush()
+                answers += texts
+                progress.update(part.stop)
+        progress.close()
+    filled = [text or reader.source[i].answers[0] for i, text in enumerate(answers)]
+    logging.info(
+        "teacher: %d answers, %d of them empty and replaced by the record's own",
+        total, sum(not text for text in answers),
+    )  # fmt: skip
+    return filled
+
+
+def _teach(setup: Setup, records: Sequence[Any]) -> list[str]:
+    config = setup.config
+    asked = []
+    for record in records:
+        texts = [setup.tokenizer.head(d, config.data.document_length) for d in record.documents]
+        ids, _ = prompts.answer_prompt(
+            setup.tokenizer, config.prompts, "\n\n".join(texts), record.question
+        )
+        asked.append(Prompt(ids))
+    generations = generate(
+        setup, asked, config.data.teacher_tokens, role=None, batch=config.eval.batch
+    )
+    return [generation.text.strip() for generation in generations]
+
+
+def _read_answers(path: str) -> list[str]:
+    if not os.path.exists(path):
+        return []
+    with open(path, encoding="utf-8") as f:
+        lines = f.readlines()
+    try:
+        return [json.loads(line)["answer"] for line in lines]
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{path}: damaged ({e}); remove it to have the answers made again") from e

@@ -1,0 +1,279 @@
+"""What each stage minimises, as sums over a batch that micro-batches and shards add up to.
+
+An objective gives sums by name. Each is divided by a count of the whole batch, the one that COUNTED
+names; `weights` says which of these means make up the loss, and the rest is only logged.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from clara_jax.config import Config
+from clara_jax.models import clara, scores, topk
+from clara_jax.models.clara import Batch, Trees
+from clara_jax.training.losses import IGNORE, alignment_sum, cross_entropy_sum, info_nce_sum, kl_sum
+from clara_jax.training.setup import Setup
+
+Sums = dict[str, jax.Array]
+
+RECALL_AT = (1, 3, 5)
+
+# What each sum is divided by; those not named here are per question.
+COUNTED = {
+    "ce_loss": "labels",
+    "mse_loss": "documents",
+    "contrastive_loss": "with_gold",
+    "teacher_loss": "with_teacher",
+    "mrr": "with_gold",
+    **{f"recall@{k}": "with_gold" for k in RECALL_AT},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """What a step draws or sets anew; None and zero without training.
+
+    Attributes:
+        rng: generator of dropout and of selection noise; None: neither.
+        tau: temperature of the relaxed selection.
+        probe_BKN: zeros added to the selection's weights, whose gradient is then known.
+    """
+
+    rng: jax.Array | None = None
+    tau: float | jax.Array = 0.02
+    probe_BKN: jax.Array | None = None
+
+
+class Found(NamedTuple):
+    """Sums by name, and the scores [B, N] of the candidates where any were ranked."""
+
+    sums: Sums
+    scores_BN: jax.Array | None = None
+
+
+Objective = Callable[[Setup, Trees, Batch, Draw], Found]
+
+
+def scp(setup: Setup, trees: Trees, batch: Batch, draw: Draw) -> Found:
+    """SCP (paper, section 3.1): cross-entropy of the turn, and alignment of the memories."""
+    rng_enc, rng_dec = _split(draw.rng, 2)
+    hidden_BTD = clara.encode(
+        setup.decoder, trees, *(batch[f"enc_{x}"] for x in ("tokens", "positions", "segments")),
+        rng=rng_enc, spread=setup.config.memory.positions == "spread",
+    )  # fmt: skip
+    answer_BTD = clara.generate_hidden(setup.decoder, trees, batch, hidden_BTD, rng_dec)
+    most = setup.config.data.row_examples
+    mse = _alignment(setup, hidden_BTD, batch["enc_tokens"], batch["enc_segments"], most)
+    return Found({"ce_loss": _cross_entropy(setup, trees, answer_BTD, batch), "mse_loss": mse})
+
+
+def instruct(setup: Setup, trees: Trees, batch: Batch, draw: Draw) -> Found:
+    """Instruction tuning (section 3.2): all documents of a question, in the order given."""
+    rng_enc, rng_dec = _split(draw.rng, 2)
+    memories_BNMD, hidden, tokens, segments = _compressed(setup, trees, batch, rng_enc)
+    B, N = memories_BNMD.shape[:2]
+    vectors_BSD = memories_BNMD.reshape(B, -1, memories_BNMD.shape[-1])
+    answer_BTD = clara.generate_hidden(setup.decoder, trees, batch, vectors_BSD, rng_dec)
+    mse = _alignment(setup, hidden, tokens, segments, N)
+    return Found({"ce_loss": _cross_entropy(setup, trees, answer_BTD, batch), "mse_loss": mse})
+
+
+def e2e(setup: Setup, trees: Trees, batch: Batch, draw: Draw) -> Found:
+    """Joint training (section 3.3): the reasoner chooses, the generator answers.
+
+    The answer's cross-entropy trains both, through the differentiable top-k. The compressor has no
+    part in it: no gradient, and no dropout, which the release leaves on.
+    """
+    select = setup.config.select
+    rng_query, rng_noise, rng_dec = _split(draw.rng, 3)
+    memories_BNMD = candidates(setup, trees, batch)
+    scores_BN = _scores(setup, trees, batch, memories_BNMD, rng_query)
+    mask_BN = batch["doc_valid"] > 0
+    weights_BKN, indices_BK = topk.select(
+        scores_BN, select.k, select.method, temperature(setup.config, draw.tau, scores_BN, mask_BN),
+        mask_BN=mask_BN, rng=rng_noise, compat=select.compat,
+    )  # fmt: skip
+    if draw.probe_BKN is not None:
+        weights_BKN += draw.probe_BKN
+    chosen_BKMD = topk.mix(weights_BKN, indices_BK, memories_BNMD)
+    vectors_BSD = chosen_BKMD.reshape(len(scores_BN), -1, chosen_BKMD.shape[-1])
+    answer_BTD = clara.generate_hidden(setup.decoder, trees, batch, vectors_BSD, rng_dec)
+    ce = _cross_entropy(setup, trees, answer_BTD, batch)
+    return Found({"ce_loss": ce, **_ranking(setup.config, scores_BN, batch)}, scores_BN)
+
+
+def contrastive(setup: Setup, trees: Trees, batch: Batch, draw: Draw) -> Found:
+    """The supervised reranker (the paper's Sup- baseline): InfoNCE over the gold documents.
+
+    All other candidates are the negatives. Where records carry a teacher's scores, also the KL
+    divergence from these.
+    """
+    memories_BNMD = candidates(setup, trees, batch)
+    scores_BN = _scores(setup, trees, batch, memories_BNMD, draw.rng)
+    tau = setup.config.select.contrastive_temperature
+    kl = kl_sum(scores_BN / tau, batch["doc_teacher"], batch["doc_valid"] > 0)
+    return Found({**_ranking(setup.config, scores_BN, batch), "teacher_loss": kl}, scores_BN)
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "scp": scp,
+    "instruct": instruct,
+    "e2e": e2e,
+    "contrastive": contrastive,
+}
+
+
+def weights(config: Config) -> dict[str, float]:
+    """Weight of each mean in the loss of the stage."""
+    scp = {"ce_loss": 1.0, "mse_loss": config.train.mse_weight}
+    return {
+        "scp": scp,
+        "instruct": scp,
+        "e2e": {"ce_loss": 1.0, "contrastive_loss": config.aux_contrastive},
+        "contrastive": {"contrastive_loss": 1.0, "teacher_loss": config.select.teacher_weight},
+    }[config.stage]
+
+
+def counts(setup: Setup, batch: Batch) -> Sums:
+    """What the sums are divided by, by the names in COUNTED."""
+    found = {}
+    if "dec_targets" in batch:
+        found["labels"] = (batch["dec_targets"] != IGNORE).sum()
+    if "enc_tokens" in batch:
+        found["documents"] = (batch["enc_tokens"] == setup.extra.memory[0]).sum()
+    if "doc_valid" in batch:
+        found["questions"] = (batch["doc_valid"].sum(1) > 0).sum()
+        found["with_gold"] = batch["doc_gold"].any(1).sum()
+        found["with_teacher"] = batch["doc_teacher"].any(1).sum()
+    return found
+
+
+def candidates(setup: Setup, trees: Trees, batch: Batch) -> jax.Array:
+    """Memories [B, N, M, D] of the candidates, a constant: read from the batch, or made of it."""
+    if "memories" in batch:
+        return batch["memories"]
+    return jax.lax.stop_gradient(_compressed(setup, trees, batch, None)[0])
+
+
+def temperature(
+    config: Config, tau: float | jax.Array, scores_BN: jax.Array, mask_BN: jax.Array
+) -> jax.Array:
+    """Temperature of the selection: tau, or tau times the spread of the batch's scores."""
+    if not config.select.relative:
+        return jnp.asarray(tau, jnp.float32)
+    spread_B = spread(jax.lax.stop_gradient(scores_BN), mask_BN)
+    several_B = mask_BN.sum(1) > 1
+    mean = jnp.sum(spread_B * several_B) / jnp.maximum(several_B.sum(), 1)
+    return tau * jnp.maximum(mean, 1e-6)
+
+
+def spread(scores_BN: jax.Array, mask_BN: jax.Array) -> jax.Array:
+    """Standard deviation [B] of each question's scores."""
+    count_B1 = jnp.maximum(mask_BN.sum(1, keepdims=True), 1)
+    mean_B1 = jnp.where(mask_BN, scores_BN, 0.0).sum(1, keepdims=True) / count_B1
+    square_BN = jnp.where(mask_BN, jnp.square(scores_BN - mean_B1), 0.0)
+    return jnp.sqrt(square_BN.sum(1) / count_B1[:, 0])
+
+
+def slot_gradients(
+    config: Config, scores_BN: jax.Array, g_BKN: jax.Array, mask_BN: jax.Array, draw: Draw
+) -> Sums:
+    """How the loss reaches the scores: each slot's part of the gradient, and the relaxation itself.
+
+    Args:
+        config: its `select` is used.
+        scores_BN: of the candidates.
+        g_BKN: gradient of the loss with respect to the selection's weights.
+        mask_BN: true at candidates.
+        draw: as in the step.
+
+    Returns:
+        `slot_gradient/1` ...: sums over questions and candidates of the absolute gradient that
+        reaches the scores through each slot; `entropy`: in nats, of the first slot's weights.
+    """
+    select, K = config.select, config.select.k
+    tau = temperature(config, draw.tau, scores_BN, mask_BN)
+    rng_noise = _split(draw.rng, 3)[1]
+
+    def soft(scores_BN: jax.Array) -> jax.Array:
+        return topk.select(
+            scores_BN, K, select.method, tau, mask_BN=mask_BN, rng=rng_noise, compat=select.compat
+        )[0]
+
+    _, pull = jax.vjp(soft, scores_BN)
+    through_KBN = jax.vmap(lambda slot: pull(g_BKN * slot[None, :, None])[0])(jnp.eye(K))
+    found = {f"slot_gradient/{j + 1}": jnp.abs(through_KBN[j]).sum() for j in range(K)}
+    logits_BN = jnp.where(mask_BN, scores_BN / tau, -1e30)
+    log_p_BN = jax.nn.log_softmax(logits_BN)
+    entropy_B = -jnp.sum(jnp.exp(log_p_BN) * jnp.where(mask_BN, log_p_BN, 0.0), axis=1)
+    return found | {"entropy": jnp.where(mask_BN.any(1), entropy_B, 0.0).sum()}
+
+
+def _split(rng: jax.Array | None, parts: int) -> list[jax.Array | None]:
+    return [None] * parts if rng is None else list(jax.random.split(rng, parts))
+
+
+def _compressed(
+    setup: Setup, trees: Trees, batch: Batch, rng: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Memories [B, N, M, D]; hidden states [B * G, T, D], tokens and segments of the documents."""
+    B, G, T = batch["enc_tokens"].shape
+    tokens, positions, segments = (
+        batch[f"enc_{x}"].reshape(B * G, T) for x in ("tokens", "positions", "segments")
+    )
+    spread = setup.config.memory.positions == "spread"
+    hidden = clara.encode(setup.decoder, trees, tokens, positions, segments, rng=rng, spread=spread)
+    M = len(setup.extra.memory)
+    index_BNM = batch["doc_first"][..., None] + jnp.arange(M)[None, None]
+    flat_BSD = hidden.reshape(B, G * T, -1)
+    memories = jnp.take_along_axis(flat_BSD, index_BNM.reshape(B, -1)[..., None], axis=1)
+    memories_BNMD = memories.reshape(*index_BNM.shape, -1)
+    valid = batch["doc_valid"][..., None, None] > 0
+    return jnp.where(valid, memories_BNMD, 0), hidden, tokens, segments
+
+
+def _scores(
+    setup: Setup, trees: Trees, batch: Batch, memories_BNMD: jax.Array, rng: jax.Array | None
+) -> jax.Array:
+    """Scores [B, N] of the candidates by the query reasoner."""
+    tokens = batch["qry_tokens"]
+    hidden_BTD = clara.encode(
+        setup.decoder, trees, tokens, batch["qry_positions"], batch["qry_segments"],
+        role="reasoner", rng=rng, spread=setup.config.memory.positions == "spread",
+    )  # fmt: skip
+    query_BMD = clara.memory_vectors(setup.model, trees, hidden_BTD, tokens)
+    return scores.score(query_BMD, memories_BNMD, setup.config.select.score)
+
+
+def _ranking(config: Config, scores_BN: jax.Array, batch: Batch) -> Sums:
+    """InfoNCE, and how high the gold documents rank."""
+    mask_BN, gold_BN = batch["doc_valid"] > 0, batch["doc_gold"] > 0
+    tau = config.select.contrastive_temperature
+    fixed_BN = jnp.where(mask_BN, jax.lax.stop_gradient(scores_BN), -jnp.inf)
+    order_BN = jnp.argsort(-fixed_BN, axis=1)
+    ranked_BN = jnp.take_along_axis(gold_BN, order_BN, axis=1).astype(jnp.float32)
+    total_B = jnp.maximum(ranked_BN.sum(1), 1)
+    first_B = jnp.argmax(ranked_BN, axis=1) + 1
+    return {
+        "contrastive_loss": info_nce_sum(scores_BN / tau, gold_BN, mask_BN),
+        **{f"recall@{k}": (ranked_BN[:, :k].sum(1) / total_B).sum() for k in RECALL_AT},
+        "mrr": (ranked_BN.max(1) / first_B).sum(),
+        "spread": spread(jax.lax.stop_gradient(scores_BN), mask_BN).sum(),
+    }
+
+
+def _cross_entropy(setup: Setup, trees: Trees, hidden_BTD: jax.Array, batch: Batch) -> jax.Array:
+    chunks = setup.config.train.loss_chunks
+    return cross_entropy_sum(setup.model, trees, hidden_BTD, batch["dec_targets"], chunks)
+
+
+def _alignment(
+    setup: Setup, hidden_BTD: jax.Array, tokens_BT: jax.Array, segments_BT: jax.Array, most: int
+) -> jax.Array:
+    memory_ids = setup.extra.memory
+    is_memory_BT = (tokens_BT >= memory_ids[0]) & (tokens_BT <= memory_ids[-1])
+    into = setup.config.train.mse_into
+    return alignment_sum(hidden_BTD, segments_BT, is_memory_BT, most, into=into)

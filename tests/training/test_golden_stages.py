@@ -1,0 +1,279 @@
+"""instruct, e2e and contrastive against the PyTorch release: from its texts to its gradients.
+
+Rows are laid out by our own reader, packed and padded on the right; the release pads on the left.
+Its two stage-2 checkpoints hold the same weights as those that all stages' numbers were made with.
+"""
+
+import dataclasses
+import json
+import re
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clara_jax.config import Config, Data, Mesh, Select
+from clara_jax.data.questions import Reader, Shapes, measure
+from clara_jax.data.records import QaRecord
+from clara_jax.data.tokenizer import load_tokenizer
+from clara_jax.interop import clara_release, hf
+from clara_jax.models.config import ExtraTokens
+from clara_jax.models.decoder import Decoder
+from clara_jax.sharding import make_mesh
+from clara_jax.training.objectives import OBJECTIVES, Draw, weights
+from clara_jax.training.setup import Setup
+from clara_jax.training.step import means, totals
+
+STAGES = {"instruct": "stage1_2", "e2e": "stage2", "contrastive": "stage2_pretrain_retrieval"}
+ADAPTERS = {
+    "encoder_adapter": "compressor",
+    "query_reasoner_adapter": "reasoner",
+    "decoder_adapter": "generator",
+}
+PARTS = {"self_attn": "attention", "mlp": "mlp"}
+
+
+@pytest.fixture(scope="module")
+def golden(shared):
+    folder = shared / "golden"
+    model = hf.read_config(folder / "base_mistral")
+    release = clara_release.read(folder / "ckpt_mistral_stage2", model)
+    trees = {
+        "base": hf.load_params(folder / "base_mistral", model),
+        **release.adapters,
+        "memory": release.memory,
+        "added": release.added,
+    }
+    lora = dataclasses.replace(release.settings.lora, dropout=0.0)
+    setup = Setup(
+        config=Config(
+            lora=lora,
+            data=Data(document_length=64, rate=16),
+            select=Select(k=2, candidates=5, compat=True),
+        ),
+        mesh=make_mesh(Mesh(data=1, fsdp=1), jax.devices()[:1]),
+        decoder=Decoder(model, lora),
+        tokenizer=load_tokenizer(str(folder / "base_mistral")),
+        extra=ExtraTokens(model.vocab_size, release.settings.memory_tokens),
+        trees=jax.tree.map(jnp.asarray, trees),
+    )
+    with np.load(folder / "golden_mistral.npz") as file:
+        arrays = dict(file)
+    scalars = json.loads((folder / "golden_mistral.json").read_text())
+    examples = json.loads((folder / "texts.json").read_text())["examples"]
+    records = [
+        QaRecord(
+            e["question"], tuple(e["docs"]), (e["answer"],), tuple(e["pos_index"]), f"texts:{i}"
+        )
+        for i, e in enumerate(examples)
+    ]
+    return types.SimpleNamespace(setup=setup, arrays=arrays, scalars=scalars, records=records)
+
+
+def stage_setup(golden, stage: str, **select) -> Setup:
+    config = golden.setup.config
+    select = dataclasses.replace(config.select, **select)
+    config = dataclasses.replace(config, stage=stage, select=select)
+    return dataclasses.replace(golden.setup, config=config)
+
+
+def lay_out(golden, setup: Setup, records=None) -> tuple[dict, Reader]:
+    records = golden.records if records is None else records
+    if setup.config.stage == "instruct":  # the release takes the first documents
+        records = [
+            dataclasses.replace(
+                r, documents=r.documents[:2], gold=tuple(g for g in r.gold if g < 2)
+            )
+            for r in records
+        ]
+    shared = (setup.config, setup.tokenizer, setup.extra)
+    shapes = measure(*shared, records, compress=True)
+    reader = Reader(records, setup.tokenizer, setup.extra, setup.config, shapes)
+    if setup.config.stage == "instruct":
+        object.__setattr__(reader, "picked", records.__getitem__)  # in the order given
+    rows = [reader(i) for i in range(len(records))]
+    return {k: jnp.asarray(np.stack([row[k] for row in rows])) for k in rows[0]}, reader
+
+
+def run(setup: Setup, batch: dict, names: tuple[str, ...] = tuple(ADAPTERS.values())):
+    """Means, gradients of all three adapters and the scores."""
+    objective, weight = OBJECTIVES[setup.config.stage], weights(setup.config)
+
+    @jax.jit
+    def compute(trained, frozen, batch):
+        def loss(trained):
+            found = objective(setup, {**frozen, **trained}, batch, Draw(tau=0.02))
+            mean = means(found.sums, totals(setup, batch))
+            return sum(w * mean[name] for name, w in weight.items()), (mean, found.scores_BN)
+
+        return jax.grad(loss, has_aux=True)(trained)
+
+    trained = {name: setup.trees[name] for name in names}
+    frozen = {name: tree for name, tree in setup.trees.items() if name not in trained}
+    grads, (mean, scores) = compute(trained, frozen, batch)
+    return mean, grads, scores
+
+
+def our_leaf(tree, name):
+    match = re.fullmatch(
+        r"model\.layers\.(\d+)\.(\w+)\.(\w+)_proj\.lora_([AB])\.(\w+)\.weight", name
+    )
+    layer, part, linear, matrix, adapter = match.groups()
+    leaf = tree[ADAPTERS[adapter]]["layers"][PARTS[part]][linear][matrix.lower()][int(layer)]
+    return leaf if matrix == "A" else leaf.T
+
+
+@pytest.fixture(scope="module", params=["instruct", "e2e"])
+def case(request, golden):
+    setup = stage_setup(golden, request.param)
+    batch, reader = lay_out(golden, setup)
+    return request.param, batch, reader, run(setup, batch)
+
+
+def test_token_ids_are_the_releases(golden, case):
+    stage, batch, reader, _ = case
+    get = lambda name: golden.arrays[f"{STAGES[stage]}/{name}"]  # noqa: E731
+    for i in range(len(golden.records)):
+        whole = get("dec_input_ids")[i][get("dec_attention_mask")[i] > 0]
+        valid = batch["dec_segments"][i] > 0
+        np.testing.assert_array_equal(batch["dec_tokens"][i][valid], whole)
+        labels = get("labels")[i]
+        np.testing.assert_array_equal(
+            batch["dec_targets"][i][batch["dec_targets"][i] != -100], labels[labels != -100]
+        )
+        if stage == "e2e":
+            query = get("query_input_ids")[i][get("query_attention_mask")[i] > 0]
+            np.testing.assert_array_equal(
+                batch["qry_tokens"][i][batch["qry_segments"][i] > 0], query
+            )
+    each = len(get("enc_input_ids")) // len(golden.records)
+    for row, (ids, mask) in enumerate(
+        zip(get("enc_input_ids"), get("enc_attention_mask"), strict=True)
+    ):
+        document = golden.records[row // each].documents[row % each]
+        np.testing.assert_array_equal(reader.document_ids(document), ids[mask > 0])
+
+
+def test_losses(golden, case):
+    stage, _, _, (mean, _, _) = case
+    expected = golden.scalars[f"{STAGES[stage]}/loss"]
+    assert float(mean["ce_loss"]) == pytest.approx(expected, rel=1e-5)
+    if stage == "instruct":
+        expected = golden.scalars["stage1_2/mse_loss"]
+        assert float(mean["mse_loss"]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_gradients(golden, case):
+    stage, _, _, (_, grads, _) = case
+    norms = golden.scalars[f"{STAGES[stage]}/grad_norms"]
+    compared = 0
+    for name, norm in norms.items():
+        if "lora_" not in name or (stage == "instruct" and "reasoner" in name):
+            continue
+        gradient = np.asarray(our_leaf(grads, name))
+        if norm is None:
+            assert "encoder" in name and not gradient.any(), name
+            continue
+        assert np.linalg.norm(gradient) == pytest.approx(norm, rel=1e-2), name
+        expected = golden.arrays[f"{STAGES[stage]}/grad/{name}"]
+        np.testing.assert_allclose(gradient, expected, atol=5e-3 * np.abs(expected).max())
+        compared += 1
+    assert compared == 2 * 2 * 7 * golden.setup.model.n_layers
+    untouched = "reasoner" if stage == "instruct" else "compressor"
+    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(grads[untouched]))
+
+
+def test_scores_and_choice(golden, case):
+    stage, _, _, (_, _, scores) = case
+    if stage == "e2e":
+        np.testing.assert_allclose(scores, golden.arrays["stage2/scores"], atol=1e-5)
+        chosen = np.argsort(-np.asarray(scores), axis=1)[:, :2]
+        np.testing.assert_array_equal(chosen, golden.arrays["stage2/topk_idx"])
+
+
+def test_contrastive_loss_trains_the_reasoner_alone(golden):
+    setup = stage_setup(golden, "contrastive")
+    batch, _ = lay_out(golden, setup)
+    assert "dec_tokens" not in batch
+    mean, grads, _ = run(setup, batch)
+    expected = golden.scalars["stage2_pretrain_retrieval/loss"]
+    assert float(mean["contrastive_loss"]) == pytest.approx(expected, rel=1e-4)
+    assert any(np.asarray(leaf).any() for leaf in jax.tree.leaves(grads["reasoner"]))
+    for name in ("compressor", "generator"):
+        assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(grads[name]))
+
+
+def test_recall_and_reciprocal_rank(golden):
+    setup = stage_setup(golden, "e2e")
+    batch, _ = lay_out(golden, setup)
+    mean, _, scores = run(setup, batch)
+    recall, ranks = {k: [] for k in (1, 3, 5)}, []
+    for row, record in zip(np.asarray(scores), golden.records, strict=True):
+        order = list(np.argsort(-row))
+        for k in recall:
+            recall[k].append(len(set(order[:k]) & set(record.gold)) / len(record.gold))
+        ranks.append(1 / (1 + min(order.index(g) for g in record.gold)))
+    for k, values in recall.items():
+        assert float(mean[f"recall@{k}"]) == pytest.approx(np.mean(values))
+    assert float(mean["mrr"]) == pytest.approx(np.mean(ranks))
+
+
+def test_memories_computed_once_give_the_same_loss(golden):
+    setup = stage_setup(golden, "e2e")
+    batch, _ = lay_out(golden, setup)
+    mean, grads, _ = run(setup, batch)
+    kept = {k: v for k, v in batch.items() if not k.startswith(("enc_", "doc_first"))}
+    kept["memories"] = jnp.asarray(golden.arrays["stage2/memory"].reshape(4, 5, 4, 64))
+    kept_mean, kept_grads, _ = run(setup, kept)
+    for name in mean.keys() & kept_mean.keys():
+        assert float(mean[name]) == pytest.approx(float(kept_mean[name]), rel=1e-5), name
+    for name in ("reasoner", "generator"):
+        for one, other in zip(
+            jax.tree.leaves(grads[name]), jax.tree.leaves(kept_grads[name]), strict=True
+        ):
+            np.testing.assert_allclose(one, other, atol=1e-3 * np.abs(one).max())
+
+
+def test_hard_selection_gives_the_reasoner_exactly_no_gradient(golden):
+    setup = stage_setup(golden, "e2e", method="hard")
+    batch, _ = lay_out(golden, setup)
+    mean, grads, _ = run(setup, batch)
+    assert float(mean["ce_loss"]) == pytest.approx(golden.scalars["stage2/loss"], rel=1e-5)
+    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(grads["reasoner"]))
+    assert any(np.asarray(leaf).any() for leaf in jax.tree.leaves(grads["generator"]))
+
+
+def test_auxiliary_contrastive_loss_adds_to_the_reasoners_gradient(golden):
+    plain = stage_setup(golden, "e2e")
+    batch, _ = lay_out(golden, plain)
+    with_aux = dataclasses.replace(
+        plain, config=dataclasses.replace(plain.config, aux_contrastive=0.5)
+    )
+    only = stage_setup(golden, "contrastive")
+    one, both, alone = (run(s, batch)[1] for s in (plain, with_aux, only))
+    for a, b, c in zip(*(jax.tree.leaves(g["reasoner"]) for g in (one, both, alone)), strict=True):
+        np.testing.assert_allclose(b, a + 0.5 * c, atol=1e-4 * np.abs(b).max())
+
+
+def test_fewer_candidates_than_slots_and_padding_change_nothing(golden):
+    """A question with one candidate among padding is the question with one candidate."""
+    setup = stage_setup(golden, "e2e", compat=False)
+    short = [dataclasses.replace(r, documents=r.documents[:1], gold=()) for r in golden.records[:2]]
+    padded, _ = lay_out(golden, setup, short)
+    exact, _ = lay_out(golden, stage_setup(golden, "e2e", candidates=1, k=1), short)
+    assert padded["doc_valid"].sum() == 2 and padded["doc_valid"].shape[1] == 5
+    mean, grads, _ = run(setup, padded)
+    expected, *_ = run(stage_setup(golden, "e2e", candidates=1, k=1), exact)
+    assert float(mean["ce_loss"]) == pytest.approx(float(expected["ce_loss"]), rel=1e-6)
+    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(grads["reasoner"]))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+def test_documents_that_do_not_fit_are_left_out_gold_ones_last(golden):
+    setup = stage_setup(golden, "e2e")
+    row = Reader(golden.records, setup.tokenizer, setup.extra, setup.config,
+                 Shapes(2, 71, 96, 256))(2)  # fmt: skip
+    assert row["doc_valid"].tolist() == [1, 1, 0, 0, 0]
+    assert row["doc_gold"].tolist() == [1, 1, 0, 0, 0]  # two of its three gold documents
