@@ -1,4 +1,4 @@
-"""Greedy decoding with a KV cache, for prompts of text and of memory vectors.
+"""Decoding with a KV cache, for prompts of text and of memory vectors.
 
 Prompts are padded on the right to a bucket of lengths and batches to a fixed number of rows, so
 that few shapes are compiled. A padding slot has the position EMPTY in the cache, which nothing
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clara_jax import sharding
-from clara_jax.data.tokenizer import Tokenizer
+from clara_jax.inference.sampling import GREEDY, Draws, Sampling, before_stop, stop_ids, stop_texts
 from clara_jax.models import clara
 from clara_jax.models.clara import Trees
 from clara_jax.models.config import ExtraTokens, ModelConfig
@@ -108,17 +108,19 @@ def decode(
     trees: Trees,
     batch: PromptBatch,
     stop_V: jax.Array,
+    draws: Draws | None = None,
     *,
     role: str | None,
     max_new_tokens: int,
 ) -> jax.Array:
-    """The likeliest token after each prompt, again and again.
+    """A token after each prompt, again and again.
 
     Args:
         decoder: the module.
         trees: base, memory, added, and the adapter of `role` (see `needed`).
         batch: prompts.
         stop_V: bool, tokens that end a row, over all ids that have a logit.
+        draws: how tokens are drawn; None takes the likeliest.
         role: adapter to use; None: the plain base.
         max_new_tokens: N, most tokens of a row.
 
@@ -128,15 +130,17 @@ def decode(
     config, head = decoder.config, trees["added"].get("head")
     B, T = batch.tokens_BT.shape
 
-    def choose(hidden_BD: jax.Array) -> jax.Array:
+    def choose(hidden_BD: jax.Array, step: jax.Array | int) -> jax.Array:
         logits_BV = head_logits(config, trees["base"], hidden_BD, head)
+        if draws is not None:
+            return draws.tokens(logits_BV, step)
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
 
     def advance(state: State) -> State:
         x_B1D = clara.embed(config, trees, state.newest())
         positions_B1 = state.positions_B[:, None]
         hidden, cache = clara.run(decoder, trees, role, x_B1D, positions_B1, cache=state.cache)
-        return state.replace(cache=cache).append(choose(hidden[:, 0]), stop_V)
+        return state.replace(cache=cache).append(choose(hidden[:, 0], state.step), stop_V)
 
     with jax.named_scope("prefill"):
         cache = Cache.create(config, B, T + max_new_tokens - 1)
@@ -155,7 +159,7 @@ def decode(
         state = jax.lax.while_loop(
             lambda state: (state.step < max_new_tokens) & ~state.done_B.all(),
             advance,
-            state.append(choose(hidden_BD), stop_V),
+            state.append(choose(hidden_BD, 0), stop_V),
         )
     return state.tokens_BN
 
@@ -166,7 +170,7 @@ class Generation:
 
     Attributes:
         tokens: ids, the stop token included.
-        text: decoded, up to the stop text.
+        text: decoded, up to the first stop text.
     """
 
     tokens: list[int]
@@ -179,37 +183,50 @@ def generate(
     max_new_tokens: int,
     *,
     role: str | None = "generator",
-    stop: str = "",
+    stop: str | Sequence[str] = "",
+    sampling: Sampling = GREEDY,
     batch: int = 16,
     report: Callable[[int], None] = lambda rows: None,
 ) -> list[Generation]:
-    """Decodes greedily until the end token, the stop text, or `max_new_tokens`.
+    """Decodes until the end token, a stop text, or `max_new_tokens`.
 
     Args:
         setup: the model.
         prompts: any number of them.
         max_new_tokens: most tokens of a row.
         role: adapter to use; None: the plain base.
-        stop: a text that ends the answer and is no part of it, such as a newline; empty: none. One
-            that no single token holds does not save work, but the text still ends before it.
+        stop: a text that ends the answer and is no part of it, such as a newline, or several;
+            empty: none. One that no single token holds does not save work, but the text still ends
+            before it.
+        sampling: how tokens are chosen; a prompt's draws depend on its position among `prompts`.
         batch: most rows at once.
         report: called with the number of prompts finished after each batch.
+
+    Raises:
+        UserError: `stop` is neither a text nor several.
     """
     decoder, trees = setup.decoder, needed(setup.trees, role)
     size = setup.model.vocab_size
     if "head" in trees["added"]:
         size += trees["added"]["head"].shape[1]
+    stops = stop_texts(stop)
     stop_V = np.zeros(size, bool)
-    stop_V[stop_ids(setup.tokenizer, stop)] = True
+    stop_V[stop_ids(setup.tokenizer, stops)] = True
     out: list[Generation | None] = [None] * len(prompts)
     for index, arrays in prompt_batches(prompts, setup.extra, batch):
+        draws = sampling.draws(index, len(arrays.tokens_BT))
         tokens_BN = decode(
-            decoder, trees, put(setup, arrays), stop_V, role=role, max_new_tokens=max_new_tokens
+            decoder,
+            trees,
+            put(setup, arrays),
+            stop_V,
+            draws,
+            role=role,
+            max_new_tokens=max_new_tokens,
         )
         for i, row in zip(index, to_host(setup, tokens_BN).tolist(), strict=False):
             tokens = [token for token in row if token != NONE]
-            text = setup.tokenizer.decode(tokens)
-            out[i] = Generation(tokens, text.split(stop)[0] if stop else text)
+            out[i] = Generation(tokens, before_stop(setup.tokenizer.decode(tokens), stops))
         report(len(index))
     return out
 
@@ -271,19 +288,3 @@ def put(setup: Setup, tree: PromptBatch | np.ndarray) -> PromptBatch | jax.Array
 def to_host(setup: Setup, array: jax.Array) -> np.ndarray:
     """All of an array, whichever devices and processes hold it."""
     return np.asarray(jax.device_put(array, sharding.replicated(setup.mesh)))
-
-
-@functools.lru_cache(maxsize=8)
-def stop_ids(tokenizer: Tokenizer, stop: str = "") -> list[int]:
-    """Tokens that end an answer: end tokens, and all whose own text contains `stop`.
-
-    The end tokens are the tokenizer's and what its chat template puts after an assistant's turn.
-    """
-    probe = "answer"
-    parts = list(tokenizer.chat("", "question", probe))
-    after = max(i for i, part in enumerate(parts) if isinstance(part, str) and probe in part)
-    ends = [part for part in parts[after:] if isinstance(part, int)][:1]
-    ids = {*ends, tokenizer.eos_id} - {None}
-    if stop:
-        ids.update(i for i in range(tokenizer.size) if stop in tokenizer.decode([i]))
-    return sorted(ids)

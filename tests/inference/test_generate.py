@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from clara_jax.config import Data, Mesh
+from clara_jax.errors import UserError
 from clara_jax.inference import generate as generate_lib
-from clara_jax.inference.generate import NONE, Prompt, generate, prompt_batches, stop_ids
+from clara_jax.inference.generate import NONE, Prompt, generate, prompt_batches
+from clara_jax.inference.sampling import Draws, Sampling, before_stop, nucleus, stop_ids
 from clara_jax.models import clara
 from clara_jax.models.decoder import Decoder, head_logits
 from clara_jax.sharding import base_shardings, make_mesh, replicated
@@ -100,7 +102,9 @@ def test_sharded_equals_one_device(setup):
     sharded = dataclasses.replace(setup, mesh=mesh, trees=trees)
     prompts = random_prompts(setup)
     # Eight rows are shared out over the mesh.
-    assert generate(sharded, prompts, NEW, batch=8) == generate(setup, prompts, NEW, batch=8)
+    for sampling in (Sampling(), Sampling(temperature=1.5, top_p=0.9)):
+        found = generate(sharded, prompts, NEW, sampling=sampling, batch=8)
+        assert found == generate(setup, prompts, NEW, sampling=sampling, batch=8)
 
 
 def test_one_compilation_a_bucket(setup):
@@ -166,7 +170,7 @@ def test_decoding_stops_when_all_rows_have(setup, monkeypatch):
 
 def test_text_ends_before_the_stop_text(setup):
     tokenizer = setup.tokenizer
-    newlines = stop_ids(tokenizer, "\n")
+    newlines = stop_ids(tokenizer, ("\n",))
     assert all(i in newlines for i in tokenizer.encode("\n"))
     assert set(stop_ids(tokenizer)) < set(newlines)
     assert tokenizer.eos_id in stop_ids(tokenizer)
@@ -177,6 +181,22 @@ def test_text_ends_before_the_stop_text(setup):
     free = generate(setup, prompts, NEW)[0]
     middle = free.text[3:8]
     assert generate(setup, prompts, NEW, stop=middle)[0].text == free.text.split(middle)[0]
+    # Of several texts the first that occurs counts, whatever their order.
+    later = free.text[6:12]
+    for stop in ([middle, later], [later, "", middle]):
+        assert generate(setup, prompts, NEW, stop=stop)[0].text == free.text.split(middle)[0]
+    assert generate(setup, prompts, NEW, stop=[])[0] == free
+
+
+def test_several_stop_texts(setup):
+    both = stop_ids(setup.tokenizer, ("city", "job"))
+    parts = [set(stop_ids(setup.tokenizer, (text,))) for text in ("city", "job")]
+    assert set(both) == parts[0] | parts[1] and parts[0] - parts[1] and parts[1] - parts[0]
+    assert before_stop("a.b?c", ("?", ".")) == "a"
+    assert before_stop("abc", (".",)) == before_stop("abc", ()) == "abc"
+    for stop in (3, None, ["a", 3]):
+        with pytest.raises(UserError, match="must be a text or a list of texts"):
+            generate(setup, [], 2, stop=stop)
 
 
 def test_slots_and_vectors_must_agree(setup):
@@ -192,3 +212,124 @@ def test_few_prompts_make_a_small_batch(setup):
     ]
     assert shapes == [(1, 64), (2, 64), (4, 64), (6, 64), (6, 64)]
     assert generate(setup, [], 3) == []
+
+
+# --- Sampling ------------------------------------------------------------------------------------
+
+
+def draw_many(logits, rows, seed=0, step=0, temperature=1.0, top_p=1.0, first=0):
+    draws = Draws(
+        np.uint32(seed),
+        np.arange(first, first + rows, dtype=np.int32),
+        np.float32(temperature),
+        np.float32(top_p),
+    )
+    logits_BV = jnp.tile(jnp.asarray(logits, jnp.float32)[None], (rows, 1))
+    return np.asarray(jax.jit(Draws.tokens)(draws, logits_BV, step))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_tokens_are_drawn_with_their_probabilities(temperature):
+    logits = np.log([0.5, 0.25, 0.15, 0.1])
+    drawn = np.bincount(draw_many(logits, 20000, temperature=temperature), minlength=4) / 20000
+    expected = np.exp(logits / temperature)
+    np.testing.assert_allclose(drawn, expected / expected.sum(), atol=0.015)
+    assert set(draw_many(logits, 500, temperature=1e-40)) == {0}
+
+
+@pytest.mark.parametrize(
+    ("top_p", "kept"),
+    [(0.01, [1]), (0.5, [1]), (0.51, [1, 3]), (0.8, [0, 1, 3]), (1.0, [0, 1, 2, 3])],
+)
+def test_nucleus_holds_the_fewest_tokens(top_p, kept):
+    logits = np.log([0.15, 0.5, 0.1, 0.25])
+    left = nucleus(jnp.asarray(logits)[None], top_p)[0]
+    assert np.flatnonzero(np.isfinite(left)).tolist() == kept
+    drawn = np.bincount(draw_many(logits, 4000, top_p=top_p), minlength=4)
+    assert np.flatnonzero(drawn).tolist() == kept
+    share = np.exp(logits)[1] / np.exp(logits)[kept].sum()
+    assert drawn[1] / 4000 == pytest.approx(share, abs=0.03)
+
+
+def test_a_draw_depends_on_seed_prompt_and_step():
+    logits = np.zeros(1000)
+    first = draw_many(logits, 50)
+    assert len(set(first)) > 40, "rows draw alike"
+    np.testing.assert_array_equal(draw_many(logits, 20, first=30), first[30:])
+    for other in (draw_many(logits, 50, seed=1), draw_many(logits, 50, step=1)):
+        assert (other == first).mean() < 0.1
+
+
+def test_sampled_texts_do_not_depend_on_the_batches(setup):
+    prompts = random_prompts(setup)
+    hot = Sampling(temperature=1.5, top_p=0.9, seed=3)
+    found = generate(setup, prompts, NEW, sampling=hot, batch=8)
+    for batch in (2, 4):
+        assert generate(setup, prompts, NEW, sampling=hot, batch=batch) == found
+    # Prompts after these change nothing either.
+    assert generate(setup, prompts[:3], NEW, sampling=hot) == found[:3]
+    assert generate(setup, prompts, NEW, sampling=Sampling(1.5, 0.9, 4), batch=8) != found
+    twice = generate(setup, [prompts[0]] * 2, NEW, sampling=hot)
+    assert twice[0] != twice[1]
+    # Logits that are all but equal: the same noise at every step would repeat one token.
+    flat = generate(setup, prompts, NEW, sampling=Sampling(temperature=1e6))
+    longest = max((generation.tokens for generation in flat), key=len)
+    assert len(set(longest)) > len(longest) / 2 > 3
+
+
+def test_cold_sampling_is_greedy(setup):
+    prompts = random_prompts(setup)
+    greedy = generate(setup, prompts, NEW, batch=8)
+    assert generate(setup, prompts, NEW, sampling=Sampling(temperature=1e-6), batch=8) == greedy
+    assert generate(setup, prompts, NEW, sampling=Sampling(5.0, top_p=1e-9), batch=8) == greedy
+
+
+def test_other_values_do_not_compile_again(setup):
+    prompts = random_prompts(setup, (3, 60))
+
+    def compiled(sampling):
+        before = generate_lib.decode._cache_size()
+        generate(setup, prompts, 6, sampling=sampling)
+        return generate_lib.decode._cache_size() - before
+
+    assert compiled(Sampling()) == 1
+    assert compiled(Sampling(temperature=0, top_p=0.3, seed=8)) == 0
+    assert compiled(Sampling(temperature=0.7)) == 1
+    assert compiled(Sampling(temperature=0.9, top_p=0.5, seed=8)) == 0
+
+
+def test_greedy_neither_sorts_nor_draws(setup):
+    _, batch = next(prompt_batches(random_prompts(setup), setup.extra, 8))
+    trees = generate_lib.needed(setup.trees, "generator")
+    stop_V = np.zeros(setup.model.vocab_size + len(setup.extra.memory) + 3, bool)
+
+    def program(sampling):
+        draws = sampling.draws(range(8), 8)
+        return generate_lib.decode.lower(
+            setup.decoder, trees, batch, stop_V, draws, role="generator", max_new_tokens=3
+        ).as_text()
+
+    greedy, sampled = program(Sampling()), program(Sampling(temperature=1.0))
+    for word in ("stablehlo.sort", "threefry"):
+        assert word not in greedy and word in sampled
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"temperature": -0.1}, "temperature=-0.1"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"temperature": float("inf")}, "temperature=inf"),
+        ({"temperature": "hot"}, "temperature='hot'"),
+        ({"temperature": None}, "temperature=None"),
+        ({"top_p": 0.0}, "top_p=0.0"),
+        ({"top_p": 1.1}, "top_p=1.1"),
+        ({"top_p": float("nan")}, "top_p=nan"),
+        ({"seed": -1}, "seed=-1"),
+        ({"seed": 1.5}, "seed=1.5"),
+        ({"seed": 2**32}, "seed=4294967296"),
+    ],
+)
+def test_values_that_cannot_be_meant(values, message):
+    with pytest.raises(UserError, match=message):
+        Sampling(**values)
