@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from clara_jax import config as config_lib
 from clara_jax import sharding
-from clara_jax.config import ADAPTERS, Config
+from clara_jax.config import ADAPTERS, TRAINED, Config
 from clara_jax.config_checks import get
 from clara_jax.data.tokenizer import Tokenizer, load_tokenizer
 from clara_jax.errors import UserError
@@ -111,7 +111,8 @@ def create(config: Config, mesh: Mesh | None = None, runs: Sequence[Run] = ()) -
     # What no run trains is as the first of them drew it.
     seed = runs[-1].config.seed if runs else config.seed
     base = load_base(config, model, mesh, seed)
-    names = {*config.trained, *(name for run in runs for name in run.config.trained)}
+    own = () if config.train.full else TRAINED[config.stage]
+    names = {*own, *(name for run in runs for name in run.config.trained)}
     adapters = [name for name in ADAPTERS if name in names]
     trees = {"base": base, **fresh_trees(config, model, base, mesh, adapters, seed)}
     extra = ExtraTokens(model.vocab_size, config.memory_tokens)

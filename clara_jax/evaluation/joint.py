@@ -1,0 +1,199 @@
+"""Which of a question's candidates are found, and how it is answered from them.
+
+Candidates are ranked by the query reasoner and by BM25. Under each condition the prompt is the same
+but for what stands for the documents:
+
+    reasoner     memories of the reasoner's first k, read by the trained generator: the model itself
+    bm25         memories of BM25's first k
+    gold         memories of the documents that hold the answer: a reasoner that never errs
+    no_document  nothing, read by the plain base
+    gold_text    the full text of those that hold the answer, read by the plain base
+    no_document_trained  nothing, read by the trained generator: how much is only form
+
+The two with gold documents take place if all questions name theirs.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from clara_jax.data import prompts, sources
+from clara_jax.data.records import QaRecord, digest
+from clara_jax.evaluation import metrics, results, retrieval
+from clara_jax.evaluation.answer_losses import Labelled, cross_entropies
+from clara_jax.inference import engine
+from clara_jax.inference.generate import Prompt, generate
+from clara_jax.models import scores as scores_lib
+from clara_jax.training.inputs import compute_memories
+from clara_jax.training.setup import Setup
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """Which documents (a ranking's, gold, none), in which form, and which adapter reads them."""
+
+    documents: str
+    docs: str
+    role: str | None
+
+
+CONDITIONS = {
+    "reasoner": Condition("reasoner", "memory", "generator"),
+    "bm25": Condition("bm25", "memory", "generator"),
+    "gold": Condition("gold", "memory", "generator"),
+    "no_document": Condition("none", "text", None),
+    "gold_text": Condition("gold", "text", None),
+    "no_document_trained": Condition("none", "text", "generator"),
+}
+
+
+def evaluate(setup: Setup, source: sources.Source | Sequence[QaRecord]) -> dict[str, Any]:
+    """Evaluates on questions with candidates; `setup.config.eval` says how many and how.
+
+    Memories are read from `config.data.memories` and added there, if the run has such a folder.
+
+    Args:
+        setup: the model.
+        source: records of the qa form.
+
+    Returns:
+        `records`, `questions`, `candidates` (mean), `documents_cut`, `memory_tokens`,
+        `compression_rate` (realised), `retrieval` (recall@1, @3, @5 and mrr of both rankings, if
+        questions name their gold documents), `conditions` (numbers of each), `gap_closed` (between
+        no_document and gold_text), `seconds` and `predictions`, one a question.
+    """
+    options, k = setup.config.eval, setup.config.select.k
+    begun = time.monotonic()
+    count = min(options.records or len(source), len(source))
+    records = [source[i] for i in range(count)]
+    found = _compress(setup, records)
+    ranked = {
+        "reasoner": _ranked(_reasoner_scores(setup, records, found.memories)),
+        "bm25": _ranked(
+            retrieval.bm25_scores([r.question for r in records], [r.documents for r in records])
+        ),
+    }
+    golds = [r.gold for r in records]
+    # A document set for each question, by the name that a condition gives it.
+    chosen = {name: [order[:k] for order in orders] for name, orders in ranked.items()}
+    chosen |= {"gold": [list(gold[:k]) for gold in golds], "none": [[] for _ in records]}
+    names = [n for n, c in CONDITIONS.items() if all(golds) or c.documents != "gold"]
+    if not options.baselines:
+        names = ["reasoner"]
+    elif "generator" not in setup.trees:
+        names.remove("no_document_trained")  # without adapters it is no_document
+    report, close = results.reporter(2 * len(names) * len(records))
+    conditions, predictions = {}, {}
+    for name in names:
+        condition = CONDITIONS[name]
+        conditions[name], predictions[name] = _evaluate_condition(
+            setup, records, condition, chosen[condition.documents], found.memories, report
+        )
+    close()
+    return {
+        "step": setup.step,
+        "records": count,
+        "questions": count,
+        "candidates": float(np.mean([len(r.documents) for r in records])),
+        "documents_cut": found.cut,
+        "memory_tokens": len(setup.extra.memory),
+        "compression_rate": found.rate,
+        "retrieval": {
+            name: score
+            for name, orders in ranked.items()
+            if (score := retrieval.score_rankings(orders, golds))
+        },
+        "conditions": conditions,
+        "gap_closed": results.gaps(conditions, ("no_document", "reasoner", "gold_text")),
+        "seconds": time.monotonic() - begun,
+        "predictions": [
+            {
+                "origin": record.origin,
+                "question": record.question,
+                "answer": record.answers[0],
+                "gold": list(record.gold),
+                "chosen": chosen["reasoner"][i],
+                **{name: texts[i] for name, texts in predictions.items()},
+            }
+            for i, record in enumerate(records)
+        ],
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Compressed:
+    memories: Any  # [M, D] by the digest of a document's text
+    cut: int
+    rate: float
+
+
+def _compress(setup: Setup, records: Sequence[QaRecord]) -> _Compressed:
+    documents = list(dict.fromkeys(d for record in records for d in record.documents))
+    if setup.config.data.memories:
+        memories = compute_memories(setup, documents)
+    else:
+        vectors = engine.compress(setup, documents, setup.config.eval.batch).memories
+        memories = dict(zip(map(digest, documents), vectors, strict=True))
+    length, M = setup.config.data.document_length, len(setup.extra.memory)
+    fed = [prompts.document_ids(setup.tokenizer, setup.extra, d, length) for d in documents]
+    text = sum(len(ids) - M - prompts.FRAME for ids, _ in fed)
+    return _Compressed(memories, sum(cut for _, cut in fed), text / (M * len(fed)))
+
+
+def _reasoner_scores(setup: Setup, records: Sequence[QaRecord], memories: Any) -> list[np.ndarray]:
+    """Scores of each question's candidates by the query reasoner."""
+    queries = engine.encode_query(setup, [r.question for r in records], setup.config.eval.batch)
+    most = max(len(r.documents) for r in records)
+
+    @jax.jit
+    def score(query_BMD: jax.Array, memories_BNMD: jax.Array) -> jax.Array:
+        return scores_lib.score(query_BMD, memories_BNMD, setup.config.select.score)
+
+    found = []
+    for query_MD, record in zip(queries, records, strict=True):
+        vectors = [memories[digest(d)] for d in record.documents]
+        stacked = np.zeros((1, most, *query_MD.shape), np.float32)
+        stacked[0, : len(vectors)] = vectors
+        found.append(np.asarray(score(query_MD[None], stacked))[0, : len(vectors)])
+    return found
+
+
+def _ranked(scores: Sequence[np.ndarray]) -> list[list[int]]:
+    return [retrieval.ranking(row) for row in scores]
+
+
+def _evaluate_condition(
+    setup: Setup,
+    records: Sequence[QaRecord],
+    condition: Condition,
+    chosen: Sequence[Sequence[int]],
+    memories: Any,
+    report: Callable[[int], None],
+) -> tuple[dict[str, float], list[str]]:
+    begun = time.monotonic()
+    options, texts = setup.config.eval, setup.config.prompts
+    asked, rows = [], []
+    for record, picked in zip(records, chosen, strict=True):
+        documents = [record.documents[i] for i in picked]
+        docs, vectors = "\n\n".join(documents), None
+        if condition.docs == "memory" and documents:
+            docs = prompts.slots(setup.extra, len(documents))
+            vectors = np.concatenate([np.asarray(memories[digest(d)]) for d in documents])
+        ids, _ = prompts.answer_prompt(setup.tokenizer, texts, docs, record.question)
+        asked.append(Prompt(ids, vectors))
+        whole, start = prompts.answer_prompt(
+            setup.tokenizer, texts, docs, record.question, record.answers[0]
+        )
+        rows.append(Labelled(Prompt(whole, vectors), answer=slice(start, len(whole))))
+    generations = generate(
+        setup, asked, options.max_new_tokens, role=condition.role, batch=options.batch,
+        report=report,
+    )  # fmt: skip
+    answers = [generation.text.strip() for generation in generations]
+    _, answer_ce = cross_entropies(setup, rows, condition.role, report)
+    values = {"answer_ce": answer_ce, **metrics.score(answers, [r.answers for r in records])}
+    return {**values, "seconds": time.monotonic() - begun}, answers

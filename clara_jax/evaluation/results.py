@@ -1,0 +1,128 @@
+"""What every evaluation has in common: a result's table, its file, and the gap that is closed."""
+
+import itertools
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+from absl import logging
+
+from clara_jax.errors import UserError
+from clara_jax.progress import Progress
+
+SMALLEST_GAP = 1e-6
+# What the gap between the baselines is taken of, and whether more of it is better.
+GAPS = {"answer_ce": False, "f1": True}
+COLUMNS = {
+    "turn_ce": "turn CE",
+    "answer_ce": "answer CE",
+    "exact_match": "EM",
+    "f1": "F1",
+    "cover_exact_match": "cover EM",
+    "seconds": "seconds",
+}
+
+
+def gap_closed(
+    no_document: float, memory: float, full_text: float, more_is_better: bool
+) -> float | None:
+    """Share of the way from no document to the full text that the memory goes.
+
+    0 is no better than no document and 1 as good as the text; it may be negative or above 1. None
+    where the text is no better than nothing: there is no gap to close, and the quotient would be
+    huge or have the wrong sign.
+    """
+    gap = full_text - no_document if more_is_better else no_document - full_text
+    if gap < SMALLEST_GAP:
+        return None
+    return (memory - no_document if more_is_better else no_document - memory) / gap
+
+
+def gaps(conditions: dict[str, dict[str, float]], names: tuple[str, str, str]) -> dict[str, Any]:
+    """`gap_closed` for all of GAPS, if all three conditions were evaluated.
+
+    Args:
+        conditions: numbers of each.
+        names: of the conditions that stand for no document, memory and full text.
+    """
+    if not all(name in conditions for name in names):
+        return {}
+    three = [conditions[name] for name in names]
+    return {key: gap_closed(*(c[key] for c in three), more) for key, more in GAPS.items()}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result for people."""
+    of = {
+        "documents": "on {records} documents",
+        "candidates": "over {candidates:.1f} candidates each",
+    }
+    lines = [
+        f"step {result['step']}: {result['questions']} questions "
+        + of["candidates" if "candidates" in result else "documents"].format(**result)
+        + f", compressed {result['compression_rate']:.1f}x into {result['memory_tokens']} vectors "
+        f"({result['documents_cut']} documents cut), {result['seconds']:.0f} s"
+    ]
+    if rankings := result.get("retrieval"):
+        lines += _rows(rankings, {name: name for name in next(iter(rankings.values()))})
+    lines += _rows(result["conditions"], COLUMNS)
+    for key, share in result["gap_closed"].items():
+        text = "no gap, the text does not help" if share is None else f"{share:.1%}"
+        lines.append(f"share of the gap (no document to full text) closed, {COLUMNS[key]}: {text}")
+    return "\n".join(lines)
+
+
+def _rows(named: dict[str, dict[str, float]], columns: dict[str, str]) -> list[str]:
+    shown = [key for key in columns if any(key in values for values in named.values())]
+    lines = [" ".join([f"{'':20}", *(f"{columns[key]:>10}" for key in shown)])]
+    for name, values in named.items():
+        cells = (f"{values[key]:10.3f}" for key in shown)
+        lines.append(" ".join([f"{name.replace('_', ' '):20}", *cells]))
+    return lines
+
+
+def write(result: dict[str, Any], workdir: str) -> str:
+    """Writes a result to `eval/<step>.json`, or `<step>-2.json` … beside those of other settings.
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    directory = os.path.join(workdir, "eval")
+    try:
+        os.makedirs(directory, exist_ok=True)
+        for number in itertools.count(1):
+            suffix = f"-{number}" if number > 1 else ""
+            path = os.path.join(directory, f"{result['step']}{suffix}.json")
+            if not os.path.exists(path) or _settings(path) == result.get("settings"):
+                break
+        with open(path, "w", encoding="utf-8") as f:
+            json.dump(result, f, indent=2, ensure_ascii=False)
+    except OSError as e:
+        raise UserError(f"{directory}: cannot write the result ({e.strerror})") from e
+    logging.info("answers and numbers: %s", path)
+    return path
+
+
+def _settings(path: str) -> Any:
+    """The settings of an earlier result; none for a file that is damaged."""
+    try:
+        with open(path, encoding="utf-8") as f:
+            return json.load(f)["settings"]
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def reporter(total: int) -> tuple[Callable[[int], None], Callable[[], None]]:
+    """What to call with the number of examples just finished, and at the end."""
+    progress, done = Progress(total, "evaluating"), 0
+
+    def report(rows: int) -> None:
+        nonlocal done
+        done += rows
+        progress.update(done)
+
+    return report, progress.close

@@ -1,0 +1,140 @@
+"""How well questions are answered from memories, beside no document and the full text.
+
+Every question of an SCP record is one example. Under each condition the prompt is the same but for
+what stands for the document, and the assistant's turn is opened with the question, so that the
+cross-entropies of the answers compare:
+
+    memory               the compressed document, read by the trained generator
+    no_document          nothing, read by the plain base
+    full_text            the document's text, read by the plain base
+    no_document_trained  nothing, read by the trained generator: how much of the gain is only form
+"""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from clara_jax.data import prompts, sources
+from clara_jax.data.records import ScpRecord
+from clara_jax.data.tokenizer import Parts
+from clara_jax.errors import UserError
+from clara_jax.evaluation import metrics, results
+from clara_jax.evaluation.answer_losses import cross_entropies, labelled_rows
+from clara_jax.inference import engine
+from clara_jax.inference.generate import Prompt
+from clara_jax.training.setup import Setup
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """What stands for the document (memory, nothing, text) and which adapter reads it."""
+
+    docs: str
+    role: str | None
+
+
+CONDITIONS = {
+    "memory": Condition("memory", "generator"),
+    "no_document": Condition("nothing", None),
+    "full_text": Condition("text", None),
+    "no_document_trained": Condition("nothing", "generator"),
+}
+
+
+def evaluate(setup: Setup, source: sources.Source | Sequence[ScpRecord]) -> dict[str, Any]:
+    """Evaluates on the qa records of a source; `setup.config.eval` says how many and how.
+
+    Args:
+        setup: the model.
+        source: records; those that are not qa, or are read as text, are passed over.
+
+    Returns:
+        `records`, `questions`, `documents_cut`, `memory_tokens`, `compression_rate` (realised),
+        `conditions` {name: {turn_ce, answer_ce, exact_match, f1, cover_exact_match, seconds}},
+        `gap_closed` {answer_ce, f1} (see `gap_closed`), `predictions`. `turn_ce` is nats a labelled
+        token of the whole assistant turn with all questions of a record, the training loss;
+        `answer_ce` those a token of an answer, given its question.
+
+    Raises:
+        UserError: the source has no qa record.
+    """
+    options = setup.config.eval
+    begun = time.monotonic()
+    records = list(itertools.islice(_qa_records(source), options.records or None))
+    if not records:
+        raise UserError(f"{source!r}: there is no qa record to evaluate on")
+    names = [n for n in CONDITIONS if n == "memory" or options.baselines]
+    if "generator" not in setup.trees and "no_document_trained" in names:
+        names.remove("no_document_trained")  # without adapters it is no_document
+    questions = sum(len(record.questions) for record in records)
+    # Losses have a row for each record and, where it has several, for each question but one.
+    report, close = results.reporter(len(records) + len(names) * 2 * questions)
+    compressed = engine.compress(setup, [r.document for r in records], options.batch, report)
+    conditions, predictions = {}, {}
+    for condition in names:
+        conditions[condition], predictions[condition] = _evaluate_condition(
+            setup, records, CONDITIONS[condition], compressed.memories, report
+        )
+    close()
+    return {
+        "step": setup.step,
+        "records": len(records),
+        "questions": questions,
+        "documents_cut": compressed.cut,
+        "memory_tokens": len(setup.extra.memory),
+        "compression_rate": compressed.rate,
+        "conditions": conditions,
+        "gap_closed": results.gaps(conditions, ("no_document", "memory", "full_text")),
+        "seconds": time.monotonic() - begun,
+        "predictions": [
+            {"origin": record.origin, "question": question, "answer": answer}
+            | {condition: next(texts) for condition, texts in predictions.items()}
+            for record in records
+            for question, answer in zip(record.questions, record.answers, strict=True)
+        ],
+    }
+
+
+def _evaluate_condition(
+    setup: Setup,
+    records: Sequence[ScpRecord],
+    condition: Condition,
+    memories: np.ndarray,
+    report: Callable[[int], None],
+) -> tuple[dict[str, float], Iterator[str]]:
+    begun = time.monotonic()
+    rows, asked = [], []
+    for record, memory in zip(records, memories, strict=True):
+        docs, vectors = _docs(setup, record, condition, memory)
+        rows += labelled_rows(setup, record, docs, vectors)
+        for question in record.questions:
+            ids = prompts.scp_question(setup.tokenizer, setup.config.prompts, docs, question)
+            asked.append(Prompt(ids, vectors))
+    options, role = setup.config.eval, condition.role
+    texts = engine.answers(
+        setup, asked, options.max_new_tokens, role=role, batch=options.batch, report=report
+    )
+    turn_ce, answer_ce = cross_entropies(setup, rows, role, report)
+    accepted = [texts for record in records for texts in record.accepted]
+    values = {"turn_ce": turn_ce, "answer_ce": answer_ce, **metrics.score(texts, accepted)}
+    return {**values, "seconds": time.monotonic() - begun}, iter(texts)
+
+
+def _qa_records(source: sources.Source | Sequence[ScpRecord]) -> Iterator[ScpRecord]:
+    for i in range(len(source)):
+        record = source[i]
+        if record.data_type == "qa" and record.compress:
+            yield record
+
+
+def _docs(
+    setup: Setup, record: ScpRecord, condition: Condition, memory: np.ndarray
+) -> tuple[Parts, np.ndarray | None]:
+    """What stands for the document in a prompt, and the vectors of its slots."""
+    if condition.docs == "memory":
+        return prompts.slots(setup.extra), memory
+    return {"text": record.document, "nothing": ""}[condition.docs], None
