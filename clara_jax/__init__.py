@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clara_jax.inference.engine import Clara, load
+    from clara_jax.inference.engine import Answer, Clara, load
 
-__all__ = ["Clara", "load"]
+__all__ = ["Answer", "Clara", "load"]
 
 
 def __getattr__(name: str) -> Any:

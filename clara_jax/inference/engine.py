@@ -1,61 +1,59 @@
-"""The Python interface: load a model, compress documents, read them.
+"""The Python interface: load a model, compress documents, rank them, answer from them.
 
     clara = clara_jax.load("workdir")
-    memories = clara.compress(["Oslo is the capital of Norway."])  # [1, M, D]
-    clara.paraphrase(memories)
+    documents = ["Oslo is the capital of Norway.", "Rome is the capital of Italy."]
+    memories = clara.compress(documents)  # [2, M, D]
+    clara.ask(["What is the capital of Norway?"], [memories], top_k=1)
 
 What takes documents takes texts as well as memories that were compressed before.
 """
 
 import dataclasses
-import functools
+import itertools
 import os
-import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from absl import logging
 
-from clara_jax import sharding
-from clara_jax.config import Config, Data, Model
 from clara_jax.data import prompts
-from clara_jax.data.records import ScpRecord, is_unicode
-from clara_jax.data.rows import FRAME, encoder_batches
-from clara_jax.data.tokenizer import load_tokenizer
+from clara_jax.data.records import ScpRecord
 from clara_jax.errors import UserError
-from clara_jax.inference.generate import Prompt, generate, needed, put, rows_for, to_host
-from clara_jax.interop import clara_release
-from clara_jax.models import clara as model_lib
-from clara_jax.models.clara import Trees
-from clara_jax.models.config import ExtraTokens
-from clara_jax.models.decoder import Decoder
-from clara_jax.training import setup as setup_lib
+from clara_jax.inference import checks, rank
+from clara_jax.inference.checks import Documents
+from clara_jax.inference.encode import Compressed, compress, encode_query
+from clara_jax.inference.generate import Prompt, generate
+from clara_jax.inference.load import load_setup
+from clara_jax.inference.sampling import GREEDY, Sampling, stop_texts
 from clara_jax.training.setup import Setup
 
-# Texts; or memories [n, M, D], in one array or one each.
-Documents = Sequence[str] | np.ndarray | jax.Array | Sequence[np.ndarray | jax.Array]
+__all__ = [
+    "Answer", "Clara", "Compressed", "Documents", "answer_prompts", "answers", "compress",
+    "encode_query", "load",
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
-class Compressed:
-    """Documents as memories.
+class Answer:
+    """An answer and what it was read from.
 
     Attributes:
-        memories: float32 [n, M, D].
-        cut: documents that were longer than the limit.
-        rate: tokens of text that were read, over memory vectors.
+        text: the answer.
+        indices: positions of the selected documents among the candidates, the best first.
+        scores: theirs.
     """
 
-    memories: np.ndarray
-    cut: int
-    rate: float
+    text: str
+    indices: tuple[int, ...]
+    scores: tuple[float, ...]
 
 
 class Clara:
     """A model that is ready for use.
+
+    Whatever generates text takes, beside `max_new_tokens`: `temperature` (0: greedy), `top_p`,
+    `seed` of the draws, and `stop`, a text or several that end the answer and are no part of it.
+    All methods raise UserError for arguments that cannot be meant.
 
     Args:
         setup: model and tokenizer.
@@ -73,11 +71,93 @@ class Clara:
         """
         return compress(self.setup, documents, self.batch).memories
 
-    def paraphrase(self, documents: Documents, max_new_tokens: int = 256) -> list[str]:
+    def encode_query(self, questions: Sequence[str]) -> np.ndarray:
+        """Memory vectors float32 [n, M, D] of questions, to compare documents' memories with.
+
+        The query reasoner reads them. Where the model has none yet (after scp or instruct) the
+        compressor serves, of which the reasoner is a copy at the start of e2e.
+        """
+        return encode_query(self.setup, questions, self.batch)
+
+    def rank(self, questions: Sequence[str], candidates: Sequence[Documents]) -> np.ndarray:
+        """How well each question's candidates match it, by the score of `config.select.score`.
+
+        Args:
+            questions: n texts.
+            candidates: one or more documents for each question. A text that several share is
+                compressed once.
+
+        Returns:
+            Float32 [n, N] for the most candidates N; -inf where a question has fewer.
+        """
+        questions, given = checks.documents_of_each(self.setup, questions, "candidates", candidates)
+        scored = [scores_N for _, scores_N in self._scored(questions, given)]
+        scores_nN = np.full((len(scored), max(map(len, scored), default=0)), -np.inf, np.float32)
+        for row, scores_N in zip(scores_nN, scored, strict=True):
+            row[: len(scores_N)] = scores_N
+        return scores_nN
+
+    def ask(
+        self,
+        questions: Sequence[str],
+        candidates: Sequence[Documents],
+        top_k: int | None = None,
+        max_new_tokens: int = 32,
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: str | Sequence[str] = "",
+    ) -> list[Answer]:
+        """Ranks each question's candidates and answers it from the `top_k` best, best first.
+
+        Candidates are as for `rank`. `top_k` is `config.select.k` unless given; where there are
+        fewer candidates, all are taken.
+        """
+        top_k = self.setup.config.select.k if top_k is None else top_k
+        checks.at_least_one("top_k", top_k)
+        how = _how(max_new_tokens, temperature, top_p, seed, stop)
+        questions, given = checks.documents_of_each(self.setup, questions, "candidates", candidates)
+        selected, found = [], []
+        for memories_NMD, scores_N in self._scored(questions, given):
+            best = rank.best(scores_N, top_k)
+            selected.append(memories_NMD[best])
+            found.append((tuple(best), tuple(scores_N[best].tolist())))
+        asked = answer_prompts(self.setup, questions, selected)
+        texts = answers(self.setup, asked, **how, batch=self.batch)
+        return [Answer(text, *parts) for text, parts in zip(texts, found, strict=True)]
+
+    def answer(
+        self,
+        questions: Sequence[str],
+        documents: Sequence[Documents],
+        max_new_tokens: int = 32,
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: str | Sequence[str] = "",
+    ) -> list[str]:
+        """Answers each question from all of its documents, in their order."""
+        how = _how(max_new_tokens, temperature, top_p, seed, stop)
+        questions, given = checks.documents_of_each(self.setup, questions, "documents", documents)
+        asked = answer_prompts(self.setup, questions, list(self._memories_of_each(given)))
+        return answers(self.setup, asked, **how, batch=self.batch)
+
+    def paraphrase(
+        self,
+        documents: Documents,
+        max_new_tokens: int = 256,
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: str | Sequence[str] = "",
+    ) -> list[str]:
         """Says in other words what each document says, given as text or as its memory."""
         setup = self.setup
-        _check_new_tokens(max_new_tokens)
-        memories = self._memories(self._checked(documents))
+        how = _how(max_new_tokens, temperature, top_p, seed, stop)
+        memories = self._memories(checks.documents(setup, "documents", documents))
         slots = prompts.slots(setup.extra)
         # The instruction depends on the data type alone.
         record = ScpRecord("paraphrase", (), ("",), "", "")
@@ -90,80 +170,82 @@ class Clara:
             )
             for i, memory in enumerate(memories)
         ]
-        generations = generate(setup, asked, max_new_tokens, batch=self.batch)
-        return [generation.text.strip() for generation in generations]
+        return answers(setup, asked, **how, batch=self.batch)
 
     def answer_scp(
         self, questions: Sequence[str], documents: Documents, max_new_tokens: int = 32
     ) -> list[str]:
         """Answers one question about each document, as a model after pretraining is asked."""
-        _check_new_tokens(max_new_tokens)
-        questions, checked = _texts("questions", questions), self._checked(documents)
-        if len(questions) != len(checked):
-            raise UserError(f"{len(questions)} questions for {len(checked)} documents")
         setup = self.setup
+        checks.at_least_one("max_new_tokens", max_new_tokens)
+        questions = checks.texts("questions", questions)
+        given = checks.documents(setup, "documents", documents)
+        if len(questions) != len(given):
+            raise UserError(f"{len(questions)} questions for {len(given)} documents")
         slots = prompts.slots(setup.extra)
         asked = [
             Prompt(
                 prompts.scp_question(setup.tokenizer, setup.config.prompts, slots, question), memory
             )
-            for question, memory in zip(questions, self._memories(checked), strict=True)
+            for question, memory in zip(questions, self._memories(given), strict=True)
         ]
         return answers(setup, asked, max_new_tokens, batch=self.batch)
 
-    def _checked(self, documents: Documents) -> list[str] | np.ndarray:
-        """Texts as a list, memories as one array.
-
-        Raises:
-            UserError: neither, or memories of another shape than this model's.
-        """
-        arrays = np.ndarray | jax.Array
-        M, D = len(self.setup.extra.memory), self.setup.model.d_model
-        if isinstance(documents, list | tuple) and documents:
-            if all(isinstance(document, arrays) for document in documents):
-                shapes = {document.shape for document in documents}
-                if shapes != {(M, D)}:
-                    raise UserError(
-                        f"memories have shapes {sorted(shapes)}, this model's are [{M}, {D}] each; "
-                        "compress the documents with this model"
-                    )
-                documents = np.stack(documents)
-        if not isinstance(documents, arrays):
-            return _texts("documents", documents)
-        if documents.ndim != 3 or documents.shape[1:] != (M, D):
-            raise UserError(
-                f"memories have shape {list(documents.shape)}, this model's are "
-                f"[n, {M}, {D}]; compress the documents with this model"
-            )
-        return np.asarray(documents, np.float32)
-
-    def _memories(self, checked: list[str] | np.ndarray) -> np.ndarray:
+    def _memories(self, given: list[str] | np.ndarray) -> np.ndarray:
         """Memories of texts; memories as they are."""
-        return self.compress(checked) if isinstance(checked, list) else checked
+        return self.compress(given) if isinstance(given, list) else given
+
+    def _memories_of_each(self, given: Sequence[list[str] | np.ndarray]) -> Iterator[np.ndarray]:
+        """Memories [N, M, D] of each question's documents, every distinct text compressed once.
+
+        One after the other, for questions that share many documents.
+        """
+        lists = (documents for documents in given if isinstance(documents, list))
+        texts = list(dict.fromkeys(itertools.chain.from_iterable(lists)))
+        memories, row = self.compress(texts), {text: i for i, text in enumerate(texts)}
+        for documents in given:
+            is_text = isinstance(documents, list)
+            yield memories[[row[text] for text in documents]] if is_text else documents
+
+    def _scored(
+        self, questions: list[str], given: Sequence[list[str] | np.ndarray]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Memories [N, M, D] of each question's candidates, and their scores [N]."""
+        queries, kind = self.encode_query(questions), self.setup.config.select.score
+        for query_MD, memories_NMD in zip(queries, self._memories_of_each(given), strict=True):
+            yield memories_NMD, rank.scores(query_MD, memories_NMD, kind)
 
 
-def _texts(what: str, texts: Any) -> list[str]:
-    """The texts, checked where they come from outside.
+def _how(
+    max_new_tokens: int, temperature: float, top_p: float, seed: int, stop: str | Sequence[str]
+) -> dict[str, Any]:
+    """The options of a method that generates, checked before any work, as `answers` takes them."""
+    checks.at_least_one("max_new_tokens", max_new_tokens)
+    sampling = Sampling(temperature, top_p, seed)
+    return {"max_new_tokens": max_new_tokens, "sampling": sampling, "stop": stop_texts(stop)}
 
-    Raises:
-        UserError: not a list of texts.
+
+def answer_prompts(
+    setup: Setup, questions: Sequence[str], documents: Sequence[Sequence[str] | np.ndarray]
+) -> list[Prompt]:
+    """Open prompts of the later stages.
+
+    Args:
+        setup: the model.
+        questions: n texts.
+        documents: for each question memories [K, M, D], which fill slots in their order; or texts,
+            which stand there whole, a blank line between two; none at all is an empty list.
     """
-    if isinstance(texts, str) or not isinstance(texts, Iterable):
-        raise UserError(f"{what} must be a list of texts, not one {type(texts).__name__}")
-    texts = list(texts)
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise UserError(f"{what}[{i}] must be a text, not {type(text).__name__}")
-        if not is_unicode(text):
-            raise UserError(
-                f"{what}[{i}] holds half of a surrogate pair, which is no character; remove it"
-            )
-    return texts
-
-
-def _check_new_tokens(max_new_tokens: int) -> None:
-    if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 1:
-        raise UserError(f"max_new_tokens={max_new_tokens!r} must be a whole number above 0")
+    asked = []
+    for question, given in zip(questions, documents, strict=True):
+        docs, vectors = "", None
+        if isinstance(given, np.ndarray):
+            docs, vectors = prompts.slots(setup.extra, len(given)), np.concatenate(given)
+        elif given:
+            docs = "\n\n".join(given)
+        ids, _ = prompts.answer_prompt(setup.tokenizer, setup.config.prompts, docs, question)
+        asked.append(Prompt(ids, vectors))
+    return asked
 
 
 def answers(
@@ -172,67 +254,17 @@ def answers(
     max_new_tokens: int,
     *,
     role: str | None = "generator",
+    stop: str | Sequence[str] = "\n",
+    sampling: Sampling = GREEDY,
     batch: int = 16,
     report: Callable[[int], None] = lambda rows: None,
 ) -> list[str]:
-    """Texts up to the end of the line after prompts of `data.prompts.scp_question`."""
+    """Stripped texts after prompts, by default the line that ends one of `prompts.scp_question`."""
     generations = generate(
-        setup, asked, max_new_tokens, role=role, stop="\n", batch=batch, report=report
-    )
+        setup, asked, max_new_tokens,
+        role=role, stop=stop, sampling=sampling, batch=batch, report=report,
+    )  # fmt: skip
     return [generation.text.strip() for generation in generations]
-
-
-def compress(
-    setup: Setup,
-    documents: Sequence[str],
-    batch: int = 16,
-    report: Callable[[int], None] = lambda documents: None,
-) -> Compressed:
-    """Compresses documents in batches of like length.
-
-    Args:
-        setup: the model.
-        documents: texts.
-        batch: documents at once.
-        report: called with the number of documents finished after each batch.
-
-    Raises:
-        UserError: not a list of texts.
-    """
-    documents = _texts("documents", documents)
-    length = setup.config.data.document_length
-    M = len(setup.extra.memory)
-    encoded = [prompts.document_ids(setup.tokenizer, setup.extra, d, length) for d in documents]
-    memories = np.zeros((len(encoded), M, setup.model.d_model), np.float32)
-    trees = needed(setup.trees, "compressor")
-    spread = setup.config.memory.positions == "spread"
-    rows = rows_for(len(encoded), batch)
-    for part in encoder_batches([ids for ids, _ in encoded], rows):
-        arrays = [put(setup, x) for x in (part.tokens, part.positions, part.segments)]
-        memories_BMD = to_host(setup, _compress(setup.decoder, spread, trees, *arrays))
-        memories[part.index] = memories_BMD[: len(part.index)]
-        report(len(part.index))
-    cut = sum(is_cut for _, is_cut in encoded)
-    if cut:
-        logging.warning("%d of %d documents cut to %d tokens", cut, len(encoded), length)
-    text = sum(len(ids) - M - FRAME for ids, _ in encoded)
-    return Compressed(memories, cut, text / max(M * len(encoded), 1))
-
-
-@functools.partial(jax.jit, static_argnames=("decoder", "spread"))
-def _compress(
-    decoder: Decoder,
-    spread: bool,
-    trees: Trees,
-    tokens_BT: jax.Array,
-    positions_BT: jax.Array,
-    segments_BT: jax.Array,
-) -> jax.Array:
-    hidden_BTD = model_lib.encode(
-        decoder, trees, tokens_BT, positions_BT, segments_BT, spread=spread
-    )
-    memories = model_lib.memory_vectors(decoder.config, trees, hidden_BTD, tokens_BT)
-    return memories.astype(jnp.float32)
 
 
 def load(path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None) -> Clara:
@@ -246,38 +278,4 @@ def load(path: str | os.PathLike[str], base: str | os.PathLike[str] | None = Non
     Raises:
         UserError: there is no such model, or base and model do not fit.
     """
-    for name, value in (("path", path), ("base", base or "")):
-        if not isinstance(value, str | os.PathLike):
-            raise UserError(f"load: {name} must be a path, not {value!r}")
-    if clara_release.is_release(path):
-        if base is None:
-            wanted = clara_release.read_settings(path).base
-            raise UserError(f"{path}: holds no base model; give base=… (it was {wanted!r})")
-        return Clara(_from_release(path, os.fspath(base)))
-    if not (pathlib.Path(path) / "config.json").is_file():
-        raise UserError(f"{path}: neither a workdir nor a CLaRa release: no config.json there")
-    return Clara(setup_lib.restore(os.fspath(path), None if base is None else os.fspath(base)))
-
-
-def _from_release(path: str | os.PathLike[str], base: str) -> Setup:
-    settings = clara_release.read_settings(path)
-    config = Config(
-        stage=settings.stage,
-        model=Model(base=base),
-        lora=settings.lora,
-        data=Data(document_length=settings.document_length, rate=settings.rate),
-    )
-    mesh = sharding.make_mesh(config.mesh)
-    model = setup_lib.model_config(config)
-    release = clara_release.read(path, model)
-    trained = {**release.adapters, "memory": release.memory, "added": release.added}
-    trees = jax.device_put(trained, sharding.replicated(mesh))
-    trees["base"] = setup_lib.load_base(config, model, mesh)
-    return Setup(
-        config=config,
-        mesh=mesh,
-        decoder=Decoder(model, config.lora),
-        tokenizer=load_tokenizer(base),
-        extra=ExtraTokens(model.vocab_size, settings.memory_tokens),
-        trees=trees,
-    )
+    return Clara(load_setup(path, base))

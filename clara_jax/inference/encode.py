@@ -1,0 +1,113 @@
+"""Texts to memory vectors: documents by the compressor, questions by the query reasoner."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from clara_jax.data import prompts
+from clara_jax.data.rows import FRAME, encoder_batches
+from clara_jax.inference import checks
+from clara_jax.inference.generate import needed, put, rows_for, to_host
+from clara_jax.models import clara
+from clara_jax.models.clara import Trees
+from clara_jax.models.decoder import Decoder
+from clara_jax.training.setup import Setup
+
+
+@dataclasses.dataclass(frozen=True)
+class Compressed:
+    """Texts as memories.
+
+    Attributes:
+        memories: float32 [n, M, D].
+        cut: texts that were longer than the limit.
+        rate: tokens of text that were read, over memory vectors.
+    """
+
+    memories: np.ndarray
+    cut: int
+    rate: float
+
+
+def compress(
+    setup: Setup,
+    documents: Sequence[str],
+    batch: int = 16,
+    report: Callable[[int], None] = lambda documents: None,
+) -> Compressed:
+    """Compresses documents in batches of like length.
+
+    Args:
+        setup: the model.
+        documents: texts.
+        batch: documents at once.
+        report: called with the number of documents finished after each batch.
+
+    Raises:
+        UserError: not a list of texts.
+    """
+    return _encode(setup, "compressor", "documents", documents, batch, report)
+
+
+def encode_query(setup: Setup, questions: Sequence[str], batch: int = 16) -> np.ndarray:
+    """Memory vectors float32 [n, M, D] of questions, which are laid out like documents.
+
+    Where the model has no query reasoner yet (after scp or instruct) the compressor serves, of
+    which the reasoner is a copy at the start of e2e.
+
+    Raises:
+        UserError: not a list of texts.
+    """
+    role = "compressor" if setup.trees.get("reasoner") is None else "reasoner"
+    return _encode(setup, role, "questions", questions, batch, lambda questions: None).memories
+
+
+def _encode(
+    setup: Setup,
+    role: str,
+    what: str,
+    texts: Sequence[str],
+    batch: int,
+    report: Callable[[int], None],
+) -> Compressed:
+    """Reads texts with the adapter of `role`; `what` is their name in messages."""
+    texts = checks.texts(what, texts)
+    length = setup.config.data.document_length
+    M = len(setup.extra.memory)
+    encoded = [prompts.document_ids(setup.tokenizer, setup.extra, text, length) for text in texts]
+    memories = np.zeros((len(encoded), M, setup.model.d_model), np.float32)
+    trees = needed(setup.trees, role)
+    spread = setup.config.memory.positions == "spread"
+    rows = rows_for(len(encoded), batch)
+    for part in encoder_batches([ids for ids, _ in encoded], rows):
+        arrays = [put(setup, x) for x in (part.tokens, part.positions, part.segments)]
+        memories_BMD = to_host(setup, _memories(setup.decoder, role, spread, trees, *arrays))
+        memories[part.index] = memories_BMD[: len(part.index)]
+        report(len(part.index))
+    cut = sum(is_cut for _, is_cut in encoded)
+    if cut:
+        logging.warning("%d of %d %s cut to %d tokens", cut, len(encoded), what, length)
+    read = sum(len(ids) - M - FRAME for ids, _ in encoded)
+    return Compressed(memories, cut, read / max(M * len(encoded), 1))
+
+
+@functools.partial(jax.jit, static_argnames=("decoder", "role", "spread"))
+def _memories(
+    decoder: Decoder,
+    role: str,
+    spread: bool,
+    trees: Trees,
+    tokens_BT: jax.Array,
+    positions_BT: jax.Array,
+    segments_BT: jax.Array,
+) -> jax.Array:
+    hidden_BTD = clara.encode(
+        decoder, trees, tokens_BT, positions_BT, segments_BT, role, spread=spread
+    )
+    memories = clara.memory_vectors(decoder.config, trees, hidden_BTD, tokens_BT)
+    return memories.astype(jnp.float32)

@@ -1,0 +1,58 @@
+"""From a folder to a model that is ready for use."""
+
+import os
+import pathlib
+
+import jax
+
+from clara_jax import sharding
+from clara_jax.config import Config, Data, Model, Select
+from clara_jax.data.tokenizer import load_tokenizer
+from clara_jax.errors import UserError
+from clara_jax.interop import clara_release
+from clara_jax.models.config import ExtraTokens
+from clara_jax.models.decoder import Decoder
+from clara_jax.training import setup as setup_lib
+from clara_jax.training.setup import Setup
+
+
+def load_setup(
+    path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None
+) -> Setup:  # fmt: skip
+    """Loads a trained model and its parts; see `engine.load`."""
+    for name, value in (("path", path), ("base", base or "")):
+        if not isinstance(value, str | os.PathLike):
+            raise UserError(f"load: {name} must be a path, not {value!r}")
+    if clara_release.is_release(path):
+        if base is None:
+            wanted = clara_release.read_settings(path).base
+            raise UserError(f"{path}: holds no base model; give base=… (it was {wanted!r})")
+        return _from_release(path, os.fspath(base))
+    if not (pathlib.Path(path) / "config.json").is_file():
+        raise UserError(f"{path}: neither a workdir nor a CLaRa release: no config.json there")
+    return setup_lib.restore(os.fspath(path), None if base is None else os.fspath(base))
+
+
+def _from_release(path: str | os.PathLike[str], base: str) -> Setup:
+    settings = clara_release.read_settings(path)
+    config = Config(
+        stage=settings.stage,
+        model=Model(base=base),
+        lora=settings.lora,
+        data=Data(document_length=settings.document_length, rate=settings.rate),
+        select=Select(k=settings.top_k),
+    )
+    mesh = sharding.make_mesh(config.mesh)
+    model = setup_lib.model_config(config)
+    release = clara_release.read(path, model)
+    trained = {**release.adapters, "memory": release.memory, "added": release.added}
+    trees = jax.device_put(trained, sharding.replicated(mesh))
+    trees["base"] = setup_lib.load_base(config, model, mesh)
+    return Setup(
+        config=config,
+        mesh=mesh,
+        decoder=Decoder(model, config.lora),
+        tokenizer=load_tokenizer(base),
+        extra=ExtraTokens(model.vocab_size, settings.memory_tokens),
+        trees=trees,
+    )
