@@ -3,81 +3,75 @@
 Exit codes: 0 done, 2 a mistake that the printed line tells how to mend, 143 SIGTERM after saving.
 """
 
-import logging as stdlib_logging
-import os
+import dataclasses
+import importlib
 import sys
 from collections.abc import Sequence
 
 from absl import flags, logging
 from ml_collections import config_flags
 
+from clara_jax import command_line
 from clara_jax import config as config_lib
-from clara_jax.errors import UserError, command
+from clara_jax.errors import command
 
-_CONFIG = config_flags.DEFINE_config_file(
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """What a mode runs: `function(**flags)` of a module, which returns the exit code.
+
+    Attributes:
+        module: inside the package.
+        function: gets the flags that were given by name, `config` as a frozen Config.
+        needs: flags that it cannot do without.
+        may: flags that it takes beside these.
+    """
+
+    module: str
+    function: str
+    needs: tuple[str, ...]
+    may: tuple[str, ...] = ()
+
+
+MODES = {
+    "train": Mode("training.train", "train", ("config", "workdir")),
+    "evaluate": Mode("evaluation.evaluate", "run", ("config", "workdir")),
+    "ask": Mode(
+        "inference.ask", "run", ("workdir", "documents"),
+        ("base", "question", "top_k", "max_new_tokens", "temperature", "top_p"),
+    ),
+}  # fmt: skip
+FLAGS = dict.fromkeys(name for mode in MODES.values() for name in (*mode.needs, *mode.may))
+
+config_flags.DEFINE_config_file(
     "config", None, "Config file, with a model as argument: configs/scp.py:mistral_7b. Options are "
     "overridden by --config.group.option=value; clara_jax/config.py lists them all.",
 )  # fmt: skip
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: config, metrics, checkpoints.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
+flags.DEFINE_string("workdir", None, "Folder of the run: config, metrics, checkpoints.")
+flags.DEFINE_string("documents", None, "File of documents: .jsonl, or paragraphs of plain text.")
+flags.DEFINE_string("base", None, "The base model, if it is not where the run found it.")
+flags.DEFINE_string("question", None, "What to ask. Without it, standard input is read.")
+flags.DEFINE_integer("top_k", None, "Documents to answer from. By default as in training.")
+flags.DEFINE_integer("max_new_tokens", None, "Most tokens of an answer. 32 by default.")
+flags.DEFINE_float("temperature", None, "Of the draws of tokens. 0, the default, is greedy.")
+flags.DEFINE_float("top_p", None, "Share of probability that tokens are drawn from. 1 by default.")
 
 
 def run() -> int:
     """Runs the chosen mode with the parsed flags; returns the exit code."""
-    if _CONFIG.value is None:
-        raise UserError(f"--mode={_MODE.value} needs --config, such as --config=configs/scp.py")
-    if not _WORKDIR.value:
-        raise UserError("--workdir is missing: name a folder for the run")
-    config = config_lib.freeze(_CONFIG.value)
+    mode = MODES[_MODE.value]
+    arguments = command_line.arguments(_MODE.value, mode.needs, mode.may, FLAGS)
+    if "config" in arguments:
+        arguments["config"] = config_lib.freeze(arguments["config"])
     # Imported late: --help and mistakes in flags need no JAX.
     import jax
 
-    if _is_multi_process():
+    if command_line.is_multi_process():
         jax.distributed.initialize()
     logging.info("devices: %s", jax.devices())
-    if _MODE.value == "evaluate":
-        from clara_jax.evaluation import evaluate
-
-        return evaluate.run(config, _WORKDIR.value)
-    from clara_jax.training import train
-
-    return train.train(config, _WORKDIR.value)
-
-
-def _is_multi_process() -> bool:
-    """True where the environment says that this is one of several processes."""
-    workers = os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    names = ("JAX_COORDINATOR_ADDRESS", "COORDINATOR_ADDRESS")
-    return "," in workers or any(map(os.environ.get, names))
-
-
-def parse(argv: Sequence[str]) -> None:
-    """Parses flags and loads the config file.
-
-    Raises:
-        UserError: an unknown flag or option, a value of the wrong type, or a broken config file.
-    """
-    try:
-        rest = flags.FLAGS(list(argv))[1:]
-        if _CONFIG.value is not None:
-            _CONFIG.value.lock()  # a file that did not load raises at its first use
-    except Exception as e:  # config files are Python
-        text = str(e)
-        kind = "" if isinstance(e, flags.Error | OSError) else f"{type(e).__name__}: "
-        if text[:1] == text[-1:] and text[:1] in ("'", '"'):  # ml_collections: quoted, escaped
-            kind, text = "unknown option ", text[1:-1].replace("\\n", "\n").replace("\\'", "'")
-        lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
-        # The config loader puts the reason last; everything else puts it first.
-        reason = lines[-1] if isinstance(e, OSError) else " ".join(lines[:2])
-        raise UserError(f"{kind}{reason}; see --help and clara_jax/config.py") from e
-    if rest:
-        raise UserError(f"unexpected argument {rest[0]!r}; options are --name=value")
-
-
-def _is_worth_showing(record: stdlib_logging.LogRecord) -> bool:
-    """Our own lines, and libraries' warnings; errors of their threads are raised to us as well."""
-    warning = record.levelno > stdlib_logging.INFO and not record.exc_info
-    return warning or "clara_jax" in record.pathname
+    module = importlib.import_module(f"clara_jax.{mode.module}")
+    return getattr(module, mode.function)(**arguments)
 
 
 @command
@@ -87,11 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if {"--help", "-h", "-help"} & set(argv):
         print(__doc__ + "\n" + flags.FLAGS.module_help(sys.modules[__name__]))
         return 0
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.INFO)
-    logging.get_absl_handler().addFilter(_is_worth_showing)
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that it has no PyTorch
-    parse(argv)
+    command_line.start_log()
+    command_line.parse(argv)
     return run()
 
 

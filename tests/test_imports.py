@@ -13,7 +13,7 @@ LAYERS = (
     ("config", "config_checks", "sharding", "data", "interop"),
     ("training", "inference"),
     ("evaluation", "synthesis"),
-    ("main", ""),  # the package's own names, `import clara_jax`
+    ("main", "command_line", ""),  # the package's own names, `import clara_jax`
 )
 LAYER_OF = {name: i for i, names in enumerate(LAYERS) for name in names}
 

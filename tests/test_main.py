@@ -1,5 +1,6 @@
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -7,21 +8,34 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 QUICK = "--config=configs/quickstart.py"
+ASK = ["--mode=ask", "--workdir=W", "--documents=no.txt"]
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess:
+def command(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess:
     environment = dict(os.environ, XLA_FLAGS="")
     return subprocess.run(
         [sys.executable, "-m", "clara_jax.main", *arguments],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, input=stdin,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "needs --config"),
-        ([QUICK], "--workdir is missing"),
+        ([], "--mode=train needs --config"),
+        ([QUICK], "--mode=train needs --workdir: Folder of the run"),
+        ([QUICK, "--workdir="], "--mode=train needs --workdir"),
+        (["--mode=evaluate", "--workdir=W"], "--mode=evaluate needs --config"),
+        (["--mode=ask", "--documents=d.txt"], "--mode=ask needs --workdir"),
+        (["--mode=ask", "--workdir=W"], "--mode=ask needs --documents"),
+        ([*ASK, QUICK], "--mode=ask does not use --config"),
+        ([QUICK, "--workdir=W", "--documents=d.txt"], "--mode=train does not use --documents"),
+        ([QUICK, "--workdir=W", "--mode=evaluate", "--top_k=0"], "evaluate does not use --top_k"),
+        ([*ASK, "--top_k=two"], "--top_k=two"),
+        ([*ASK, "--temperature=hot"], "--temperature=hot"),
+        ([*ASK, "--question="], "--question is empty"),
+        (ASK, "no.txt: cannot be read (No such file"),
+        (["--mode=ask", "--workdir=W", "--documents=LICENSE"], "neither a workdir nor a CLaRa"),
         (["--config=configs/nowhere.py"], "configs/nowhere.py"),
         ([QUICK, "--config.train.stps=3"], "unknown option 'stps' Did you mean \"steps\""),
         ([QUICK, "--config.nope=3"], "unknown option 'nope'"),
@@ -52,7 +66,7 @@ def test_help():
     assert "--config=configs/scp.py" in result.stdout and "--mode" in result.stdout
 
 
-def test_train_and_evaluate(tmp_path):
+def test_train_evaluate_and_ask(tmp_path):
     small = [
         QUICK, f"--workdir={tmp_path}", "--config.train.steps=2", "--config.train.batch_rows=4",
         "--config.data.sources=facts:50", "--config.eval.records=2",
@@ -63,6 +77,11 @@ def test_train_and_evaluate(tmp_path):
     result = command(*small, "--mode=evaluate")
     assert result.returncode == 0, result.stderr
     assert "no document" in result.stdout and (tmp_path / "eval" / "2.json").exists()
+    asked = command("--mode=ask", f"--workdir={tmp_path}", "--documents=LICENSE", "--top_k=2",
+                    "--max_new_tokens=4", stdin="who ?\nwhere ?\n")  # fmt: skip
+    assert asked.returncode == 0, asked.stderr
+    scored = [line for line in asked.stdout.splitlines() if re.match(r"  [ -][01]\.\d{4}  ", line)]
+    assert len(scored) == 4, asked.stdout
     report = subprocess.run(
         [sys.executable, "-m", "clara_jax.evaluation.report", str(tmp_path)],
         capture_output=True, text=True, check=True,

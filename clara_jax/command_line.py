@@ -1,0 +1,80 @@
+"""What every mode of the command line shares: parsing, the flags that a mode takes, its log."""
+
+import logging as stdlib_logging
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from absl import flags, logging
+
+from clara_jax.errors import UserError
+
+
+def parse(argv: Sequence[str]) -> None:
+    """Parses flags and loads the file of `--config`.
+
+    Raises:
+        UserError: an unknown flag or option, a value of the wrong type, or a broken config file.
+    """
+    try:
+        rest = flags.FLAGS(list(argv))[1:]
+        if flags.FLAGS.config is not None:
+            flags.FLAGS.config.lock()  # a file that did not load raises at its first use
+    except Exception as e:  # config files are Python
+        text = str(e)
+        kind = "" if isinstance(e, flags.Error | OSError) else f"{type(e).__name__}: "
+        if text[:1] == text[-1:] and text[:1] in ("'", '"'):  # ml_collections: quoted, escaped
+            kind, text = "unknown option ", text[1:-1].replace("\\n", "\n").replace("\\'", "'")
+        lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
+        # The config loader puts the reason last; everything else puts it first.
+        reason = lines[-1] if isinstance(e, OSError) else " ".join(lines[:2])
+        raise UserError(f"{kind}{reason}; see --help and clara_jax/config.py") from e
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r}; options are --name=value")
+
+
+def arguments(
+    mode: str, needs: Sequence[str], may: Sequence[str], every: Iterable[str]
+) -> dict[str, Any]:
+    """Values of the flags that were given.
+
+    Args:
+        mode: its name.
+        needs: flags that it cannot do without.
+        may: flags that it takes beside these.
+        every: flags of all modes.
+
+    Raises:
+        UserError: one is missing, or is not for this mode.
+    """
+    given = {name: flags.FLAGS[name].value for name in every}
+    given = {name: value for name, value in given.items() if value is not None}
+    for name in needs:
+        if given.get(name) in (None, ""):
+            what = flags.FLAGS[name].help.split(". ")[0].rstrip(".")
+            raise UserError(f"--mode={mode} needs --{name}: {what}")
+    for name in given:
+        if name not in (*needs, *may):
+            raise UserError(f"--mode={mode} does not use --{name}; leave it out")
+    return given
+
+
+def is_multi_process() -> bool:
+    """True where the environment says that this is one of several processes."""
+    workers = os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    names = ("JAX_COORDINATOR_ADDRESS", "COORDINATOR_ADDRESS")
+    return "," in workers or any(map(os.environ.get, names))
+
+
+def start_log() -> None:
+    """Shows our own lines of the log, and libraries' warnings."""
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().addFilter(_is_worth_showing)
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that it has no PyTorch
+
+
+def _is_worth_showing(record: stdlib_logging.LogRecord) -> bool:
+    """Our own lines, and libraries' warnings; errors of their threads are raised to us as well."""
+    warning = record.levelno > stdlib_logging.INFO and not record.exc_info
+    return warning or "clara_jax" in record.pathname
