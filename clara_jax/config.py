@@ -48,6 +48,7 @@ class Data:
     sources: str = (
         ""  # with commas: file.jsonl, tfds:name/split, reconstruct:file.jsonl, text:…, 3*file.jsonl
     )
+    records: int = 0  # train on so many of them, chosen by the seed; 0: all
     answers: str = "gold"  # to train on in instruct: gold, or teacher (the base, from full texts)
     teacher_tokens: int = 64  # most new tokens of a teacher's answer
     memories: str = ""  # folder of memories computed once (e2e, contrastive); empty: in each step

@@ -40,7 +40,8 @@ POSITIVE = (
     "eval.batch", "eval.max_new_tokens",
 )  # fmt: skip
 NOT_NEGATIVE = (
-    "data.encoder_row", "data.decoder_row", "data.epochs", "data.workers", "train.mse_weight",
+    "data.records", "data.encoder_row", "data.decoder_row", "data.epochs", "data.workers",
+    "train.mse_weight",
     "train.eval_every", "optim.learning_rate", "optim.weight_decay", "optim.memory_lr_scale",
     "memory.init_noise", "eval.records", "aux_contrastive",
     "select.final_temperature", "select.teacher_weight",

@@ -1,8 +1,8 @@
 """A tiny decoder trained from scratch on made-up facts, on a laptop, with no download.
 
-The argument is the stage: configs/quickstart.py:e2e. In `scp` and `instruct` the base itself is
-trained (`train.full`), since there is no pretrained one to adapt; then it stays as it is, and
-adapters learn to choose documents and to answer from what is chosen.
+The argument is the stage: configs/quickstart.py:e2e. In `scp` the base itself is trained
+(`train.full`), since there is no pretrained one to adapt; from then on it stays as it is, and
+adapters learn to answer one question, and to choose the document that holds the answer.
 
 Half of scp's documents are given to the generator as plain text: so it soon learns to look an
 answer up, as a pretrained LLM can, and from then on tells the compressor what to keep. With
@@ -48,21 +48,15 @@ def scp(config) -> None:
 
 
 def instruct(config) -> None:
-    """One question about one document."""
+    """One question about one document; adapters, so that memories keep what is not asked here."""
     _questions(config)
-    config.train.full = True
-    config.train.steps = 300
-    config.optim.learning_rate = 1e-3
+    config.train.steps = 200
 
 
 def e2e(config) -> None:
     """One of twenty candidates is chosen, and the answer alone says whether rightly."""
     _questions(config)
-    config.lora.rank = 32
-    config.lora.alpha = 64.0
-    config.lora.dropout = 0.0
-    config.train.steps = 1500
-    config.optim.learning_rate = 1e-3
+    config.train.steps = 1000
 
 
 def contrastive(config) -> None:
@@ -71,7 +65,11 @@ def contrastive(config) -> None:
 
 
 def _questions(config) -> None:
+    config.lora.rank = 32
+    config.lora.alpha = 64.0
+    config.lora.dropout = 0.0
     config.select.k = 1
+    config.optim.learning_rate = 1e-3
     config.data.sources = "facts:40000"
     config.eval.sources = "facts:500:1"
     config.eval.records = 0

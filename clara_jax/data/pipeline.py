@@ -117,14 +117,18 @@ def _is_memory(tokens: np.ndarray, extra: ExtraTokens) -> np.ndarray:
 
 
 def open_data(config: Config) -> sources.Source:
-    """The side `config.data.split` of the sources that the config names."""
-    return sources.open_sources(
+    """The side `config.data.split` of the sources that the config names, or a part of it."""
+    source = sources.open_sources(
         config.data.sources,
         split=config.data.split,
         holdout=config.data.holdout,
         tfds_dir=config.data.tfds_dir,
         form=form(config),
     )
+    if not 0 < config.data.records < len(source):
+        return source
+    chosen = np.random.default_rng(config.seed).permutation(len(source))[: config.data.records]
+    return sources.Subset(source, np.sort(chosen))
 
 
 def form(config: Config) -> str:
@@ -146,7 +150,7 @@ def open_dev(config: Config) -> sources.Source:
         raise UserError(
             "nothing to evaluate on: name config.eval.sources, or train with config.data.holdout"
         )
-    data = dataclasses.replace(config.data, split="dev")
+    data = dataclasses.replace(config.data, split="dev", records=0)
     return open_data(dataclasses.replace(config, data=data))
 
 

@@ -22,8 +22,9 @@ def run(config: Config, workdir: str) -> int:
     """Evaluates a run, prints the result and writes it to its workdir; returns the exit code.
 
     Args:
-        config: its `eval`, `mesh` and sources are used; all else of a trained model is as it was
-            trained. With `eval.untrained`, the model before any training, as `config` makes it.
+        config: its `eval`, `mesh`, sources and folder of memories are used; all else of a trained
+            model is as it was trained. With `eval.untrained`, the model before any training, as
+            `config` makes it.
         workdir: of the run.
 
     Raises:
@@ -35,7 +36,8 @@ def run(config: Config, workdir: str) -> int:
         setup = setup_lib.restore(workdir, mesh=sharding.make_mesh(config.mesh))
         # Which documents were held out is the run's to say; `sources` may be some of its own.
         names = config.data.sources or setup.config.data.sources
-        data = dataclasses.replace(setup.config.data, sources=names)
+        memories = config.data.memories or setup.config.data.memories
+        data = dataclasses.replace(setup.config.data, sources=names, memories=memories)
         config = dataclasses.replace(setup.config, data=data, eval=config.eval)
         setup = dataclasses.replace(setup, config=config)
     evaluate = EVALUATIONS[pipeline.form(config)]

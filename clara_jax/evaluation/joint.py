@@ -18,16 +18,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from clara_jax.data import prompts, sources
 from clara_jax.data.records import QaRecord, digest
+from clara_jax.data.rows import FRAME
 from clara_jax.evaluation import metrics, results, retrieval
 from clara_jax.evaluation.answer_losses import Labelled, cross_entropies
-from clara_jax.inference import engine
-from clara_jax.inference.generate import Prompt, generate
-from clara_jax.models import scores as scores_lib
+from clara_jax.inference import encode, engine, rank
+from clara_jax.inference.generate import Prompt
 from clara_jax.training.inputs import compute_memories
 from clara_jax.training.setup import Setup
 
@@ -136,30 +135,26 @@ def _compress(setup: Setup, records: Sequence[QaRecord]) -> _Compressed:
     if setup.config.data.memories:
         memories = compute_memories(setup, documents)
     else:
-        vectors = engine.compress(setup, documents, setup.config.eval.batch).memories
+        vectors = encode.compress(setup, documents, setup.config.eval.batch).memories
         memories = dict(zip(map(digest, documents), vectors, strict=True))
     length, M = setup.config.data.document_length, len(setup.extra.memory)
     fed = [prompts.document_ids(setup.tokenizer, setup.extra, d, length) for d in documents]
-    text = sum(len(ids) - M - prompts.FRAME for ids, _ in fed)
+    text = sum(len(ids) - M - FRAME for ids, _ in fed)
     return _Compressed(memories, sum(cut for _, cut in fed), text / (M * len(fed)))
 
 
 def _reasoner_scores(setup: Setup, records: Sequence[QaRecord], memories: Any) -> list[np.ndarray]:
     """Scores of each question's candidates by the query reasoner."""
-    queries = engine.encode_query(setup, [r.question for r in records], setup.config.eval.batch)
-    most = max(len(r.documents) for r in records)
+    queries = encode.encode_query(setup, [r.question for r in records], setup.config.eval.batch)
+    return [
+        rank.scores(query_MD, _stack(memories, record.documents), setup.config.select.score)
+        for query_MD, record in zip(queries, records, strict=True)
+    ]
 
-    @jax.jit
-    def score(query_BMD: jax.Array, memories_BNMD: jax.Array) -> jax.Array:
-        return scores_lib.score(query_BMD, memories_BNMD, setup.config.select.score)
 
-    found = []
-    for query_MD, record in zip(queries, records, strict=True):
-        vectors = [memories[digest(d)] for d in record.documents]
-        stacked = np.zeros((1, most, *query_MD.shape), np.float32)
-        stacked[0, : len(vectors)] = vectors
-        found.append(np.asarray(score(query_MD[None], stacked))[0, : len(vectors)])
-    return found
+def _stack(memories: Any, documents: Sequence[str]) -> np.ndarray:
+    """Memories [n, M, D] of n documents, in float32."""
+    return np.stack([np.asarray(memories[digest(d)], np.float32) for d in documents])
 
 
 def _ranked(scores: Sequence[np.ndarray]) -> list[list[int]]:
@@ -182,18 +177,17 @@ def _evaluate_condition(
         docs, vectors = "\n\n".join(documents), None
         if condition.docs == "memory" and documents:
             docs = prompts.slots(setup.extra, len(documents))
-            vectors = np.concatenate([np.asarray(memories[digest(d)]) for d in documents])
+            vectors = np.concatenate(_stack(memories, documents))
         ids, _ = prompts.answer_prompt(setup.tokenizer, texts, docs, record.question)
         asked.append(Prompt(ids, vectors))
         whole, start = prompts.answer_prompt(
             setup.tokenizer, texts, docs, record.question, record.answers[0]
         )
         rows.append(Labelled(Prompt(whole, vectors), answer=slice(start, len(whole))))
-    generations = generate(
-        setup, asked, options.max_new_tokens, role=condition.role, batch=options.batch,
-        report=report,
+    answers = engine.answers(
+        setup, asked, options.max_new_tokens,
+        role=condition.role, stop="", batch=options.batch, report=report,
     )  # fmt: skip
-    answers = [generation.text.strip() for generation in generations]
     _, answer_ce = cross_entropies(setup, rows, condition.role, report)
     values = {"answer_ce": answer_ce, **metrics.score(answers, [r.answers for r in records])}
     return {**values, "seconds": time.monotonic() - begun}, answers

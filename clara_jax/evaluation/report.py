@@ -55,16 +55,17 @@ def newest_evaluation(workdir: str) -> dict[str, Any] | None:
     try:
         with open(newest, encoding="utf-8") as f:
             result = json.load(f)
-        return {key: result[key] for key in ("conditions", "predictions")}
-    except (OSError, ValueError, KeyError, TypeError) as e:
+        assert result["conditions"] and result["predictions"]
+        return result
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as e:
         raise UserError(f"{newest}: no result ({e!r}); run --mode=evaluate again") from e
 
 
-def plot(workdir: str) -> str:
-    """Draws the losses over the steps, and what the newest evaluation gave for its baselines.
+def pyplot() -> Any:
+    """Matplotlib's pyplot, which draws into files.
 
-    Returns:
-        Path of the picture.
+    Raises:
+        UserError: it is not installed.
     """
     try:
         import matplotlib
@@ -73,27 +74,44 @@ def plot(workdir: str) -> str:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    return pyplot
+
+
+def save(figure: Any, path: str) -> None:
+    """Writes a picture.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as e:
+        raise UserError(f"{path}: cannot be written ({e.strerror})") from e
+    pyplot().close(figure)
+
+
+def plot(workdir: str) -> str:
+    """Draws the losses over the steps, and what the newest evaluation gave for its baselines.
+
+    Returns:
+        Path of the picture.
+    """
     lines = read_metrics(workdir)
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    figure, axes = pyplot().subplots(figsize=(7, 4), layout="constrained")
     for key, label in CURVES.items():
         points = [(line["step"], line[key]) for line in lines if key in line]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, marker="." if "eval" in key else "")
     conditions = (newest_evaluation(workdir) or {"conditions": {}})["conditions"]
-    for style, name in zip(
-        ("--", ":", "-."), [n for n in conditions if n != "memory"], strict=False
-    ):
+    baselines = [n for n in conditions if n != "memory" and "turn_ce" in conditions[n]]
+    for style, name in zip(("--", ":", "-."), baselines, strict=False):
         label = f"{name.replace('_', ' ')}, evaluated"
         axes.axhline(conditions[name]["turn_ce"], ls=style, color="grey", label=label)
     axes.set(xlabel="step", ylabel="nats a token", yscale="log", title=os.path.basename(workdir))
     axes.grid(alpha=0.3)
     axes.legend()
     path = os.path.join(workdir, "loss.png")
-    try:
-        figure.savefig(path, dpi=120)
-    except OSError as e:
-        raise UserError(f"{path}: cannot be written ({e.strerror})") from e
-    pyplot.close(figure)
+    save(figure, path)
     return path
 
 
@@ -103,7 +121,7 @@ def samples(workdir: str, count: int) -> list[str]:
     if result is None:
         return []
     predictions = result["predictions"]
-    conditions = [key for key in predictions[0] if key not in ("origin", "question", "answer")]
+    conditions = [key for key in predictions[0] if key in result["conditions"]]
     lines = []
     for p in predictions[:: max(1, len(predictions) // count)][:count]:
         lines.append(f"{p['question']}  expected: {p['answer']}  ({p['origin']})")

@@ -21,7 +21,7 @@ from clara_jax.data import pipeline, prompts, questions, sources
 from clara_jax.data.memories import MemoryFile
 from clara_jax.data.questions import Reader, Shapes
 from clara_jax.errors import UserError
-from clara_jax.inference import engine
+from clara_jax.inference import encode
 from clara_jax.inference.generate import Prompt, generate
 from clara_jax.progress import Progress
 from clara_jax.training.setup import Setup
@@ -138,7 +138,7 @@ def compute_memories(setup: Setup, documents: Iterable[str]) -> MemoryFile:
 
         for start in range(0, len(missing), _CHUNK):
             part = missing[start : start + _CHUNK]
-            vectors = engine.compress(setup, part, config.eval.batch).memories
+            vectors = encode.compress(setup, part, config.eval.batch).memories
             if jax.process_index() == 0:
                 file.append(part, vectors)
             progress.update(start + len(part))

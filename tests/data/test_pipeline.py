@@ -287,3 +287,16 @@ def test_what_to_evaluate_on():
     assert 50 < len(dev(sources="facts:1000", holdout=0.1)) < 150
     with pytest.raises(UserError, match=r"name config\.eval\.sources"):
         dev(sources="facts:1000")
+
+
+def test_a_part_of_the_records_is_chosen_by_the_seed():
+    data = Data(sources="facts:50", records=10)
+    chosen = [pipeline.open_data(Config(data=data, seed=seed)) for seed in (0, 0, 1)]
+    origins = [[source[i].origin for i in range(len(source))] for source in chosen]
+    assert len(set(origins[0])) == 10
+    assert origins[0] == origins[1] != origins[2]
+    half = dataclasses.replace(data, holdout=0.5)
+    dev = pipeline.open_dev(Config(data=half))
+    assert len(dev) > 10 and not {r.origin for r in map(dev.__getitem__, range(len(dev)))} & {
+        pipeline.open_data(Config(data=half))[i].origin for i in range(10)
+    }

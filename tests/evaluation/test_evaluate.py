@@ -16,7 +16,8 @@ from clara_jax.data.records import ScpRecord, reconstruction
 from clara_jax.errors import UserError
 from clara_jax.evaluation import evaluate as evaluate_lib
 from clara_jax.evaluation.answer_losses import labelled_rows
-from clara_jax.evaluation.evaluate import evaluate, gap_closed, table
+from clara_jax.evaluation.results import gap_closed, table, write
+from clara_jax.evaluation.scp import CONDITIONS, evaluate
 from clara_jax.inference import engine, generate
 from clara_jax.models import clara
 from clara_jax.models.decoder import head_logits
@@ -47,7 +48,7 @@ def result(setup, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     source = FactsSource(4, 1)
     result = evaluate(dataclasses.replace(setup, step=7), source)
-    evaluate_lib.write(result, str(workdir))
+    write(result, str(workdir))
     return result, workdir, source
 
 
@@ -101,7 +102,7 @@ def test_table(result):
 
 @pytest.mark.parametrize("name", ["memory", "full_text", "no_document_trained"])
 def test_losses_equal_a_plain_computation(setup, result, name):
-    condition = evaluate_lib.CONDITIONS[name]
+    condition = CONDITIONS[name]
     sums = np.zeros((2, 2))
     length = 160  # what comes after a token does not matter to it
 
@@ -229,20 +230,20 @@ def test_run_before_and_after_training(tmp_path, capsys, monkeypatch):
 
 
 def test_results_of_other_settings_are_kept(tmp_path):
-    def write(settings, value):
-        return evaluate_lib.write({"step": 3, "value": value, "settings": settings}, str(tmp_path))
+    def write_one(settings, value):
+        return write({"step": 3, "value": value, "settings": settings}, str(tmp_path))
 
-    first = write({"sources": "a"}, 1)
-    assert write({"sources": "b"}, 2) != first
-    assert write({"sources": "a"}, 3) == first  # the same question again
+    first = write_one({"sources": "a"}, 1)
+    assert write_one({"sources": "b"}, 2) != first
+    assert write_one({"sources": "a"}, 3) == first  # the same question again
     (tmp_path / "eval" / "3-2.json").write_text("{")  # cut short: replaced by nothing
-    write({"sources": "c"}, 4)
+    write_one({"sources": "c"}, 4)
     found = sorted(p.name for p in (tmp_path / "eval").iterdir())
     assert found == ["3-2.json", "3-3.json", "3.json"]
     assert json.loads((tmp_path / "eval" / "3.json").read_text())["value"] == 3
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        evaluate_lib.write({"step": 3}, str(tmp_path / "file"))
+        write({"step": 3}, str(tmp_path / "file"))
 
 
 def test_any_accepted_answer_counts_and_text_records_are_passed_over(setup, monkeypatch):

@@ -1,0 +1,109 @@
+"""Runs beside each other: how well each ranks and answers, and how it learnt to.
+
+    python -m clara_jax.evaluation.compare runs/instruct runs/e2e runs/contrastive
+
+prints a table of each run's newest evaluation and of BM25 (--output writes it too), and draws
+recall and losses over the steps into one picture.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from clara_jax.errors import UserError, command
+from clara_jax.evaluation.report import newest_evaluation, pyplot, read_metrics, save
+
+COLUMNS = {
+    "recall@1": "recall@1",
+    "recall@3": "recall@3",
+    "recall@5": "recall@5",
+    "mrr": "MRR",
+    "exact_match": "EM",
+    "f1": "F1",
+    "cover_exact_match": "cover EM",
+}
+# What is drawn over the steps; the second, which only a stage that ranks has, is in per cent.
+CURVES = {"loss": "loss", "recall@1": "recall@1 in training"}
+
+
+def rows(workdirs: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Numbers of each run, by its folder's name, and of BM25 with the last run's generator.
+
+    Raises:
+        UserError: a run has no evaluation of questions with candidates.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for workdir in workdirs:
+        result = newest_evaluation(workdir)
+        if result is None or "reasoner" not in result["conditions"]:
+            raise UserError(
+                f"{workdir}: no evaluation of questions with candidates; run --mode=evaluate on it"
+            )
+        found[os.path.basename(os.path.normpath(workdir))] = _row(result, "reasoner")
+        if "bm25" in result["conditions"]:
+            found["BM25"] = _row(result, "bm25")
+    return dict(sorted(found.items(), key=lambda item: item[0] == "BM25"))
+
+
+def _row(result: dict[str, Any], name: str) -> dict[str, float]:
+    return {**result.get("retrieval", {}).get(name, {}), **result["conditions"][name]}
+
+
+def table(found: dict[str, dict[str, float]]) -> str:
+    """The numbers as a Markdown table."""
+    lines = [
+        "| | " + " | ".join(COLUMNS.values()) + " |",
+        "|---|" + "---:|" * len(COLUMNS),
+    ]
+    for name, values in found.items():
+        cells = (f"{values[key]:.3f}" if key in values else "" for key in COLUMNS)
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(workdirs: Sequence[str], path: str) -> None:
+    """Draws CURVES of all runs into a picture.
+
+    Raises:
+        UserError: matplotlib is missing, or the picture cannot be written.
+    """
+    figure, axes = pyplot().subplots(1, len(CURVES), figsize=(11, 4), layout="constrained")
+    for workdir in workdirs:
+        lines = read_metrics(workdir)
+        for ax, key in zip(axes, CURVES, strict=True):
+            points = [(line["step"], line[key]) for line in lines if key in line]
+            if points:
+                ax.plot(*zip(*points, strict=True), label=os.path.basename(workdir))
+    for ax, title in zip(axes, CURVES.values(), strict=True):
+        ax.set(xlabel="step", title=title)
+        ax.grid(alpha=0.3)
+        ax.legend()
+    axes[0].set(yscale="log")
+    save(figure, path)
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m clara_jax.evaluation.compare", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("workdirs", nargs="+", help="of runs that were evaluated")
+    parser.add_argument(
+        "--output", default="comparison", help="path of the table (.md) and the picture (.png)"
+    )
+    args = parser.parse_args(argv)
+    workdirs = [os.path.normpath(workdir) for workdir in args.workdirs]
+    text = table(rows(workdirs))
+    print(text)
+    plot(workdirs, f"{args.output}.png")
+    with open(f"{args.output}.md", "w", encoding="utf-8") as f:
+        f.write(text + "\n")
+    print(f"table and curves: {args.output}.md, {args.output}.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
