@@ -31,7 +31,7 @@ run() {  # stage, run to start from, more options
   $DRY "${clara[@]}" --mode=evaluate --config.data.memories="$OUT/memories"
 }
 
-run instruct "$SCP"
+run instruct "$SCP" --config.eval.baselines=False
 run e2e "$OUT/instruct" --config.data.memories="$OUT/memories"
 run contrastive "$OUT/instruct" --config.data.memories="$OUT/memories" --config.eval.baselines=False
 $DRY python -m clara_jax.evaluation.compare "$OUT"/{instruct,e2e,contrastive} \
