@@ -256,10 +256,19 @@ def measure(
     if compress:
         lengths = [[len(reader.document_ids(d)) for d in r.documents] for r in picked]
         longest = [data.encoder_row] if data.encoder_row else rows.steps(smallest)
-        tried = [(max(_bins(few, row) for few in lengths) * row, row) for row in longest]
-        total, encoder = min(tried)
+        # In instruct the longest twentieth may lose a document that is not gold; where candidates
+        # are ranked, all of the sample's fit.
+        share = 0.95 if config.stage == "instruct" else 1.0
+        total, encoder = min(
+            (
+                int(np.quantile([_bins(few, row) for few in lengths], share, method="higher"))
+                * row,
+                row,
+            )
+            for row in longest
+        )
         groups = total // encoder
-        padding = 1 - sum(map(sum, lengths)) / (total * len(lengths))
+        padding = 1 - sum(min(sum(few), total) for few in lengths) / (total * len(lengths))
     query = max(len(reader.query_ids(record.question, LONGEST)) for record in picked)
     whole = [len(reader.dialogue(i, r)[0]) for i, r in zip(sample, picked, strict=True)]
     # One very long answer must not make all rows long: the longest hundredth may be cut.
