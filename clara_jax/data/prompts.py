@@ -121,10 +121,13 @@ def dialogue(
     """
     prompt = tokenizer.encode(tokenizer.chat(system, user))
     whole = tokenizer.encode(tokenizer.chat(system, user, assistant))
-    start = 0
-    while start < min(len(prompt), len(whole)) and prompt[start] == whole[start]:
-        start += 1
-    return whole, start
+    return whole, common(prompt, whole)
+
+
+def common(first: Sequence[int], second: Sequence[int]) -> int:
+    """Length of the common start."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def scp_example(

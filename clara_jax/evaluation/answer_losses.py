@@ -52,7 +52,7 @@ def labelled_rows(
     for question, answer in zip(record.questions, record.answers, strict=True):
         asked = prompts.scp_question(tokenizer, texts, docs, question)
         ids = tokenizer.encode([*opened, prompts.qa_text([question], [answer])])
-        place = slice(_common(asked, ids), len(ids))
+        place = slice(prompts.common(asked, ids), len(ids))
         if rows[0].answer is None and whole[: len(ids)] == ids:
             rows[0] = dataclasses.replace(rows[0], answer=place)
         else:
@@ -105,9 +105,3 @@ def _loss_sums(
         for targets_BT in (turn_targets_BT, answer_targets_BT)
     )
     return turn, answer
-
-
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """Length of the common start."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))

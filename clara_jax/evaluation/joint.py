@@ -26,7 +26,6 @@ from clara_jax.data.rows import FRAME
 from clara_jax.evaluation import metrics, results, retrieval
 from clara_jax.evaluation.answer_losses import Labelled, cross_entropies
 from clara_jax.inference import encode, engine, rank
-from clara_jax.inference.generate import Prompt
 from clara_jax.training.inputs import compute_memories
 from clara_jax.training.setup import Setup
 
@@ -114,7 +113,7 @@ def evaluate(setup: Setup, source: sources.Source | Sequence[QaRecord]) -> dict[
                 "origin": record.origin,
                 "question": record.question,
                 "answer": record.answers[0],
-                "gold": list(record.gold),
+                "pos_index": list(record.gold),
                 "chosen": chosen["reasoner"][i],
                 **{name: texts[i] for name, texts in predictions.items()},
             }
@@ -170,20 +169,19 @@ def _evaluate_condition(
     report: Callable[[int], None],
 ) -> tuple[dict[str, float], list[str]]:
     begun = time.monotonic()
-    options, texts = setup.config.eval, setup.config.prompts
-    asked, rows = [], []
+    options = setup.config.eval
+    given, rows = [], []
     for record, picked in zip(records, chosen, strict=True):
         documents = [record.documents[i] for i in picked]
-        docs, vectors = "\n\n".join(documents), None
-        if condition.docs == "memory" and documents:
-            docs = prompts.slots(setup.extra, len(documents))
-            vectors = np.concatenate(_stack(memories, documents))
-        ids, _ = prompts.answer_prompt(setup.tokenizer, texts, docs, record.question)
-        asked.append(Prompt(ids, vectors))
-        whole, start = prompts.answer_prompt(
-            setup.tokenizer, texts, docs, record.question, record.answers[0]
-        )
-        rows.append(Labelled(Prompt(whole, vectors), answer=slice(start, len(whole))))
+        is_memory = condition.docs == "memory" and documents
+        given.append(_stack(memories, documents) if is_memory else documents)
+    asked = engine.answer_prompts(setup, [r.question for r in records], given)
+    told = engine.answer_prompts(
+        setup, [r.question for r in records], given, [r.answers[0] for r in records]
+    )
+    for opened, whole in zip(asked, told, strict=True):
+        start = prompts.common(opened.tokens, whole.tokens)
+        rows.append(Labelled(whole, answer=slice(start, len(whole.tokens))))
     answers = engine.answers(
         setup, asked, options.max_new_tokens,
         role=condition.role, stop="", batch=options.batch, report=report,

@@ -226,24 +226,30 @@ def _how(
 
 
 def answer_prompts(
-    setup: Setup, questions: Sequence[str], documents: Sequence[Sequence[str] | np.ndarray]
+    setup: Setup,
+    questions: Sequence[str],
+    documents: Sequence[Sequence[str] | np.ndarray],
+    told: Sequence[str] | None = None,
 ) -> list[Prompt]:
-    """Open prompts of the later stages.
+    """Prompts of the later stages.
 
     Args:
         setup: the model.
         questions: n texts.
         documents: for each question memories [K, M, D], which fill slots in their order; or texts,
             which stand there whole, a blank line between two; none at all is an empty list.
+        told: answers that the assistant's turns hold; None leaves the turns open.
     """
     asked = []
-    for question, given in zip(questions, documents, strict=True):
+    told = [None] * len(questions) if told is None else told
+    for question, given, answer in zip(questions, documents, told, strict=True):
         docs, vectors = "", None
         if isinstance(given, np.ndarray):
             docs, vectors = prompts.slots(setup.extra, len(given)), np.concatenate(given)
         elif given:
             docs = "\n\n".join(given)
-        ids, _ = prompts.answer_prompt(setup.tokenizer, setup.config.prompts, docs, question)
+        texts = setup.config.prompts
+        ids, _ = prompts.answer_prompt(setup.tokenizer, texts, docs, question, answer)
         asked.append(Prompt(ids, vectors))
     return asked
 

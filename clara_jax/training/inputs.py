@@ -17,12 +17,11 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from clara_jax.data import pipeline, prompts, questions, sources
+from clara_jax.data import pipeline, questions, sources
 from clara_jax.data.memories import MemoryFile
 from clara_jax.data.questions import Reader, Shapes
 from clara_jax.errors import UserError
-from clara_jax.inference import encode
-from clara_jax.inference.generate import Prompt, generate
+from clara_jax.inference import encode, engine
 from clara_jax.progress import Progress
 from clara_jax.training.setup import Setup
 
@@ -201,17 +200,12 @@ def teacher_answers(setup: Setup, reader: Reader, workdir: str) -> list[str]:
 
 def _teach(setup: Setup, records: Sequence[Any]) -> list[str]:
     config = setup.config
-    asked = []
-    for record in records:
-        texts = [setup.tokenizer.head(d, config.data.document_length) for d in record.documents]
-        ids, _ = prompts.answer_prompt(
-            setup.tokenizer, config.prompts, "\n\n".join(texts), record.question
-        )
-        asked.append(Prompt(ids))
-    generations = generate(
-        setup, asked, config.data.teacher_tokens, role=None, batch=config.eval.batch
+    length = config.data.document_length
+    texts = [[setup.tokenizer.head(d, length) for d in record.documents] for record in records]
+    asked = engine.answer_prompts(setup, [record.question for record in records], texts)
+    return engine.answers(
+        setup, asked, config.data.teacher_tokens, role=None, stop="", batch=config.eval.batch
     )
-    return [generation.text.strip() for generation in generations]
 
 
 def _read_answers(path: str) -> list[str]:

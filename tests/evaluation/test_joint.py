@@ -1,0 +1,167 @@
+"""Evaluation of questions with candidates, and runs beside each other."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from clara_jax.config import Config, Data, Eval, Memory, Mesh, Model, Prompts, Select
+from clara_jax.data.facts import FactsQuestions
+from clara_jax.data.tokenizer import load_tokenizer
+from clara_jax.errors import UserError
+from clara_jax.evaluation import compare, evaluate, joint, metrics, results
+from clara_jax.evaluation.retrieval import bm25_scores, ranking, score_rankings
+from clara_jax.inference import engine
+from clara_jax.sharding import make_mesh
+from clara_jax.training import setup as setup_lib
+
+CONFIG = Config(
+    stage="e2e",
+    model=Model(preset="tiny", tokenizer="facts", vocab_size=128),
+    data=Data(document_length=25, rate=8),
+    memory=Memory(init="tokens"),
+    select=Select(k=2),
+    eval=Eval(sources="facts:4:1", records=3, batch=8, max_new_tokens=4),
+    prompts=Prompts(answer_system="", answer_user="{docs} {question}"),
+)
+SOURCE = FactsQuestions(4, 1)
+
+
+def make_setup(config):
+    setup = setup_lib.create(config, make_mesh(Mesh(data=1, fsdp=1), jax.devices()[:1]))
+    keys = iter(jax.random.split(jax.random.key(5), 1000))
+    noise = lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape)  # noqa: E731
+    trees = {k: v if k == "base" else jax.tree.map(noise, v) for k, v in setup.trees.items()}
+    # As after e2e: there is a compressor too.
+    trees["compressor"] = jax.tree.map(noise, trees["reasoner"])
+    return dataclasses.replace(setup, trees=trees, step=9)
+
+
+@pytest.fixture(scope="module")
+def setup():
+    return make_setup(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def result(setup):
+    return joint.evaluate(setup, SOURCE)
+
+
+def test_the_reasoner_condition_is_what_ask_gives(setup, result):
+    records = [SOURCE[i] for i in range(3)]
+    questions, documents = [r.question for r in records], [list(r.documents) for r in records]
+    asked = engine.Clara(setup).ask(questions, documents, max_new_tokens=4)
+    for prediction, answer in zip(result["predictions"], asked, strict=True):
+        assert prediction["chosen"] == list(answer.indices)
+        assert prediction["reasoner"] == answer.text
+    gold = [[r.documents[g] for g in r.gold] for r in records]
+    told = engine.Clara(setup).answer(questions, gold, max_new_tokens=4)
+    assert [p["pos_index"] for p in result["predictions"]] == [list(r.gold) for r in records]
+    values = metrics.score(told, [r.answers for r in records])
+    assert {k: result["conditions"]["gold"][k] for k in values} == values
+
+
+def test_rankings_are_scored(setup, result):
+    records = [SOURCE[i] for i in range(3)]
+    golds = [r.gold for r in records]
+    scores = bm25_scores([r.question for r in records], [r.documents for r in records])
+    assert result["retrieval"]["bm25"] == score_rankings(list(map(ranking, scores)), golds)
+    ours = engine.Clara(setup).rank([r.question for r in records], [r.documents for r in records])
+    assert result["retrieval"]["reasoner"] == score_rankings(list(map(ranking, ours)), golds)
+
+
+def test_what_lexical_overlap_cannot_tell():
+    """The quickstart's questions: BM25 finds the three that share all words, not which it is."""
+    records = [FactsQuestions(150, 7)[i] for i in range(150)]
+    scores = bm25_scores([r.question for r in records], [r.documents for r in records])
+    found = score_rankings(list(map(ranking, scores)), [r.gold for r in records])
+    assert found["recall@1"] < 0.6 and found["recall@5"] > 0.95
+    tokenizer = load_tokenizer("facts")
+    for record in records:
+        assert len(record.documents) == 20 and len(record.gold) == 1
+        document = record.documents[record.gold[0]]
+        assert record.answers[0] in document
+        name = " ".join(record.question.split()[3:5])
+        assert [name in text for text in record.documents].count(True) == 1 and name in document
+        assert 0 not in tokenizer.encode(record.question)
+
+
+def test_conditions_and_table(result):
+    assert list(result["conditions"]) == list(joint.CONDITIONS)
+    assert (result["step"], result["questions"], result["candidates"]) == (9, 3, 20.0)
+    for values in result["conditions"].values():
+        assert np.isfinite(values["answer_ce"]) and 0 <= values["f1"] <= 1
+    assert result["gap_closed"].keys() == {"answer_ce", "f1"}
+    text = results.table(result)
+    assert "20.0 candidates each" in text and "recall@1" in text and "gold text" in text
+    assert "turn CE" not in text
+
+
+def test_without_gold_documents_or_baselines(setup):
+    records = [dataclasses.replace(SOURCE[i], gold=()) for i in range(3)]
+    found = joint.evaluate(setup, records)
+    assert found["retrieval"] == {} and found["gap_closed"] == {}
+    assert "gold" not in found["conditions"] and "bm25" in found["conditions"]
+    bare = dataclasses.replace(CONFIG, eval=dataclasses.replace(CONFIG.eval, baselines=False))
+    found = joint.evaluate(dataclasses.replace(setup, config=bare), records)
+    assert list(found["conditions"]) == ["reasoner"]
+    results.table(found)
+
+
+def test_answer_loss_of_a_perfect_prefix_is_that_of_training(setup):
+    """The labels are those of training: the answer and what closes it."""
+    record = SOURCE[0]
+    docs = list(record.documents[:2])
+    asked = engine.answer_prompts(setup, [record.question], [docs])
+    told = engine.answer_prompts(setup, [record.question], [docs], ["baker"])
+    tail = told[0].tokens[len(asked[0].tokens) :]
+    assert tail == setup.tokenizer.encode(["baker", setup.tokenizer.eos_id])
+
+
+def test_memories_are_read_from_the_folder(setup, result, tmp_path, monkeypatch):
+    data = dataclasses.replace(CONFIG.data, memories=str(tmp_path / "memories"))
+    kept = dataclasses.replace(setup, config=dataclasses.replace(CONFIG, data=data))
+    first = joint.evaluate(kept, SOURCE)
+    monkeypatch.setattr(joint.encode, "compress", lambda *_: pytest.fail("compressed again"))
+    again = joint.evaluate(kept, SOURCE)
+    for found in (first, again):
+        assert found["retrieval"] == result["retrieval"]
+        assert found["compression_rate"] == result["compression_rate"]
+
+
+# --- Runs beside each other ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def runs(result, tmp_path):
+    for name, recall in (("instruct", 0.25), ("e2e", 0.75)):
+        workdir = tmp_path / name
+        (workdir / "eval").mkdir(parents=True)
+        found = json.loads(json.dumps(result))
+        found["retrieval"]["reasoner"]["recall@1"] = recall
+        (workdir / "eval" / "9.json").write_text(json.dumps(found))
+        lines = [{"step": s, "loss": 1 / s, "recall@1": recall} for s in (1, 2)]
+        (workdir / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    return tmp_path
+
+
+def test_comparison(runs, capsys):
+    output = str(runs / "all")
+    assert compare.main([f"{runs}/instruct/", str(runs / "e2e"), "--output", output]) == 0
+    text = (runs / "all.md").read_text()
+    assert text in capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    assert [row[0] for row in rows[2:]] == ["instruct", "e2e", "BM25"]
+    assert [row[1] for row in rows[2:4]] == ["0.250", "0.750"]
+    assert (runs / "all.png").stat().st_size > 10_000
+
+
+def test_mistakes_of_a_comparison(runs, capsys):
+    (runs / "new").mkdir()
+    assert compare.main([str(runs / "new")]) == 2
+    assert "no evaluation of questions with candidates" in capsys.readouterr().err
+    assert compare.main([str(runs / "e2e"), "--output", str(runs / "none" / "x")]) == 2
+    with pytest.raises(UserError, match="nothing to evaluate on"):
+        evaluate.pipeline.open_dev(dataclasses.replace(CONFIG, eval=Eval()))
