@@ -35,13 +35,55 @@ def _cosine(equation: str, query: jax.Array, memories: jax.Array) -> jax.Array:
     return dots / jnp.maximum(jnp.einsum(outer, query_norm, memory_norm), _EPS)
 
 
-def _norm(x: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.square(x.astype(jnp.float32)).sum(-1))
+def _norm(x: jax.Array, axes: int | tuple[int, ...] = -1) -> jax.Array:
+    return jnp.sqrt(jnp.square(x.astype(jnp.float32)).sum(axes))
 
 
 def _flat(query_BMD: jax.Array, memories_BNMD: jax.Array) -> jax.Array:
     B, N = memories_BNMD.shape[:2]
-    return _cosine("bx,bnx->bn", query_BMD.reshape(B, -1), memories_BNMD.reshape(B, N, -1))
+    query_BX = query_BMD.reshape(B, -1).astype(jnp.float32)
+    dots_BN = _dots(query_BX, memories_BNMD.reshape(B, N, -1))
+    norms_BN = _norm(query_BX)[:, None] * _norm(memories_BNMD, (-2, -1))
+    return dots_BN / jnp.maximum(norms_BN, _EPS)
+
+
+@jax.custom_vjp
+def _dots(query_BX: jax.Array, memories_BNX: jax.Array) -> jax.Array:
+    """Dot products [B, N] in float32 of a float32 query with candidates of any dtype.
+
+    With bfloat16 candidates, forward pass and gradient of the query cost no float32 copy of them,
+    as automatic differentiation would. Their own gradient, which no stage with candidates asks
+    for, costs one.
+    """
+    return _product("bkx,bnx->bkn", query_BX, memories_BNX)
+
+
+def _dots_forward(query_BX: jax.Array, memories_BNX: jax.Array) -> tuple:
+    return _dots(query_BX, memories_BNX), (query_BX, memories_BNX)
+
+
+def _dots_backward(residuals: tuple, g_BN: jax.Array) -> tuple:
+    query_BX, memories_BNX = residuals
+    dm_BNX = g_BN[..., None] * query_BX[:, None]
+    return _product("bkn,bnx->bkx", g_BN, memories_BNX), dm_BNX.astype(memories_BNX.dtype)
+
+
+_dots.defvjp(_dots_forward, _dots_backward)
+
+
+def _product(equation: str, x: jax.Array, memories_BNX: jax.Array) -> jax.Array:
+    """The sum over k of the equation's product; x is float32 and without the axis k.
+
+    With bfloat16 memories x becomes two rows k, its rounding to bfloat16 and what that leaves out:
+    16 bits of x count, and XLA multiplies bfloat16 by bfloat16. One row alone it would multiply as
+    a vector, on CPUs with a float32 copy of the memories.
+    """
+    rows = x[:, None]
+    if memories_BNX.dtype == jnp.bfloat16:
+        high = x.astype(jnp.bfloat16)
+        low = (x - high.astype(jnp.float32)).astype(jnp.bfloat16)
+        rows = jnp.stack([high, low], axis=1)
+    return jnp.einsum(equation, rows, memories_BNX, preferred_element_type=jnp.float32).sum(1)
 
 
 def _maxsim(query_BMD: jax.Array, memories_BNMD: jax.Array) -> jax.Array:

@@ -96,7 +96,14 @@ def mix(weights_BKN: jax.Array, indices_BK: jax.Array, memories_BNMD: jax.Array)
         memories_BNMD: the candidates; their gradient reaches those that are selected.
     """
     index_BK11 = jnp.maximum(indices_BK, 0)[..., None, None]
-    chosen_BKMD = jnp.take_along_axis(memories_BNMD, index_BK11, axis=1)
+    if memories_BNMD.dtype == jnp.bfloat16:
+        # XLA on CPUs gathers bfloat16 as float32, and shares a copy of all candidates in float32
+        # with whatever else converts them, such as their norms. Integers it gathers as they are.
+        bits_BNMD = jax.lax.bitcast_convert_type(memories_BNMD, jnp.uint16)
+        bits_BKMD = jnp.take_along_axis(bits_BNMD, index_BK11, axis=1)
+        chosen_BKMD = jax.lax.bitcast_convert_type(bits_BKMD, memories_BNMD.dtype)
+    else:
+        chosen_BKMD = jnp.take_along_axis(memories_BNMD, index_BK11, axis=1)
     return jnp.where(indices_BK[..., None, None] >= 0, chosen_BKMD, 0)
 
 

@@ -1,5 +1,6 @@
 """Scores against the PyTorch release's and against loops."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -42,6 +43,35 @@ def test_scores_are_float32_whatever_comes_in_and_zero_memories_give_zero(arrays
     np.testing.assert_array_equal(found[0], np.zeros(5))
     exact = score(query.astype(jnp.float32), memories.astype(jnp.float32), kind)
     np.testing.assert_allclose(found[1:], exact[1:], atol=1e-2)
+
+
+def cosines(query, memories):
+    """Float32 all through, for automatic differentiation."""
+    query, memories = (x.astype(jnp.float32) for x in (query[:, None], memories))
+    norms = [jnp.sqrt((x * x).sum((2, 3))) for x in (query, memories)]
+    return (query * memories).sum((2, 3)) / jnp.maximum(norms[0] * norms[1], 1e-8)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("query_dtype", ["float32", "bfloat16"])
+def test_gradients_of_cosines_are_as_in_float32(arrays, query_dtype, dtype):
+    query, memories = (jnp.asarray(x, d) for x, d in zip(arrays, (query_dtype, dtype), strict=True))
+    memories = memories.at[1, 2].set(0)
+    aim = jnp.asarray(np.random.default_rng(1).standard_normal((3, 5)), jnp.float32)
+
+    def run(scores):
+        return jax.value_and_grad(lambda q, m: (scores(q, m) * aim).sum(), (0, 1))(query, memories)
+
+    (value, found), (exact, expected) = run(score), run(cosines)
+    np.testing.assert_allclose(value, exact, atol=1e-5)
+    for ours, theirs, given in zip(found, expected, (query, memories), strict=True):
+        assert ours.dtype == given.dtype
+        atol = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}[str(given.dtype)]
+        keep = np.isfinite(theirs)  # the root's derivative at 0 is none
+        assert np.abs(theirs[keep]).max() > 0.1
+        np.testing.assert_allclose(
+            np.float32(ours)[keep], np.float32(theirs)[keep], atol=atol, rtol=atol
+        )
 
 
 def test_release(shared):
