@@ -120,7 +120,7 @@ class Select:
     temperature: float = 0.02  # tau of the relaxation, where the training starts
     final_temperature: float = 0.0  # tau at its end, reached geometrically; 0: constant
     relative: bool = False  # tau in units of the scores' spread, measured in each batch
-    compat: bool = False  # the release's log(1e-8) for taken candidates (golden/README, fault 12)
+    compat: bool = False  # taken candidates keep a factor of 1e-8 of the softmax (release)
     contrastive_temperature: float = 0.02  # of InfoNCE
     teacher_weight: float = 1.0  # contrastive: of the KL to `teacher_scores` of the records
     teacher_temperature: float = 1.0  # of the softmax of those scores
