@@ -61,8 +61,8 @@ def evaluate(setup: Setup, source: sources.Source | Sequence[QaRecord]) -> dict[
     Returns:
         `records`, `questions`, `candidates` (mean), `documents_cut`, `memory_tokens`,
         `compression_rate` (realised), `retrieval` (recall@1, @3, @5 and mrr of both rankings, if
-        questions name their gold documents), `conditions` (numbers of each), `gap_closed` (between
-        no_document and gold_text), `seconds` and `predictions`, one a question.
+        questions name their gold documents), `conditions` (numbers of each), `seconds` and
+        `predictions`, one a question.
     """
     options, k = setup.config.eval, setup.config.select.k
     begun = time.monotonic()
@@ -106,7 +106,6 @@ def evaluate(setup: Setup, source: sources.Source | Sequence[QaRecord]) -> dict[
             if (score := retrieval.score_rankings(orders, golds))
         },
         "conditions": conditions,
-        "gap_closed": results.gaps(conditions, ("no_document", "reasoner", "gold_text")),
         "seconds": time.monotonic() - begun,
         "predictions": [
             {

@@ -67,7 +67,7 @@ def table(result: dict[str, Any]) -> str:
     if rankings := result.get("retrieval"):
         lines += _rows(rankings, {name: name for name in next(iter(rankings.values()))})
     lines += _rows(result["conditions"], COLUMNS)
-    for key, share in result["gap_closed"].items():
+    for key, share in result.get("gap_closed", {}).items():
         text = "no gap, the text does not help" if share is None else f"{share:.1%}"
         lines.append(f"share of the gap (no document to full text) closed, {COLUMNS[key]}: {text}")
     return "\n".join(lines)
