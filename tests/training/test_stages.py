@@ -12,8 +12,11 @@ from clara_jax.config import Select
 from clara_jax.data import memories as memories_lib
 from clara_jax.data.records import digest
 from clara_jax.errors import UserError
+from clara_jax.sharding import put_batch
 from clara_jax.training import setup as setup_lib
 from clara_jax.training.inputs import compute_memories, open_inputs
+from clara_jax.training.optim import make_optimizer
+from clara_jax.training.step import compile_step, init_optimizer, make_step
 from clara_jax.training.train import train
 
 
@@ -273,3 +276,22 @@ def test_mistakes(later, scp, tmp_path):
         setup_lib.lineage(circle)
     with pytest.raises(UserError, match=r"config\.train\.full is for scp and instruct"):
         config_lib.freeze(dataclasses.asdict(with_options(e2e, train={"full": True})))
+
+
+@pytest.mark.parametrize("stage", ["instruct", "e2e"])
+def test_a_sharded_step_equals_that_of_one_device(later, scp, tmp_path, stage):
+    config = with_options(later, stage=stage, init_from=str(scp), lora={"dropout": 0.0})
+    found = []
+    for mesh in ({}, {"data": 2, "fsdp": 2, "tensor": 2}):
+        setup = setup_lib.start(with_options(config, mesh=mesh))
+        batch = next(open_inputs(setup, str(tmp_path)).train)
+        trained = {name: setup.trees[name] for name in config.trained}
+        frozen = {name: tree for name, tree in setup.trees.items() if name not in trained}
+        optimizer = make_optimizer(config)
+        state = (trained, init_optimizer(setup, optimizer, trained))
+        step = compile_step(setup, make_step(setup, optimizer), state)
+        _, values = step(state, frozen, put_batch(setup.mesh, batch), np.int32(0))
+        found.append(jax.device_get(values))
+        assert step._cache_size() == 1
+    for name, value in found[0].items():
+        assert found[1][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
