@@ -168,6 +168,28 @@ class AsText:
         return f"text of {self._source!r}"
 
 
+class EachQuestion:
+    """The questions of an scp source one by one, each with its document as the only candidate."""
+
+    def __init__(self, source: Source):
+        self._source = source
+        counts = [len(source[i].questions) for i in range(len(source))]
+        if not sum(counts):
+            raise UserError(f"each: {source!r} holds no question")
+        self._starts = np.concatenate([[0], np.cumsum(counts)])
+        self.keys = np.repeat(source.keys, counts)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> Record:
+        which = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return records.questions_of(self._source[which])[index - int(self._starts[which])]
+
+    def __repr__(self) -> str:
+        return f"each question of {self._source!r}"
+
+
 class Subset:
     """Some records of a source, by their positions."""
 
@@ -198,6 +220,7 @@ SCHEMES: dict[str, dict[str, Callable[[str, str], Source]]] = {
     "qa": {
         "": lambda path, _: JsonlSource(path, own_questions),
         "facts": FactsQuestions.open,
+        "each": lambda name, tfds_dir: EachQuestion(open_source(name, tfds_dir)),
     },
 }
 
@@ -212,7 +235,9 @@ def open_source(name: str, tfds_dir: str = "", form: str = "scp") -> Source:
     if scheme in SCHEMES[form]:
         return SCHEMES[form][scheme](rest, tfds_dir)
     if colon and scheme in SCHEMES["scp"]:
-        raise UserError(f"{name}: {scheme}: is for scp; later stages read .jsonl files and facts:")
+        raise UserError(
+            f"{name}: {scheme}: is for scp; later stages read .jsonl files, facts: and each:{name}"
+        )
     return SCHEMES[form][""](name, tfds_dir)
 
 

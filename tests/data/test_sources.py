@@ -279,3 +279,23 @@ def test_text_of_another_source_is_not_compressed():
     plain, text = sources.open_source("facts:5:2"), sources.open_source("text:facts:5:2")
     assert len(text) == 5 and (text.keys == plain.keys).all()
     assert text[3] == dataclasses.replace(plain[3], compress=False)
+
+
+def test_each_question_of_an_scp_source_by_itself(tmp_path):
+    source = sources.open_source("each:facts:4:2", form="qa")
+    plain = sources.open_source("facts:4:2")
+    asked = [(q, a, plain[i].document) for i in range(4)
+             for q, a in zip(plain[i].questions, plain[i].answers, strict=True)]  # fmt: skip
+    assert len(source) == len(source.keys) == len(asked) == 20
+    for i, (question, answer, document) in enumerate(asked):
+        record = source[i]
+        assert (record.question, record.answers, record.documents) == (
+            question, (answer,), (document,)
+        )  # fmt: skip
+        assert record.gold == (0,)
+    assert source.keys[5] == source.keys[9] == plain.keys[1]
+    path = write(tmp_path / "a.jsonl", [e2e(["Oslo\nis big"], [0])])
+    with pytest.raises(UserError, match="no question"):
+        sources.open_source(f"each:reconstruct:{path}", form="qa")
+    with pytest.raises(UserError, match="each:text:facts:3"):
+        sources.open_source("text:facts:3", form="qa")
