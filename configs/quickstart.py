@@ -60,7 +60,7 @@ def instruct(config) -> None:
 def e2e(config) -> None:
     """One of twenty candidates is chosen, and the answer alone says whether rightly."""
     _questions(config)
-    config.train.steps = 1000
+    config.train.steps = 600
 
 
 def contrastive(config) -> None:
