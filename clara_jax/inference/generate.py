@@ -143,7 +143,7 @@ def decode(
         return state.replace(cache=cache).append(choose(hidden[:, 0], state.step), stop_V)
 
     with jax.named_scope("prefill"):
-        cache = Cache.create(config, B, T + max_new_tokens - 1)
+        cache = Cache.create(config, B, T)
         x_BTD, positions_BT = batch.embed(config, trees), batch.positions()
         hidden, cache = clara.run(decoder, trees, role, x_BTD, positions_BT, cache=cache)
         last_B = jnp.maximum(batch.lengths_B - 1, 0)
@@ -153,7 +153,7 @@ def decode(
         tokens_BN=jnp.full((B, max_new_tokens), NONE, jnp.int32),
         positions_B=batch.lengths_B - 1,
         done_B=batch.lengths_B == 0,
-        cache=cache,
+        cache=cache.grow(max_new_tokens - 1),
     )
     with jax.named_scope("decode"):
         state = jax.lax.while_loop(

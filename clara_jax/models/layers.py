@@ -186,7 +186,8 @@ class Attention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             cache = cache.write(layer, k, v)
-            k, v = cache.read(layer)
+            if T < cache.slots:  # else it holds no other tokens; reading would cost a copy of it
+                k, v = cache.read(layer)
         y = attend(q, k, v, mask_BTS)
         return linear["o"](y, dropout(y)), cache
 
