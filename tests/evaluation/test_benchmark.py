@@ -1,19 +1,22 @@
 """The benchmarks run on small models; what they print is measured by hand, never asserted."""
 
 import jax
+import numpy as np
 import pytest
 
-from clara_jax.evaluation import benchmark
-from clara_jax.evaluation.benchmark import Options
+from clara_jax.evaluation import benchmark, benchmark_measure
+from clara_jax.evaluation import benchmark_programs as programs
+from clara_jax.evaluation.benchmark_programs import Options
+from clara_jax.training import objectives
 
 TINY = Options(preset="tiny")
 
 
 @pytest.mark.parametrize("backend", ["cpu", "tpu"])
 def test_measured_steps(monkeypatch, backend):
-    monkeypatch.setattr(benchmark, "REPEATS", 1)
+    monkeypatch.setattr(benchmark_measure, "REPEATS", 1)
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    result = benchmark.scp_step(TINY, 1, "dots")
+    result = programs.scp_step(TINY, 1, "dots")
     assert result.name == "scp step, 1 row, remat dots"
     assert result.unit == {"cpu": "u", "tpu": "s"}[backend]
     assert result.tokens == 275 + 256 and result.release is None
@@ -21,15 +24,52 @@ def test_measured_steps(monkeypatch, backend):
 
 
 def test_compressing_counts_one_document(monkeypatch):
-    monkeypatch.setattr(benchmark, "REPEATS", 1)
-    result = benchmark.compress(TINY)
+    monkeypatch.setattr(benchmark_measure, "REPEATS", 1)
+    result = programs.compress(TINY)
     assert result.tokens == 275 and result.time > 0
 
 
+@pytest.mark.parametrize("compress", [True, False])
+def test_e2e_step(monkeypatch, compress):
+    monkeypatch.setattr(benchmark_measure, "REPEATS", 1)
+    result = programs.e2e_step(TINY, compress)
+    assert result.tokens == 64 + 192 + compress * 20 * 275 and result.time > 0
+
+
+def test_e2e_batches_are_whole_questions():
+    """Every slot is filled, every memory found, and both batches are the same question."""
+    setup = programs.make_setup(TINY, stage="e2e")
+    texts, given = (programs.question_batch(setup, compress) for compress in (True, False))
+    for key in set(texts) & set(given):
+        np.testing.assert_array_equal(texts[key], given[key])
+    slots = texts["dec_slots"]
+    np.testing.assert_array_equal(slots[slots >= 0], np.arange(5 * 16))
+    assert (texts["dec_targets"] >= 0).sum() == 192 - 164
+    first = np.flatnonzero(texts["enc_tokens"] == setup.extra.memory[0])
+    np.testing.assert_array_equal(texts["doc_first"], [first])
+    found = objectives.candidates(setup, setup.trees, texts)
+    assert found.shape == given["memories"].shape
+
+
+def test_answers_are_never_cut_short(monkeypatch):
+    monkeypatch.setattr(benchmark_measure, "REPEATS", 1)
+    runs = []
+
+    def measured(*measuring):
+        runs.extend(np.asarray(program.run()) for program in measuring)
+        return benchmark_measure.measured(*measuring)
+
+    monkeypatch.setattr(programs, "measured", measured)
+    prompts, whole = programs.answer(TINY)
+    assert [run.shape for run in runs] == [(4, 1), (4, 64)]
+    assert all((run >= 0).all() for run in runs)
+    assert prompts.tokens == 4 * 192 and whole.tokens == 4 * (192 + 63)
+
+
 def test_release_is_compared_only_on_its_own_model_and_device():
-    assert benchmark.release(Options(), "1 row") == benchmark.RELEASE["1 row"]
+    assert programs.release(Options(), "1 row") == programs.RELEASE["1 row"]
     for other in (TINY, Options(dtype="bfloat16"), Options(base="x.gguf")):
-        assert benchmark.release(other, "1 row") is None
+        assert programs.release(other, "1 row") is None
 
 
 def test_mistakes(capsys):
