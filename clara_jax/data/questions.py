@@ -270,9 +270,15 @@ def measure(
         groups = total // encoder
         padding = 1 - sum(min(sum(few), total) for few in lengths) / (total * len(lengths))
     query = max(len(reader.query_ids(record.question, LONGEST)) for record in picked)
-    whole = [len(reader.dialogue(i, r)[0]) for i, r in zip(sample, picked, strict=True)]
+    turns = [reader.dialogue(i, r) for i, r in zip(sample, picked, strict=True)]
+    whole = [len(ids) for ids, _ in turns]
     # One very long answer must not make all rows long: the longest hundredth may be cut.
     decoder = data.decoder_row or round_up(int(np.quantile(whole, 0.99, method="higher")))
+    if all(start >= decoder for _, start in turns):
+        raise UserError(
+            f"config.data.decoder_row={decoder}: no prompt of {len(turns)} questions leaves room "
+            f"for an answer; the shortest has {min(start for _, start in turns)} tokens"
+        )
     shapes = Shapes(groups, encoder, round_up(query), decoder)
     logging.info(
         "data: %r; of %d questions looked at, %.1f candidates each; %s; query rows of %d tokens, "

@@ -261,6 +261,7 @@ def test_mistakes(later, scp, tmp_path):
         ({"init_from": str(tmp_path / "none")}, "no such file; is this a clara_jax workdir"),
         ({"data": {"sources": "text:facts:3"}}, "text: is for scp"),
         ({"data": {"encoder_row": 8}}, r"config\.data\.encoder_row=8 is too short"),
+        ({"data": {"decoder_row": 8}}, r"config\.data\.decoder_row=8: no prompt of 40 questions"),
     ):
         with pytest.raises(UserError, match=message):
             train(with_options(e2e, **options), str(tmp_path / "run"))
