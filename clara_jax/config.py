@@ -119,7 +119,7 @@ class Select:
     method: str = "straight_through"  # see models/topk.py; `hard` gives the reasoner no gradient
     temperature: float = 0.02  # tau of the relaxation, where the training starts
     final_temperature: float = 0.0  # tau at its end, reached geometrically; 0: constant
-    relative: bool = False  # tau in units of the scores' spread, measured in each batch
+    relative: bool = False  # tau in units of the scores' spread, of each micro-batch
     compat: bool = False  # taken candidates keep a factor of 1e-8 of the softmax (release)
     contrastive_temperature: float = 0.02  # of InfoNCE
     teacher_weight: float = 1.0  # contrastive: of the KL to `teacher_scores` of the records

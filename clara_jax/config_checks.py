@@ -1,7 +1,6 @@
 """What values options may have, beyond their types."""
 
 import dataclasses
-import math
 import re
 from typing import Any
 
@@ -76,7 +75,7 @@ def validate(config: Any) -> None:
         if get(config, name) < 1:
             raise UserError(f"config.{name}={get(config, name)} must be at least 1")
     for name in NOT_NEGATIVE:
-        if not 0 <= get(config, name) < math.inf:  # NaN is neither
+        if not 0 <= get(config, name) < 1e18:  # NaN is neither
             raise UserError(f"config.{name}={get(config, name)} must be a number, not negative")
     for name in BELOW_ONE:
         if not 0 <= get(config, name) < 1:
@@ -89,8 +88,11 @@ def validate(config: Any) -> None:
         raise UserError(f"config.seed={config.seed} must be from 0 to 2**32 - 1")
     _validate_prompts(config.prompts)
     for name in ABOVE_ZERO:
-        if not 0 < get(config, name) < math.inf:
-            raise UserError(f"config.{name}={get(config, name)} must be above 0")
+        # Beyond these bounds float32 would be zero or infinite somewhere.
+        if not 1e-6 <= get(config, name) <= 1e6:
+            raise UserError(f"config.{name}={get(config, name)} must be from 1e-6 to 1e6")
+    if 0 < config.select.final_temperature < 1e-6:
+        raise UserError("config.select.final_temperature must be 0, or at least 1e-6")
     if config.train.full and config.stage in ("e2e", "contrastive"):
         raise UserError(
             f"config.train.full is for scp and instruct: in {config.stage} the compressor stays as "

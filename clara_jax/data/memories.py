@@ -5,6 +5,7 @@ The folder holds `manifest.json` (who made them), `vectors.bin` (M * D numbers a
 so that a run that was killed goes on where it stopped.
 """
 
+import fcntl
 import json
 import os
 from collections.abc import Sequence
@@ -53,8 +54,12 @@ class MemoryFile:
                 with open(self._path(name), "ab"):
                     pass
         except (OSError, ValueError) as e:
-            raise UserError(f"config.data.memories={directory}: cannot be used ({e})") from e
+            raise UserError(
+                f"config.data.memories={directory}: cannot be used ({e}); if manifest.json in it "
+                "is damaged, remove the folder to have the memories made again"
+            ) from e
         if found != manifest:
+            found = found if isinstance(found, dict) else {}
             other = [key for key in manifest if found.get(key) != manifest[key]]
             raise UserError(
                 f"config.data.memories={directory} holds memories of another model "
@@ -88,23 +93,28 @@ class MemoryFile:
         Raises:
             UserError: they cannot be written, such as on a full disk.
         """
-        # What a kill left behind the last whole document is written over.
-        count = len(self._rows)
-        parts = {
-            "vectors.bin": (count * self._bytes, np.asarray(memories, self._dtype).tobytes()),
-            "digests.bin": (count * _DIGEST, b"".join(map(digest, documents))),
-        }
         try:
-            for name, (start, data) in parts.items():
-                with open(self._path(name), "r+b") as f:
-                    f.seek(start)
-                    f.write(data)
+            with open(self._path(".lock"), "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # another run may write here too
+                self._open()
+                new = [i for i, text in enumerate(documents) if digest(text) not in self._rows]
+                vectors = np.asarray(memories, self._dtype)[new]
+                digests = b"".join(digest(documents[i]) for i in new)
+                # What a kill left behind the last whole document is written over.
+                count = len(self._rows)
+                self._write("vectors.bin", count * self._bytes, vectors.tobytes())
+                self._write("digests.bin", count * _DIGEST, digests)
         except OSError as e:
             raise UserError(
                 f"{self._directory}: memories cannot be written ({e.strerror}); make room and run "
                 "the same command to go on"
             ) from e
         self._open()
+
+    def _write(self, name: str, start: int, data: bytes) -> None:
+        with open(self._path(name), "r+b") as f:
+            f.seek(start)
+            f.write(data)
 
     @property
     def _bytes(self) -> int:

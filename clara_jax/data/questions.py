@@ -103,6 +103,7 @@ class Reader:
     memories: MemoryFile | None = None
     answers: Sequence[str] | None = None
     skipped: set[int] = dataclasses.field(default_factory=set)
+    cut: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def picked(self, index: int) -> QaRecord:
         """The record at a position with the documents that are used alone."""
@@ -119,7 +120,10 @@ class Reader:
     def query_ids(self, question: str, row: int) -> list[int]:
         """The reasoner's input for a question: laid out as a document, in a row of `row` tokens."""
         length = min(row - FRAME - len(self.extra.memory), self.config.data.document_length)
-        return prompts.document_ids(self.tokenizer, self.extra, question, length)[0]
+        ids, is_cut = prompts.document_ids(self.tokenizer, self.extra, question, length)
+        if is_cut:
+            self._count("questions were longer than their row and cut")
+        return ids
 
     def dialogue(self, index: int, record: QaRecord) -> tuple[list[int], int]:
         """Ids of prompt and answer, and where the answer starts."""
@@ -176,6 +180,8 @@ class Reader:
                 used[row] = place.stop
                 last[n] = row * shape[1] + place.stop
         kept = sorted(last)
+        if len(kept) < len(encoded):
+            self._count("questions lost documents, which did not fit into their rows")
         first = np.zeros(self.config.places, np.int32)
         first[: len(kept)] = [last[n] - len(self.extra.memory) for n in kept]
         out |= {"enc_tokens": tokens, "enc_segments": segments, "enc_positions": positions}
@@ -193,6 +199,12 @@ class Reader:
         )
         slots[places] = np.arange(len(places))
         out |= {"dec_targets": targets, "dec_slots": slots}
+
+    def _count(self, what: str) -> None:
+        """Warns of what happens to some records, at the first and then ever more rarely."""
+        self.cut[what] = self.cut.get(what, 0) + 1
+        if self.cut[what] in (1, 10, 100, 1000, 10000):
+            logging.warning("so far %d %s", self.cut[what], what)
 
     def _skip(self, index: int, origin: str, start: int) -> None:
         if index not in self.skipped:
@@ -251,6 +263,10 @@ def measure(
         raise UserError(
             f"config.data.sources={data.sources}: no question has pos_index or teacher_scores, of "
             "which config.stage=contrastive learns"
+        )
+    if config.aux_contrastive and not any(record.gold for record in picked):
+        raise UserError(
+            f"config.aux_contrastive={config.aux_contrastive}: no question has pos_index"
         )
     groups, encoder, padding = 1, smallest, 0.0
     if compress:

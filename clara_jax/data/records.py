@@ -242,12 +242,16 @@ def _texts(value: dict[str, Any], key: str, origin: str) -> tuple[str, ...]:
 
 
 def _scores(scores: Any, documents: int, origin: str) -> tuple[float, ...]:
-    numbers = isinstance(scores, list) and all(type(x) in (int, float) for x in scores)
-    if not numbers or len(scores) not in (0, documents) or not all(map(math.isfinite, scores)):
+    try:
+        numbers = isinstance(scores, list) and all(type(x) in (int, float) for x in scores)
+        found = tuple(map(float, scores)) if numbers else ()
+    except OverflowError:  # an integer of hundreds of digits
+        numbers = False
+    if not numbers or len(found) not in (0, documents) or not all(map(math.isfinite, found)):
         raise UserError(
             f"{origin}: teacher_scores must list a number for each of the {documents} documents"
         )
-    return tuple(map(float, scores))
+    return found
 
 
 def _unicode(texts: Sequence[str], what: str, origin: str) -> None:

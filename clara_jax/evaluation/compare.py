@@ -16,6 +16,7 @@ from clara_jax.errors import UserError, command
 from clara_jax.evaluation.report import newest_evaluation, pyplot, read_metrics, save
 
 COLUMNS = {
+    "questions": "questions",
     "recall@1": "recall@1",
     "recall@3": "recall@3",
     "recall@5": "recall@5",
@@ -24,6 +25,7 @@ COLUMNS = {
     "f1": "F1",
     "cover_exact_match": "cover EM",
 }
+_FORMAT = {"questions": ".0f"}
 # What is drawn over the steps; the second, which only a stage that ranks has, is in per cent.
 CURVES = {"loss": "loss", "recall@1": "recall@1 in training"}
 
@@ -35,20 +37,32 @@ def rows(workdirs: Sequence[str]) -> dict[str, dict[str, float]]:
         UserError: a run has no evaluation of questions with candidates.
     """
     found: dict[str, dict[str, float]] = {}
-    for workdir in workdirs:
+    for workdir, label in zip(workdirs, labels(workdirs), strict=True):
         result = newest_evaluation(workdir)
         if result is None or "reasoner" not in result["conditions"]:
             raise UserError(
                 f"{workdir}: no evaluation of questions with candidates; run --mode=evaluate on it"
             )
-        found[os.path.basename(os.path.normpath(workdir))] = _row(result, "reasoner")
+        found[label] = _row(workdir, result, "reasoner")
         if "bm25" in result["conditions"]:
-            found["BM25"] = _row(result, "bm25")
+            found["BM25"] = _row(workdir, result, "bm25")
     return dict(sorted(found.items(), key=lambda item: item[0] == "BM25"))
 
 
-def _row(result: dict[str, Any], name: str) -> dict[str, float]:
-    return {**result.get("retrieval", {}).get(name, {}), **result["conditions"][name]}
+def labels(workdirs: Sequence[str]) -> list[str]:
+    """Names that tell runs apart: those of their folders, or their whole paths."""
+    names = [os.path.basename(os.path.normpath(workdir)) for workdir in workdirs]
+    return names if len({*names, "BM25"}) == len(names) + 1 else list(workdirs)
+
+
+def _row(workdir: str, result: dict[str, Any], name: str) -> dict[str, float]:
+    """Numbers of one ranking and of the answers from it."""
+    try:
+        numbers = {**result["retrieval"].get(name, {}), **result["conditions"][name]}
+        numbers["questions"] = result["questions"]
+        return {key: float(numbers[key]) for key in COLUMNS if key in numbers}
+    except (TypeError, ValueError, KeyError, AttributeError) as e:
+        raise UserError(f"{workdir}: damaged result ({e!r}); run --mode=evaluate again") from e
 
 
 def table(found: dict[str, dict[str, float]]) -> str:
@@ -58,7 +72,8 @@ def table(found: dict[str, dict[str, float]]) -> str:
         "|---|" + "---:|" * len(COLUMNS),
     ]
     for name, values in found.items():
-        cells = (f"{values[key]:.3f}" if key in values else "" for key in COLUMNS)
+        cells = (f"{values[key]:{_FORMAT.get(key, '.3f')}}" if key in values else ""
+                 for key in COLUMNS)  # fmt: skip
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -70,12 +85,12 @@ def plot(workdirs: Sequence[str], path: str) -> None:
         UserError: matplotlib is missing, or the picture cannot be written.
     """
     figure, axes = pyplot().subplots(1, len(CURVES), figsize=(11, 4), layout="constrained")
-    for workdir in workdirs:
+    for workdir, label in zip(workdirs, labels(workdirs), strict=True):
         lines = read_metrics(workdir)
         for ax, key in zip(axes, CURVES, strict=True):
             points = [(line["step"], line[key]) for line in lines if key in line]
             if points:
-                ax.plot(*zip(*points, strict=True), label=os.path.basename(workdir))
+                ax.plot(*zip(*points, strict=True), label=label)
     for ax, title in zip(axes, CURVES.values(), strict=True):
         ax.set(xlabel="step", title=title)
         ax.grid(alpha=0.3)

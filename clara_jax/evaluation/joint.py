@@ -7,7 +7,7 @@ but for what stands for the documents:
     bm25         memories of BM25's first k
     gold         memories of the documents that hold the answer: a reasoner that never errs
     no_document  nothing, read by the plain base
-    gold_text    the full text of those that hold the answer, read by the plain base
+    gold_text    the text of those that hold the answer, read by the plain base
     no_document_trained  nothing, read by the trained generator: how much is only form
 
 The two with gold documents take place if all questions name theirs.
@@ -173,7 +173,9 @@ def _evaluate_condition(
     for record, picked in zip(records, chosen, strict=True):
         documents = [record.documents[i] for i in picked]
         is_memory = condition.docs == "memory" and documents
-        given.append(_stack(memories, documents) if is_memory else documents)
+        length = setup.config.data.document_length  # the text is what the compressor sees
+        heads = [setup.tokenizer.head(d, length) for d in documents]
+        given.append(_stack(memories, documents) if is_memory else heads)
     asked = engine.answer_prompts(setup, [r.question for r in records], given)
     told = engine.answer_prompts(
         setup, [r.question for r in records], given, [r.answers[0] for r in records]

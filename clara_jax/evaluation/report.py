@@ -33,8 +33,11 @@ def read_metrics(workdir: str) -> list[dict[str, Any]]:
     lines = []
     for number, row in enumerate(rows, 1):
         try:
-            lines.append(dict(json.loads(row)))
-        except (ValueError, TypeError) as e:
+            line = dict(json.loads(row))
+            if not all(isinstance(value, int | float) for value in (line["step"], *line.values())):
+                raise ValueError("a value is no number")
+            lines.append(line)
+        except (ValueError, TypeError, KeyError) as e:
             if number < len(rows):  # a kill may have cut the last one
                 raise UserError(f"{path}:{number}: not a JSON object ({e})") from e
     if not lines:
@@ -43,7 +46,7 @@ def read_metrics(workdir: str) -> list[dict[str, Any]]:
 
 
 def newest_evaluation(workdir: str) -> dict[str, Any] | None:
-    """The result in eval/*.json that was written last, or None.
+    """The result in eval/*.json of the latest step, of these the one written last, or None.
 
     Raises:
         UserError: it is no such result.
@@ -51,14 +54,20 @@ def newest_evaluation(workdir: str) -> dict[str, Any] | None:
     paths = glob.glob(os.path.join(workdir, "eval", "*.json"))
     if not paths:
         return None
-    newest = max(paths, key=os.path.getmtime)
+    newest = max(paths, key=lambda path: (_step_of(path), os.path.getmtime(path)))
     try:
         with open(newest, encoding="utf-8") as f:
             result = json.load(f)
-        assert result["conditions"] and result["predictions"]
+        if not isinstance(result["conditions"], dict) or not result["predictions"]:
+            raise ValueError("no conditions or predictions")
         return result
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as e:
+    except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{newest}: no result ({e!r}); run --mode=evaluate again") from e
+
+
+def _step_of(path: str) -> int:
+    step = os.path.basename(path).split(".")[0].split("-")[0]
+    return int(step) if step.isdecimal() else -1
 
 
 def pyplot() -> Any:

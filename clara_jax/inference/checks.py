@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from clara_jax.data.records import is_unicode
@@ -14,6 +15,7 @@ from clara_jax.training.setup import Setup
 Documents = Sequence[str] | np.ndarray | jax.Array | Sequence[np.ndarray | jax.Array]
 
 _ARRAY = np.ndarray | jax.Array
+MOST = 10**6  # tokens or documents that a call may ask for
 
 
 def texts(what: str, value: Any) -> list[str]:
@@ -58,7 +60,12 @@ def documents(setup: Setup, what: str, value: Documents) -> list[str] | np.ndarr
             f"memories in {what} have shape {list(value.shape)}, this model's are [n, {M}, {D}]; "
             "compress the documents with this model"
         )
-    return np.asarray(value, np.float32)
+    if not jnp.issubdtype(value.dtype, jnp.number) or jnp.iscomplexobj(value):
+        raise UserError(f"memories in {what} must be numbers, not {value.dtype}")
+    value = np.asarray(value, np.float32)
+    if not np.isfinite(value).all():
+        raise UserError(f"memories in {what} hold NaN or infinity; compress the documents again")
+    return value
 
 
 def documents_of_each(
@@ -91,5 +98,6 @@ def at_least_one(name: str, value: Any) -> None:
     Raises:
         UserError: it is none.
     """
-    if not isinstance(value, int | np.integer) or value < 1:
-        raise UserError(f"{name}={value!r} must be a whole number above 0")
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or not 0 < value <= MOST:
+        raise UserError(f"{name}={value!r} must be a whole number from 1 to {MOST}")

@@ -96,12 +96,13 @@ def newest_step(workdir: str) -> int:
     return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
-def load_trees(workdir: str, abstract: Trees) -> tuple[int, Trees]:
-    """Reads trained trees of a run's newest complete checkpoint, without optimizer and data.
+def load_trees(workdir: str, abstract: Trees, step: int | None = None) -> tuple[int, Trees]:
+    """Reads trained trees of a run's checkpoint, without optimizer and data.
 
     Args:
         workdir: of the run.
         abstract: trees with the names, shapes and shardings to read.
+        step: of the checkpoint; None: the newest complete one.
 
     Returns:
         The checkpoint's step, and the trees.
@@ -116,9 +117,16 @@ def load_trees(workdir: str, abstract: Trees) -> tuple[int, Trees]:
         latest = checkpointer.latest
         if latest is None:
             raise UserError(f"{directory}: no complete checkpoint yet")
+        kept = sorted(c.step for c in checkpointer.checkpoints)
+        if step is not None and step not in kept:
+            raise UserError(
+                f"{directory}: step {step}, from which a later run started, is gone (there are "
+                f"{', '.join(map(str, kept))}): this run went on since; put a copy back"
+            )
+        step = latest.step if step is None else step
         items = {k: jax.tree.map(_abstract, _item(v)) for k, v in abstract.items()}
-        loaded = _load(checkpointer, directory, latest.step, items)
-        return latest.step, {k: _tree(v) for k, v in loaded.items()}
+        loaded = _load(checkpointer, directory, step, items)
+        return step, {k: _tree(v) for k, v in loaded.items()}
 
 
 def _load(checkpointer: Any, directory: str, step: int, abstract: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from clara_jax.data import pipeline, questions, sources
 from clara_jax.data.memories import MemoryFile
 from clara_jax.data.questions import Reader, Shapes
+from clara_jax.data.records import QaRecord, digest
 from clara_jax.errors import UserError
 from clara_jax.inference import encode, engine
 from clara_jax.progress import Progress
@@ -167,25 +168,25 @@ def fingerprint(setup: Setup) -> str:
 def teacher_answers(setup: Setup, reader: Reader, workdir: str) -> list[str]:
     """Answers of the plain base to every question, from the full texts of the documents used.
 
-    Kept in `workdir/teacher.jsonl`. Where the base says nothing, the record's own answer stands.
+    Kept in `workdir/teacher.jsonl`, each with a hash of what was asked, so that no answer is taken
+    for that of another question. Where the base says nothing, the record's own answer stands.
 
     Raises:
-        UserError: that file is damaged, or belongs to other data.
+        UserError: that file belongs to other data.
     """
     path, total = os.path.join(workdir, "teacher.jsonl"), len(reader.source)
-    answers = _read_answers(path)
-    if len(answers) > total:
-        raise UserError(
-            f"{path}: {len(answers)} answers for {total} questions; it belongs to other data: "
-            "remove it"
-        )
+    answers, size = _read_answers(path, setup, reader)
     if len(answers) < total:
         progress = Progress(total, "teacher answers", start=len(answers))
         with open(path, "a", encoding="utf-8") as f:
+            f.truncate(size)  # what a kill left of a line
             for start in range(len(answers), total, _CHUNK):
                 part = range(start, min(start + _CHUNK, total))
-                texts = _teach(setup, [reader.picked(i) for i in part])
-                f.writelines(json.dumps({"answer": text}) + "\n" for text in texts)
+                records = [reader.picked(i) for i in part]
+                texts = _teach(setup, records)
+                for record, text in zip(records, texts, strict=True):
+                    line = {"asked": _asked(setup, record), "answer": text}
+                    f.write(json.dumps(line) + "\n")
                 f.flush()
                 answers += texts
                 progress.update(part.stop)
@@ -208,12 +209,36 @@ def _teach(setup: Setup, records: Sequence[Any]) -> list[str]:
     )
 
 
-def _read_answers(path: str) -> list[str]:
+def _asked(setup: Setup, record: QaRecord) -> str:
+    """A hash of all that the teacher's answer depends on but the weights."""
+    config = setup.config
+    how = [config.model.base, config.data.teacher_tokens, config.data.document_length]
+    texts = [config.prompts.answer_system, config.prompts.answer_user, record.question]
+    return digest(json.dumps([*how, *texts, *record.documents])).hex()
+
+
+def _read_answers(path: str, setup: Setup, reader: Reader) -> tuple[list[str], int]:
+    """Answers that are there already, and the bytes of their whole lines."""
+    answers: list[str] = []
+    size = 0
     if not os.path.exists(path):
-        return []
-    with open(path, encoding="utf-8") as f:
-        lines = f.readlines()
-    try:
-        return [json.loads(line)["answer"] for line in lines]
-    except (ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{path}: damaged ({e}); remove it to have the answers made again") from e
+        return answers, size
+    with open(path, "rb") as f:
+        for line in f:
+            try:
+                found = json.loads(line)
+                asked, answer = found["asked"], found["answer"]
+                whole = line.endswith(b"\n") and isinstance(answer, str)
+            except (ValueError, KeyError, TypeError):
+                whole = False
+            if not whole:
+                break  # cut short by a kill: made again from here on
+            number = len(answers)
+            if number >= len(reader.source) or asked != _asked(setup, reader.picked(number)):
+                raise UserError(
+                    f"{path}:{number + 1}: the answer to another question, or under other options; "
+                    "use another --workdir, or remove the file to have the answers made again"
+                )
+            answers.append(answer)
+            size += len(line)
+    return answers, size

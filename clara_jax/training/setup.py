@@ -1,6 +1,7 @@
 """From a config to what every mode needs: tokenizer, decoder and the trees of weights."""
 
 import dataclasses
+import json
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -31,10 +32,17 @@ INHERITED_BY_ADAPTERS = ("lora.rank", "lora.alpha", "lora.targets")
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run whose trained trees are read: its workdir and its config."""
+    """A run whose trained trees are read.
+
+    Attributes:
+        workdir: of the run.
+        config: of the run.
+        step: of the checkpoint to read; None: the newest.
+    """
 
     workdir: str
     config: Config
+    step: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,26 +127,54 @@ def create(config: Config, mesh: Mesh | None = None, runs: Sequence[Run] = ()) -
     return Setup(config, mesh, decoder, tokenizer, extra, trees)
 
 
-def start(config: Config) -> Setup:
+def start(config: Config, workdir: str = "") -> Setup:
     """The model as this run's training begins: `create`, and the trees of `config.init_from`.
 
     The generator starts afresh instead if this run trains it and `config.generator_init` says so.
+
+    Args:
+        config: of the run.
+        workdir: of the run, which knows from which steps it started if it was begun before.
+
+    Raises:
+        UserError: something that it starts from is missing or does not fit.
     """
-    runs = lineage(config)
+    runs = lineage(config, workdir)
+    if config.stage in ("e2e", "contrastive") and not any(
+        {"compressor", "base"} & set(run.config.trained) for run in runs
+    ):
+        raise UserError(
+            f"config.stage={config.stage} needs a trained compressor: set config.init_from to the "
+            "workdir of an scp or instruct run"
+        )
     fresh = config.generator_init == "fresh" and "generator" in config.trained
     return with_runs(create(config, runs=runs), runs, skip=("generator",) if fresh else ())
 
 
-def lineage(config: Config) -> list[Run]:
+def lineage(config: Config, child: str = "") -> list[Run]:
     """The runs that a run starts from, the nearest first.
+
+    Args:
+        config: of the run.
+        child: its workdir, if it has been trained: its `origins.json` says which of their steps it
+            started from, and a run that is not where it was is looked for beside it.
 
     Raises:
         UserError: one is missing, they go in a circle, or one was trained with other options that
             its trees depend on.
     """
     runs: list[Run] = []
+    steps = read_origins(child)
     workdir = config.init_from
     while workdir:
+        beside = os.path.join(os.path.dirname(os.path.abspath(child)), os.path.basename(workdir))
+        if not os.path.isdir(workdir) and child and os.path.isdir(beside):
+            workdir = beside
+        if not os.path.isdir(workdir):
+            raise UserError(
+                f"config.init_from={workdir}: no such folder"
+                + (f"; {child} starts from it: put it back, or beside {child}" if child else "")
+            )
         if any(os.path.abspath(workdir) == os.path.abspath(run.workdir) for run in runs):
             raise UserError(f"{workdir}: config.init_from leads back to itself")
         earlier = config_lib.load(os.path.join(workdir, "config.json"))
@@ -148,9 +184,38 @@ def lineage(config: Config) -> list[Run]:
                 f"config.{name}={get(config, name)!r}, but config.init_from={workdir} was trained "
                 f"with {get(earlier, name)!r}; set the same"
             )
-        runs.append(Run(workdir, earlier))
-        workdir = earlier.init_from
+        runs.append(Run(workdir, earlier, steps.get(os.path.basename(os.path.abspath(workdir)))))
+        child, workdir = workdir, earlier.init_from
     return runs
+
+
+def save_origins(workdir: str, config: Config) -> None:
+    """Keeps in `origins.json` from which step of each earlier run, by its name, a run starts.
+
+    So that it stays what it is when an earlier run goes on.
+    """
+    path = os.path.join(workdir, "origins.json")
+    if os.path.exists(path):
+        return
+    steps = {
+        os.path.basename(os.path.abspath(run.workdir)): newest_step(run.workdir)
+        for run in lineage(config)
+    }
+    with open(f"{path}.tmp", "w", encoding="utf-8") as f:
+        json.dump(steps, f)
+    os.replace(f"{path}.tmp", path)
+
+
+def read_origins(workdir: str) -> dict[str, int]:
+    """What `save_origins` kept; nothing for a run that has not been trained."""
+    path = os.path.join(workdir, "origins.json")
+    if not workdir or not os.path.exists(path):
+        return {}
+    try:
+        with open(path, encoding="utf-8") as f:
+            return {str(name): int(step) for name, step in json.load(f).items()}
+    except (OSError, ValueError, TypeError, AttributeError) as e:
+        raise UserError(f"{path}: damaged ({e}); restore it from a copy") from e
 
 
 def load_base(config: Config, model: ModelConfig, mesh: Mesh, seed: int = 0) -> Any:
@@ -202,9 +267,12 @@ def with_runs(setup: Setup, runs: Sequence[Run], skip: tuple[str, ...] = ()) -> 
     trees, taken = dict(setup.trees), set(skip)
     for run in runs:
         names = [n for n in run.config.trained if n in trees and n not in taken]
+        if {"compressor", "base"} & taken:  # a reasoner from before does not fit the new memories
+            names = [name for name in names if name != "reasoner"]
         taken |= set(names)
         if names:
-            step, loaded = load_trees(run.workdir, {name: trees[name] for name in names})
+            abstract = {name: trees[name] for name in names}
+            step, loaded = load_trees(run.workdir, abstract, run.step)
             logging.info("weights: %s of %s, step %d", ", ".join(names), run.workdir, step)
             trees |= loaded
     copied = "reasoner" in trees and "reasoner" not in taken and "compressor" in trees
@@ -233,6 +301,6 @@ def restore(workdir: str, base: str | None = None, mesh: Mesh | None = None) -> 
             mesh = sharding.make_mesh(config.mesh)
         except UserError:
             mesh = sharding.make_mesh(config_lib.Mesh())
-    runs = [Run(workdir, config), *lineage(config)]
+    runs = [Run(workdir, config), *lineage(config, workdir)]
     setup = with_runs(create(config, mesh, runs), runs)
     return dataclasses.replace(setup, step=newest_step(workdir))

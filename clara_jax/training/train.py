@@ -26,7 +26,7 @@ from clara_jax.training import writers
 from clara_jax.training.checkpoint import Checkpoints, has_checkpoint
 from clara_jax.training.inputs import open_inputs
 from clara_jax.training.optim import make_optimizer
-from clara_jax.training.setup import Setup, start
+from clara_jax.training.setup import Setup, save_origins, start
 from clara_jax.training.step import (
     Metrics,
     Step,
@@ -60,7 +60,7 @@ def train(config: Config, workdir: str) -> int:
 def _train(config: Config, workdir: str) -> int:
     _check_same_run(workdir, config)
     writer = writers.MetricWriter(workdir, config.train.tensorboard)
-    setup = start(config)
+    setup = start(config, workdir)
     inputs = open_inputs(setup, workdir)
     data = inputs.train
     evaluate = None if inputs.held_out is None else held_out_loss(setup, inputs.held_out)
@@ -80,6 +80,7 @@ def _train(config: Config, workdir: str) -> int:
         # Only now is it certain that options and workdir fit.
         if jax.process_index() == 0:
             config_lib.save(config, os.path.join(workdir, "config.json"))
+            save_origins(workdir, config)
         state = (trained, opt_state)
         step_fn = compile_step(setup, make_step(setup, optimizer), state)
         with _on_signal() as received:

@@ -153,7 +153,7 @@ def test_comparison(runs, capsys):
     assert text in capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     assert [row[0] for row in rows[2:]] == ["instruct", "e2e", "BM25"]
-    assert [row[1] for row in rows[2:4]] == ["0.250", "0.750"]
+    assert [row[1:3] for row in rows[2:4]] == [["3", "0.250"], ["3", "0.750"]]
     assert (runs / "all.png").stat().st_size > 10_000
 
 

@@ -36,10 +36,11 @@ def test_picture_with_and_without_an_evaluation(workdir):
     assert plain[0].read_bytes() != before  # the baseline's line
 
 
-def test_samples_are_those_written_last(workdir, capsys):
+def test_samples_are_of_the_latest_step_and_those_written_last(workdir, capsys):
     assert report.samples(str(workdir), 3) == []
-    os.utime(evaluation(workdir, "3.json", "early"), (1, 1))
-    evaluation(workdir, "2.json", "late")
+    os.utime(evaluation(workdir, "3-2.json", "early"), (1, 1))
+    evaluation(workdir, "3.json", "late")
+    evaluation(workdir, "0.json", "untrained")
     lines = report.samples(str(workdir), 3)
     assert len(lines) == 6 and lines[1].strip() == "memory: late"
     assert report.main([str(workdir), "--samples=1"]) == 0

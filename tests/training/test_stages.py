@@ -122,6 +122,39 @@ def test_where_adapters_start_is_an_option(later, scp):
     assert equal(carry["added"], trained["added"])
 
 
+def test_a_run_stays_what_it_is_when_an_earlier_one_goes_on_or_all_are_moved(later, scp, tmp_path):
+    instruct = with_options(later, stage="instruct", init_from=str(scp))
+    assert train(instruct, str(tmp_path / "instruct")) == 0
+    e2e = with_options(later, stage="e2e", init_from=str(tmp_path / "instruct"))
+    assert train(e2e, str(tmp_path / "e2e")) == 0
+    before = setup_lib.restore(str(tmp_path / "e2e")).trees["compressor"]
+    longer = with_options(instruct, train={"steps": 4})
+    assert train(longer, str(tmp_path / "instruct")) == 0
+    newest = setup_lib.restore(str(tmp_path / "instruct")).trees["compressor"]
+    assert not equal(before, newest)
+    assert equal(before, setup_lib.restore(str(tmp_path / "e2e")).trees["compressor"])
+    assert equal(before, setup_lib.start(e2e, str(tmp_path / "e2e")).trees["compressor"])
+    # A compressor that is trained on leaves a reasoner from before behind.
+    again = with_options(later, stage="instruct", init_from=str(tmp_path / "e2e"))
+    assert train(again, str(tmp_path / "again")) == 0
+    new = setup_lib.start(with_options(later, stage="e2e", init_from=str(tmp_path / "again"))).trees
+    assert equal(new["reasoner"], new["compressor"]) and not equal(new["compressor"], before)
+    # Found beside the run.
+    (tmp_path / "moved").mkdir()
+    for name in ("instruct", "e2e"):
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    assert equal(before, setup_lib.restore(str(tmp_path / "moved/e2e")).trees["compressor"])
+    (tmp_path / "moved/instruct").rename(tmp_path / "gone")
+    with pytest.raises(UserError, match="put it back, or beside"):
+        setup_lib.restore(str(tmp_path / "moved/e2e"))
+    (tmp_path / "gone").rename(tmp_path / "moved/instruct")
+    for _ in range(2):  # two checkpoints are kept
+        longer = with_options(longer, train={"steps": longer.train.steps + 2})
+        assert train(longer, str(tmp_path / "moved/instruct")) == 0
+    with pytest.raises(UserError, match="step 2, from which a later run started, is gone"):
+        setup_lib.restore(str(tmp_path / "moved/e2e"))
+
+
 def test_training_some_of_a_stages_trees_only(later, scp, tmp_path):
     only = with_options(later, stage="e2e", init_from=str(scp), train={"only": "generator"})
     assert train(only, str(tmp_path)) == 0
@@ -216,22 +249,20 @@ def test_teacher_answers_are_made_once_and_trained_on(later, scp, tmp_path):
     path = tmp_path / "teacher.jsonl"
     answers = [json.loads(line)["answer"] for line in path.read_text().splitlines()]
     assert len(answers) == 8 and max(len(a.split()) for a in answers) <= 3
-    # What is there is kept; only the rest is made, to the same answers.
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:5]))
+    # What is there is kept; only the rest is made, to the same answers, and a cut line again.
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:5]) + lines[5][:20])
     setup = setup_lib.start(config)
     open_inputs(setup, str(tmp_path))
-    assert [json.loads(x)["answer"] for x in path.read_text().splitlines()] == answers
-    path.write_text(json.dumps({"answer": "baker"}) + "\n" + path.read_text())
-    with pytest.raises(UserError, match="9 answers for 8 questions"):
+    assert path.read_text() == "".join(lines)
+    path.write_text("".join([lines[1], *lines[1:]]))
+    with pytest.raises(UserError, match=r"teacher\.jsonl:1: the answer to another question"):
         open_inputs(setup, str(tmp_path))
-    path.write_text('{"answer": "baker"}\n' * 8)
+    path.write_text("".join(json.dumps(json.loads(x) | {"answer": "baker"}) + "\n" for x in lines))
     batch = next(open_inputs(setup, str(tmp_path)).train)
     baker = setup.tokenizer.encode("baker")[0]
     labels = [row[row != -100][0] for row in batch["dec_targets"]]
     assert labels == [baker] * len(labels)
-    path.write_text("{")
-    with pytest.raises(UserError, match="damaged"):
-        open_inputs(setup, str(tmp_path))
 
 
 def test_records_differ_in_their_number_of_candidates(later, scp, tmp_path):
@@ -258,7 +289,8 @@ def test_mistakes(later, scp, tmp_path):
         ({"data": {"rate": 20}}, r"config\.data\.rate=20, but .*scp was trained with 10"),
         ({"memory": {"positions": "spread"}}, r"config\.memory\.positions='spread', but"),
         ({"lora": {"rank": 4}}, r"config\.lora\.rank=4, but .* was trained with 16"),
-        ({"init_from": str(tmp_path / "none")}, "no such file; is this a clara_jax workdir"),
+        ({"init_from": str(tmp_path / "none")}, r"config\.init_from=.*none: no such folder"),
+        ({"init_from": ""}, "e2e needs a trained compressor"),
         ({"data": {"sources": "text:facts:3"}}, "text: is for scp"),
         ({"data": {"encoder_row": 8}}, r"config\.data\.encoder_row=8 is too short"),
         ({"data": {"decoder_row": 8}}, r"config\.data\.decoder_row=8: no prompt of 40 questions"),
