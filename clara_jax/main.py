@@ -1,5 +1,11 @@
 """Command line: python -m clara_jax.main --config=configs/scp.py --workdir=runs/scp [--mode=train].
 
+    train     --config=configs/e2e.py:mistral_7b --workdir=… [--config.init_from=…]; the stages are
+              configs/scp.py, instruct.py, e2e.py, contrastive.py
+    evaluate  the same, with --mode=evaluate
+    ask       --mode=ask --workdir=… --documents=… [--question=…] [--base=…] [--top_k=…]
+              [--max_new_tokens=…] [--temperature=…] [--top_p=…]
+
 Exit codes: 0 done, 2 a mistake that the printed line tells how to mend, 143 SIGTERM after saving.
 """
 
@@ -44,8 +50,9 @@ MODES = {
 FLAGS = dict.fromkeys(name for mode in MODES.values() for name in (*mode.needs, *mode.may))
 
 config_flags.DEFINE_config_file(
-    "config", None, "Config file, with a model as argument: configs/scp.py:mistral_7b. Options are "
-    "overridden by --config.group.option=value; clara_jax/config.py lists them all.",
+    "config", None, "Config file, with a model as argument (a stage for quickstart.py and "
+    "smollm2.py): configs/scp.py:mistral_7b. Options are overridden by --config.group.option=value; "
+    "clara_jax/config.py lists them all.",
 )  # fmt: skip
 _MODE = flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
 flags.DEFINE_string("workdir", None, "Folder of the run: config, metrics, checkpoints.")

@@ -2,13 +2,18 @@
 # From a bare machine with Python to documents compressed, chosen and answered from, without any
 # download but pip's: all stages in about eight minutes on two cores after the installation.
 #
-#   bash launch/quickstart.sh [folder] [--config.option=value ...]
+#   bash launch/quickstart.sh [--dry-run] [folder] [--config.option=value ...]
 #
 #   STAGES   which of them (default "scp instruct contrastive e2e"), in this order; the last three need those
 #            before them, of this call or an earlier one
 set -euo pipefail
+DRY='' REST=()
+for argument in "$@"; do
+  if [ "$argument" = --dry-run ]; then DRY=echo; else REST+=("$argument"); fi
+done
+set -- ${REST[@]+"${REST[@]}"}
 EXTRAS=plot
-source "$(dirname "$0")/venv.sh"
+if [ -n "$DRY" ]; then cd "$(dirname "$0")/.."; else source "$(dirname "$0")/venv.sh"; fi
 OUT=runs/quickstart
 if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then OUT=$1; shift; fi
 
@@ -16,14 +21,14 @@ run() {  # stage, more options
   local stage=$1; shift
   local clara=(python -m clara_jax.main --config=configs/quickstart.py:"$stage"
     --workdir="$OUT/$stage" "$@")
-  "${clara[@]}"
-  "${clara[@]}" --mode=evaluate
+  $DRY "${clara[@]}"
+  $DRY "${clara[@]}" --mode=evaluate
 }
 
 LATER=()
 for stage in ${STAGES:-scp instruct contrastive e2e}; do
   case $stage in
-    scp) run scp "$@"; python -m clara_jax.evaluation.report "$OUT/scp" --samples=3 ;;
+    scp) run scp "$@"; $DRY python -m clara_jax.evaluation.report "$OUT/scp" --samples=3 ;;
     instruct) run instruct --config.init_from="$OUT/scp" "$@"; LATER+=("$OUT/instruct") ;;
     *)
       run "$stage" --config.init_from="$OUT/instruct" --config.data.memories="$OUT/memories" "$@"
@@ -31,4 +36,4 @@ for stage in ${STAGES:-scp instruct contrastive e2e}; do
   esac
 done
 [ ${#LATER[@]} = 0 ] ||
-  python -m clara_jax.evaluation.compare "${LATER[@]}" --output "$OUT/comparison"
+  $DRY python -m clara_jax.evaluation.compare "${LATER[@]}" --output "$OUT/comparison"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # After launch/smollm2.sh: teaches SmolLM2 to choose among candidates and to answer from what it
-# chose, on real questions: about an hour on two cores. Run it again to resume. Ends with a table of
+# chose, on real questions: an hour on two cores that have nothing else to do. Run it again to resume. Ends with a table of
 # the reasoner before and after, of a reasoner trained from labels, and of BM25.
 #
 #   bash launch/smollm2_joint.sh [--dry-run] [--config.option=value ...]

@@ -212,10 +212,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not 2 <= args.candidates <= 62:  # sets of them are bits of an int64
         parser.error("--candidates must be from 2 to 62")
-    if min(args.problems, args.noise) < 1 or args.seed < 0:
-        parser.error("--problems and --noise must be at least 1, --seed at least 0")
-    if not all(0 < x < math.inf for x in (*args.spread, *args.temperature)):
-        parser.error("--spread and --temperature must be above 0")
+    if min(args.problems, args.noise) < 1 or not 0 <= args.seed < 2**32:
+        parser.error("--problems and --noise must be at least 1, --seed from 0 to 2**32 - 1")
+    if not all(1e-6 <= x <= 1e6 for x in (*args.spread, *args.temperature, args.aim)):
+        parser.error("--spread, --temperature and --aim must be from 1e-6 to 1e6")
     problems = make_problems(args.problems, args.candidates, args.aim, args.seed)
     keys_S = jax.random.split(jax.random.key(args.seed), args.noise)
     lines: list[str] = []

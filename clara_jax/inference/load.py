@@ -26,7 +26,10 @@ def load_setup(
     if clara_release.is_release(path):
         if base is None:
             wanted = clara_release.read_settings(path).base
-            raise UserError(f"{path}: holds no base model; give base=… (it was {wanted!r})")
+            raise UserError(
+                f"{path}: holds no base model; give base=…, or --base=… on the command line "
+                f"(it was {wanted!r})"
+            )
         return _from_release(path, os.fspath(base))
     if not (pathlib.Path(path) / "config.json").is_file():
         raise UserError(f"{path}: neither a workdir nor a CLaRa release: no config.json there")
