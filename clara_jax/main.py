@@ -51,8 +51,8 @@ FLAGS = dict.fromkeys(name for mode in MODES.values() for name in (*mode.needs, 
 
 config_flags.DEFINE_config_file(
     "config", None, "Config file, with a model as argument (a stage for quickstart.py and "
-    "smollm2.py): configs/scp.py:mistral_7b. Options are overridden by --config.group.option=value; "
-    "clara_jax/config.py lists them all.",
+    "smollm2.py): configs/scp.py:mistral_7b. --config.group.option=value overrides; "
+    "clara_jax/config.py lists all options.",
 )  # fmt: skip
 _MODE = flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
 flags.DEFINE_string("workdir", None, "Folder of the run: config, metrics, checkpoints.")
