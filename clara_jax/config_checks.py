@@ -1,6 +1,7 @@
 """What values options may have, beyond their types."""
 
 import dataclasses
+import math
 import re
 from typing import Any
 
@@ -42,13 +43,13 @@ NOT_NEGATIVE = (
     "data.records", "data.encoder_row", "data.decoder_row", "data.epochs", "data.workers",
     "train.mse_weight",
     "train.eval_every", "optim.learning_rate", "optim.weight_decay", "optim.memory_lr_scale",
-    "memory.init_noise", "eval.records", "aux_contrastive",
-    "select.final_temperature", "select.teacher_weight",
+    "memory.init_noise", "eval.records",
 )  # fmt: skip
 ABOVE_ZERO = (
     "optim.clip", "select.temperature", "select.contrastive_temperature",
     "select.teacher_temperature",
 )  # fmt: skip
+ZERO_OR_MORE = ("select.final_temperature", "select.teacher_weight", "aux_contrastive")
 BELOW_ONE = ("data.holdout", "optim.warmup", "optim.b1", "optim.b2")  # and not negative
 
 
@@ -75,7 +76,7 @@ def validate(config: Any) -> None:
         if get(config, name) < 1:
             raise UserError(f"config.{name}={get(config, name)} must be at least 1")
     for name in NOT_NEGATIVE:
-        if not 0 <= get(config, name) < 1e18:  # NaN is neither
+        if not 0 <= get(config, name) < math.inf:  # NaN is neither
             raise UserError(f"config.{name}={get(config, name)} must be a number, not negative")
     for name in BELOW_ONE:
         if not 0 <= get(config, name) < 1:
@@ -91,8 +92,9 @@ def validate(config: Any) -> None:
         # Beyond these bounds float32 would be zero or infinite somewhere.
         if not 1e-6 <= get(config, name) <= 1e6:
             raise UserError(f"config.{name}={get(config, name)} must be from 1e-6 to 1e6")
-    if 0 < config.select.final_temperature < 1e-6:
-        raise UserError("config.select.final_temperature must be 0, or at least 1e-6")
+    for name in ZERO_OR_MORE:
+        if not (get(config, name) == 0 or 1e-6 <= get(config, name) <= 1e6):
+            raise UserError(f"config.{name}={get(config, name)} must be 0, or from 1e-6 to 1e6")
     if config.train.full and config.stage in ("e2e", "contrastive"):
         raise UserError(
             f"config.train.full is for scp and instruct: in {config.stage} the compressor stays as "
