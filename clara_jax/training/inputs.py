@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from clara_jax.data import pipeline, questions, sources
+from clara_jax.data import pipeline, question_shapes, questions, sources
 from clara_jax.data.memories import MemoryFile
 from clara_jax.data.questions import Reader, Shapes
 from clara_jax.data.records import QaRecord, digest
@@ -104,7 +104,7 @@ def _open_questions(
         memories = compute_memories(
             setup, (d for reader in every for record in _records(reader) for d in record.documents)
         )
-    shapes = questions.measure(
+    shapes = question_shapes.measure(
         config, setup.tokenizer, setup.extra, source, compress=memories is None, answers=answers
     )
     reader = dataclasses.replace(unlaid, shapes=shapes, memories=memories, answers=answers)

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from clara_jax.config import Config, Data, Mesh, Select
-from clara_jax.data.questions import Reader, Shapes, measure
+from clara_jax.data.question_shapes import measure
+from clara_jax.data.questions import Reader, Shapes
 from clara_jax.data.records import QaRecord
 from clara_jax.data.tokenizer import load_tokenizer
 from clara_jax.interop import clara_release, hf
