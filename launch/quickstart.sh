@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a bare machine with Python to documents compressed, chosen and answered from, without any
-# download but pip's: all stages in about eight minutes on two cores after the installation.
+# download but pip's: all stages in about seven minutes on two cores after the installation.
 #
 #   bash launch/quickstart.sh [--dry-run] [folder] [--config.option=value ...]
 #
