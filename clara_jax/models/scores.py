@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 
 _EPS = 1e-8  # least norm, as in PyTorch's cosine similarity
+# On TPUs float32 factors are rounded to bfloat16 otherwise, which is coarser than scores' spread.
+_EXACT = {"precision": jax.lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
 
 
 def score(query_BMD: jax.Array, memories_BNMD: jax.Array, kind: str = "cosine") -> jax.Array:
@@ -28,7 +30,7 @@ def score(query_BMD: jax.Array, memories_BNMD: jax.Array, kind: str = "cosine") 
 
 def _cosine(equation: str, query: jax.Array, memories: jax.Array) -> jax.Array:
     """Dot products by the equation over the norms of the last axes."""
-    dots = jnp.einsum(equation, query, memories, preferred_element_type=jnp.float32)
+    dots = jnp.einsum(equation, query, memories, **_EXACT)
     query_norm, memory_norm = _norm(query), _norm(memories)
     left, right = equation.split("->")[0].split(",")
     outer = f"{left[:-1]},{right[:-1]}->{equation.split('->')[1]}"
@@ -83,7 +85,7 @@ def _product(equation: str, x: jax.Array, memories_BNX: jax.Array) -> jax.Array:
         high = x.astype(jnp.bfloat16)
         low = (x - high.astype(jnp.float32)).astype(jnp.bfloat16)
         rows = jnp.stack([high, low], axis=1)
-    return jnp.einsum(equation, rows, memories_BNX, preferred_element_type=jnp.float32).sum(1)
+    return jnp.einsum(equation, rows, memories_BNX, **_EXACT).sum(1)
 
 
 def _maxsim(query_BMD: jax.Array, memories_BNMD: jax.Array) -> jax.Array:
