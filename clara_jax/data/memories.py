@@ -67,9 +67,6 @@ class MemoryFile:
             )
         self._open()
 
-    def __contains__(self, key: bytes) -> bool:
-        return key in self._rows
-
     def __len__(self) -> int:
         return len(self._rows)
 

@@ -83,9 +83,9 @@ def finish_row(packed: dict[str, Any], *, extra: ExtraTokens) -> Batch:
     """
     enc, dec = packed["enc"], packed["dec"]
     enc_segments, dec_segments = packed["enc_segment_ids"], packed["dec_segment_ids"]
-    is_slot = _is_memory(dec, extra) & (dec_segments > 0)
+    is_slot = extra.is_memory(dec) & (dec_segments > 0)
     dec_slots = np.full_like(dec, -1)
-    dec_slots[is_slot] = np.flatnonzero(_is_memory(enc, extra) & (enc_segments > 0))
+    dec_slots[is_slot] = np.flatnonzero(extra.is_memory(enc) & (enc_segments > 0))
     return {
         "enc_tokens": enc,
         "enc_segments": enc_segments,
@@ -110,10 +110,6 @@ def pad_example(example: Batch, *, lengths: dict[str, int]) -> dict[str, Any]:
         packed[f"{name}_segment_ids"] = np.pad(np.ones_like(tokens), (0, padding))
         packed[f"{name}_positions"] = np.pad(positions, (0, padding))
     return packed
-
-
-def _is_memory(tokens: np.ndarray, extra: ExtraTokens) -> np.ndarray:
-    return (tokens >= extra.memory[0]) & (tokens <= extra.memory[-1])
 
 
 def open_data(config: Config) -> sources.Source:

@@ -193,9 +193,7 @@ class Reader:
         targets[start - 1 : -1] = tokens[start:]
         targets[:-1][out["dec_segments"][1:] == 0] = prompts.NO_LABEL
         slots = np.full_like(tokens, -1)
-        places = np.flatnonzero(
-            (tokens >= self.extra.memory[0]) & (tokens <= self.extra.memory[-1])
-        )
+        places = np.flatnonzero(self.extra.is_memory(tokens))
         slots[places] = np.arange(len(places))
         out |= {"dec_targets": targets, "dec_slots": slots}
 

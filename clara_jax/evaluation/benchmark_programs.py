@@ -132,7 +132,7 @@ def _dialogues(
 
 def _slots(extra: ExtraTokens, tokens: np.ndarray) -> np.ndarray:
     """Numbers memory tokens from 0 in each row; -1 elsewhere."""
-    is_slot = (tokens >= extra.memory[0]) & (tokens <= extra.memory[-1])
+    is_slot = extra.is_memory(tokens)
     return np.where(is_slot, np.cumsum(is_slot, axis=1) - 1, -1).astype(np.int32)
 
 

@@ -255,7 +255,7 @@ def prompt_batches(
         for row, i in enumerate(index):
             ids, filling = np.asarray(prompts[i].tokens, np.int32), prompts[i].vectors
             tokens[row, : len(ids)], lengths[row] = ids, len(ids)
-            places = np.flatnonzero((ids >= extra.memory[0]) & (ids <= extra.memory[-1]))
+            places = np.flatnonzero(extra.is_memory(ids))
             given = 0 if filling is None else len(filling)
             if len(places) != given:
                 raise ValueError(f"a prompt has {len(places)} slots for {given} vectors")

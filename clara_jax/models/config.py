@@ -10,7 +10,7 @@ Dimension letters, used in names, einsums and docstrings of the whole package:
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 LINEAR_NAMES = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -106,6 +106,10 @@ class ExtraTokens:
     def memory(self) -> tuple[int, ...]:
         """Ids of <MEM0> … <MEM(M-1)>."""
         return tuple(range(self.vocab_size, self.vocab_size + self.memory_tokens))
+
+    def is_memory(self, tokens: Any) -> Any:
+        """Which of an array of ids are memory tokens, bool in the array's shape."""
+        return (tokens >= self.memory[0]) & (tokens <= self.memory[-1])
 
     @property
     def enc(self) -> int:

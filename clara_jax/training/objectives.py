@@ -273,7 +273,6 @@ def _cross_entropy(setup: Setup, trees: Trees, hidden_BTD: jax.Array, batch: Bat
 def _alignment(
     setup: Setup, hidden_BTD: jax.Array, tokens_BT: jax.Array, segments_BT: jax.Array, most: int
 ) -> jax.Array:
-    memory_ids = setup.extra.memory
-    is_memory_BT = (tokens_BT >= memory_ids[0]) & (tokens_BT <= memory_ids[-1])
+    is_memory_BT = setup.extra.is_memory(tokens_BT)
     into = setup.config.train.mse_into
     return alignment_sum(hidden_BTD, segments_BT, is_memory_BT, most, into=into)
