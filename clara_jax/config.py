@@ -37,8 +37,11 @@ class Model:
     tokenizer: str = ""  # HF directory or hub id, or `facts`; empty: the base's own
     vocab_size: int = 0  # overrides the preset's for random weights; 0: the preset's own
     dtype: str = "float32"  # of activations and matmuls: float32 or bfloat16
-    param_dtype: str = "float32"  # of the base weights
-    remat: str = "none"  # none, dots (keep matmul outputs) or full (keep only layer inputs)
+    param_dtype: str = "float32"  # of the base weights: float32, bfloat16, or int8 (matrices only)
+    # What the forward pass keeps for the backward one: none of it is computed twice; dots, outputs
+    # of matmuls; q,k,v,gate or so, those of these linear layers alone; full, the layers' inputs.
+    remat: str = "none"
+    attention: str = "xla"  # xla, splash (TPU kernel) or cudnn (GPU kernel)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from clara_jax.errors import UserError
+from clara_jax.models.config import LINEAR_NAMES
 
 # Repeats the tables of models/scores.py and models/topk.py: to import those takes JAX.
 CHOICES = {
@@ -23,8 +24,8 @@ CHOICES = {
         "hard",
     ),
     "model.dtype": ("float32", "bfloat16"),
-    "model.param_dtype": ("float32", "bfloat16"),
-    "model.remat": ("none", "dots", "full"),
+    "model.param_dtype": ("float32", "bfloat16", "int8"),
+    "model.attention": ("xla", "splash", "cudnn"),
     "data.split": ("train", "dev"),
     "train.mse_into": ("both", "memory"),
     "optim.schedule": ("cosine", "constant"),
@@ -88,6 +89,19 @@ def validate(config: Any) -> None:
     if not 0 <= config.seed < 2**32:
         raise UserError(f"config.seed={config.seed} must be from 0 to 2**32 - 1")
     _validate_prompts(config.prompts)
+    remat = config.model.remat
+    if remat not in ("none", "dots", "full") and not set(remat.split(",")) <= set(LINEAR_NAMES):
+        raise UserError(
+            f"config.model.remat={remat!r} is not one of none, dots, full, nor some "
+            f"of {','.join(LINEAR_NAMES)}"
+        )
+    if config.train.full and config.model.param_dtype == "int8":
+        raise UserError(
+            "config.train.full trains the base, which config.model.param_dtype=int8 cannot hold; "
+            "set float32 or bfloat16"
+        )
+    if config.model.attention == "cudnn" and config.model.dtype != "bfloat16":
+        raise UserError("config.model.attention=cudnn needs config.model.dtype=bfloat16")
     for name in ABOVE_ZERO:
         # Beyond these bounds float32 would be zero or infinite somewhere.
         if not 1e-6 <= get(config, name) <= 1e6:

@@ -5,6 +5,8 @@
     evaluate  the same, with --mode=evaluate
     ask       --mode=ask --workdir=… --documents=… [--question=…] [--base=…] [--top_k=…]
               [--max_new_tokens=…] [--temperature=…] [--top_p=…]
+    compile   --mode=compile --config=configs/scp.py:mistral_7b [--topology=v5e:4x4] [--program=…];
+              no TPU is needed
 
 Exit codes: 0 done, 2 a mistake that the printed line tells how to mend, 143 SIGTERM after saving.
 """
@@ -26,17 +28,15 @@ from clara_jax.errors import command
 class Mode:
     """What a mode runs: `function(**flags)` of a module, which returns the exit code.
 
-    Attributes:
-        module: inside the package.
-        function: gets the flags that were given by name, `config` as a frozen Config.
-        needs: flags that it cannot do without.
-        may: flags that it takes beside these.
+    The module is inside the package. The function gets the flags that were given by name, `config`
+    as a frozen Config: those it `needs`, and those it `may` have. `on_devices`: it computes here.
     """
 
     module: str
     function: str
     needs: tuple[str, ...]
     may: tuple[str, ...] = ()
+    on_devices: bool = True
 
 
 MODES = {
@@ -46,6 +46,7 @@ MODES = {
         "inference.ask", "run", ("workdir", "documents"),
         ("base", "question", "top_k", "max_new_tokens", "temperature", "top_p"),
     ),
+    "compile": Mode("aot.compile", "run", ("config",), ("topology", "program"), on_devices=False),
 }  # fmt: skip
 FLAGS = dict.fromkeys(name for mode in MODES.values() for name in (*mode.needs, *mode.may))
 
@@ -64,6 +65,10 @@ flags.DEFINE_integer("max_new_tokens", None, "Most tokens of an answer. 32 by de
 flags.DEFINE_float("temperature", None, "Of the draws of tokens. 0, the default, is greedy.")
 flags.DEFINE_float("top_p", None, "Share of probability that tokens are drawn from. 1 by default.")
 
+flags.DEFINE_string("topology", None, "TPUs to compile for, as v5e:4x4. By default these devices.")
+flags.DEFINE_enum("program", None, ["train", "prefill", "decode", "compress"],
+                  "What to compile. The train step by default.")  # fmt: skip
+
 
 def run() -> int:
     """Runs the chosen mode with the parsed flags; returns the exit code."""
@@ -74,9 +79,10 @@ def run() -> int:
     # Imported late: --help and mistakes in flags need no JAX.
     import jax
 
-    if command_line.is_multi_process():
-        jax.distributed.initialize()
-    logging.info("devices: %s", jax.devices())
+    if mode.on_devices:
+        if command_line.is_multi_process():
+            jax.distributed.initialize()
+        logging.info("devices: %s", jax.devices())
     module = importlib.import_module(f"clara_jax.{mode.module}")
     return getattr(module, mode.function)(**arguments)
 

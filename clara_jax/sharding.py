@@ -1,8 +1,10 @@
 """The mesh, and one place that says how every array lies on it.
 
-A parameter's path matches one row of RULES, which names its logical axes; MESH_AXES maps those to
-mesh axes. Adapters, memory embeddings and optimizer state are small and replicated: sharding them
-costs a 7B step on v5e-16 more in gathers than it saves in memory.
+An array's path matches exactly one row of RULES, which names its logical axes, and MESH_AXES maps
+those to mesh axes. Paths begin with the name of the tree (models/clara.py), or with `batch`,
+`prompts` or `cache`; optimizer state lies like what it belongs to. Adapters and memory embeddings
+are small and replicated: sharding them costs a 7B step on v5e:4x4 more in gathers than it saves in
+memory.
 """
 
 import math
@@ -15,21 +17,38 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from clara_jax.config import Mesh as MeshConfig
 from clara_jax.errors import UserError
+from clara_jax.models.layout import Layout
 
 AXES = ("data", "fsdp", "tensor")
-BATCH = ("data", "fsdp")
 
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"embed/embedding", ("vocab", "embed")),
-    (r"head/kernel", ("embed", "vocab")),
-    (r"layers/attention/[qkv]/kernel", (None, "embed", "heads")),
-    (r"layers/attention/o/kernel", (None, "heads", "embed")),
-    (r"layers/mlp/(gate|up)/kernel", (None, "embed", "mlp")),
-    (r"layers/mlp/down/kernel", (None, "mlp", "embed")),
-    (r"(layers/(attention|mlp)_)?norm/scale", ()),
+    (r"base/embed/embedding", ("vocab", "embed")),
+    (r"base/head/kernel", ("embed", "vocab")),
+    (r"base/layers/attention/[qkv]/kernel", (None, "embed", "heads")),
+    (r"base/layers/attention/[qkv]/scale", (None, "heads")),
+    (r"base/layers/mlp/(gate|up)/scale", (None, "mlp")),
+    (r"base/(layers/(attention/o|mlp/down)/scale)", (None, "embed")),
+    (r"base/head/scale", ("vocab",)),
+    (r"base/layers/attention/o/kernel", (None, "heads", "embed")),
+    (r"base/layers/mlp/(gate|up)/kernel", (None, "embed", "mlp")),
+    (r"base/layers/mlp/down/kernel", (None, "mlp", "embed")),
+    (r"base/(layers/(attention|mlp)_)?norm/scale", ()),
+    (r"(compressor|reasoner|generator)/.*", ()),
+    (r"memory|added/(embed|head)", ()),
+    (r"(batch|prompts)/\w+", ("batch",)),
+    (r"cache/[kv]", (None, "batch", "kv_heads")),
+    (r"cache/positions_BS", ("batch",)),
+    (r"cache/length", ()),
 )
 
-MESH_AXES = {"vocab": "tensor", "embed": "fsdp", "heads": "tensor", "mlp": "tensor"}
+MESH_AXES = {
+    "batch": ("data", "fsdp"),
+    "vocab": "tensor",
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+}
 
 
 def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
@@ -56,8 +75,8 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def base_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:
-    """Sharding of one base weight, by its path in the parameter tree such as `norm/scale`.
+def array_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:
+    """Sharding of one array, by its path such as `base/norm/scale` or `batch/enc_tokens`.
 
     Raises:
         UserError: the path has no rule, or the mesh does not divide the shape.
@@ -67,20 +86,40 @@ def base_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedShardin
             axes = [MESH_AXES[name] if name else None for name in logical]
             break
     else:
-        raise UserError(f"no sharding rule for the parameter {path}")
-    for size, axis in zip(shape, axes, strict=False):
-        if axis and size % mesh.shape[axis]:
+        raise UserError(f"no sharding rule for the array {path}")
+    for number, (size, axis) in enumerate(zip(shape, axes, strict=False)):
+        names = (axis,) if isinstance(axis, str) else axis or ()
+        parts = math.prod(mesh.shape[name] for name in names)
+        if size % parts:
             raise UserError(
-                f"{path}: size {size} does not divide by config.mesh.{axis}={mesh.shape[axis]}"
+                f"{path}: axis {number} of size {size} does not divide by {parts}, which is "
+                f"config.mesh {' x '.join(names)}"
             )
     return NamedSharding(mesh, PartitionSpec(*axes))
 
 
-def base_shardings(mesh: Mesh, params: Any) -> Any:
-    """`base_sharding` for a whole tree of arrays or shapes."""
-    return jax.tree.map_with_path(
-        lambda path, x: base_sharding(mesh, "/".join(k.key for k in path), x.shape), params
+def shardings(mesh: Mesh, name: str, tree: Any) -> Any:
+    """`array_sharding` of every array or shape in the tree of that name."""
+
+    def of(path: Any, x: Any) -> NamedSharding:
+        keys = (str(getattr(key, "key", getattr(key, "name", key))) for key in path)
+        return array_sharding(mesh, "/".join((name, *keys)), x.shape)
+
+    return jax.tree.map_with_path(of, tree)
+
+
+def abstract(mesh: Mesh, name: str, tree: Any) -> Any:
+    """Shapes, dtypes and shardings in place of the arrays of the tree of that name."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        tree,
+        shardings(mesh, name, tree),
     )
+
+
+def layout(mesh: Mesh) -> Layout:
+    """What the decoder needs of this file: the mesh and MESH_AXES."""
+    return Layout(mesh, tuple(MESH_AXES.items()))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -90,7 +129,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The sharding of a batch: rows over data and fsdp."""
-    return NamedSharding(mesh, PartitionSpec(BATCH))
+    return NamedSharding(mesh, PartitionSpec(MESH_AXES["batch"]))
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

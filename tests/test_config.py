@@ -68,6 +68,8 @@ OTHER = {
 }
 VALID = {name: choices[-1] for name, choices in config_checks.CHOICES.items()} | {
     "lora.targets": ("q", "v"),
+    "model.attention": "splash",
+    "model.remat": "q,gate",
     "train.only": "memory",
     "mesh.fsdp": 4,
     "prompts.paraphrase_users": ("{docs} again",),
@@ -143,7 +145,9 @@ def test_groups_must_be_groups():
     [
         ("stage", "sft"),
         ("model.dtype", "float16"),
-        ("model.param_dtype", "int8"),
+        ("model.param_dtype", "int4"),
+        ("model.remat", "q,x"),
+        ("model.attention", "flash"),
         ("model.remat", "all"),
         ("data.split", "test"),
         ("optim.schedule", "linear"),

@@ -12,7 +12,7 @@ LAYERS = (
     ("errors", "models", "progress"),
     ("config", "config_checks", "sharding", "data", "interop"),
     ("training", "inference"),
-    ("evaluation", "synthesis"),
+    ("evaluation", "synthesis", "aot"),
     ("main", "command_line", ""),  # the package's own names, `import clara_jax`
 )
 LAYER_OF = {name: i for i, names in enumerate(LAYERS) for name in names}

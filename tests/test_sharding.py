@@ -9,36 +9,98 @@ import numpy as np
 import pytest
 
 from clara_jax import sharding
-from clara_jax.config import Mesh
+from clara_jax.aot import programs
+from clara_jax.config import ADAPTERS, Config, Data, Mesh, Model, Train
 from clara_jax.errors import UserError
-from clara_jax.models.config import PRESETS, ModelConfig
+from clara_jax.models.config import PRESETS, ExtraTokens, ModelConfig
 from clara_jax.models.decoder import Decoder, abstract_params, head_logits, init_params
+from clara_jax.models.lora import init_adapter
+from clara_jax.training.optim import make_optimizer
+from clara_jax.training.setup import Setup, abstract
+from clara_jax.training.step import abstract_optimizer
 
 TINY = ModelConfig(
     vocab_size=64, d_model=32, d_ff=48, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8
 )
 
 
-def paths(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree.leaves_with_path(abstract_params(config))
-    return {"/".join(key.key for key in path): leaf.shape for path, leaf in leaves}
+def names(name: str, tree) -> dict[str, tuple[int, ...]]:
+    """Shapes by path, as sharding.shardings has them."""
+    return {
+        "/".join((name, *(str(getattr(key, "key", getattr(key, "name", key))) for key in path))): (
+            leaf.shape
+        )
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
+def every_array(model: ModelConfig, stage: str = "e2e") -> dict[str, tuple[int, ...]]:
+    """Paths and shapes of all that a run has: weights, optimizer, batches, prompts, caches."""
+    config = Config(stage=stage, data=Data(document_length=32, rate=8))
+    adapters = {name: init_adapter(model, config.lora, jax.random.key(0)) for name in ADAPTERS}
+    mesh = sharding.make_mesh(Mesh(data=1, fsdp=1, tensor=1))
+    extra = ExtraTokens(model.vocab_size, config.memory_tokens)
+    setup = Setup(config, mesh, Decoder(model), None, extra, {})
+    _, _, prompts, state = programs._inference(
+        dataclasses.replace(setup, trees={"base": {}, "memory": {}, "added": {}})
+    )
+    trees = {
+        "base": abstract_params(model),
+        **jax.eval_shape(lambda: adapters),
+        "memory": jax.ShapeDtypeStruct((4, model.d_model), jnp.float32),
+        "added": {"embed": jax.ShapeDtypeStruct((3, model.d_model), jnp.float32)},
+        "batch": programs.batch_shapes(setup),
+        "prompts": prompts,
+        "cache": state.cache,
+    }
+    return {
+        path: shape for name, tree in trees.items() for path, shape in names(name, tree).items()
+    }
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("tied", [True, False])
-def test_every_parameter_matches_exactly_one_rule(preset, tied):
-    config = dataclasses.replace(PRESETS[preset], tied_embeddings=tied)
-    for path, shape in paths(config).items():
-        rules = [axes for pattern, axes in sharding.RULES if re.fullmatch(pattern, path)]
-        assert len(rules) == 1, path
-        assert len(rules[0]) in (0, len(shape)), f"{path}: a rule for another number of axes"
-        assert {axis for axis in rules[0] if axis} <= set(sharding.MESH_AXES)
+@pytest.mark.parametrize("param_dtype", ["bfloat16", "int8"])
+def test_every_parameter_matches_exactly_one_rule(preset, tied, param_dtype):
+    how = {"tied_embeddings": tied, "param_dtype": param_dtype}
+    params = abstract_params(dataclasses.replace(PRESETS[preset], **how))
+    assert any("scale" in path and "norm" not in path for path in names("base", params)) == (
+        param_dtype == "int8"
+    )
+    for path, shape in names("base", params).items():
+        _matches_one_rule(path, shape)
+
+
+@pytest.mark.parametrize("stage", ["scp", "instruct", "e2e", "contrastive"])
+def test_every_other_array_matches_exactly_one_rule(stage):
+    for path, shape in every_array(TINY, stage).items():
+        _matches_one_rule(path, shape)
+
+
+def _matches_one_rule(path: str, shape: tuple[int, ...]) -> None:
+    rules = [axes for pattern, axes in sharding.RULES if re.fullmatch(pattern, path)]
+    assert len(rules) == 1, path
+    assert len(rules[0]) <= len(shape), f"{path}: a rule for another number of axes"
+    assert {axis for axis in rules[0] if axis} <= set(sharding.MESH_AXES)
 
 
 def test_no_rule_is_dead():
-    every = paths(TINY)
+    every = [*every_array(TINY), *every_array(dataclasses.replace(TINY, param_dtype="int8"))]
     for pattern, _ in sharding.RULES:
         assert any(re.fullmatch(pattern, path) for path in every), pattern
+
+
+def test_optimizer_state_lies_like_what_it_belongs_to():
+    mesh = sharding.make_mesh(Mesh(data=1, fsdp=4, tensor=2))
+    config = Config(
+        model=Model(preset="tiny"), data=Data(document_length=32, rate=8), train=Train(full=True)
+    )
+    setup = abstract(config, mesh)
+    trained = {name: setup.trees[name] for name in config.trained}
+    state = abstract_optimizer(setup, make_optimizer(config), trained)
+    specs = {leaf.sharding.spec for leaf in jax.tree.leaves(state) if len(leaf.shape) == 3}
+    assert specs == {leaf.sharding.spec for leaf in jax.tree.leaves(trained) if leaf.ndim == 3}
+    assert len(specs) > 1
 
 
 def test_sharded_equals_unsharded():
@@ -61,7 +123,7 @@ def test_sharded_equals_unsharded():
         return jax.value_and_grad(loss)(params)
 
     expected, expected_grads = step(params, batch)
-    sharded = jax.device_put(params, sharding.base_shardings(mesh, params))
+    sharded = jax.device_put(params, sharding.shardings(mesh, "base", params))
     actual, grads = step(sharded, sharding.put_batch(mesh, batch))
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
     for grad, wanted in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
@@ -113,14 +175,18 @@ def test_mesh_that_does_not_fit_is_one_clear_line(mesh):
 
 def test_shapes_that_do_not_divide_are_named():
     mesh = sharding.make_mesh(Mesh(data=1, fsdp=4, tensor=2))
-    with pytest.raises(UserError, match=r"head/kernel: size 51 .*config\.mesh\.tensor=2"):
-        sharding.base_sharding(mesh, "head/kernel", (32, 51))
-    with pytest.raises(UserError, match=r"mlp/down/kernel: size 30 .*config\.mesh\.fsdp=4"):
-        sharding.base_sharding(mesh, "layers/mlp/down/kernel", (2, 48, 30))
+    with pytest.raises(UserError, match=r"head/kernel: axis 1 of size 51 .*config\.mesh tensor"):
+        sharding.array_sharding(mesh, "base/head/kernel", (32, 51))
+    with pytest.raises(UserError, match=r"mlp/down/kernel: axis 2 of size 30 .*config\.mesh fsdp"):
+        sharding.array_sharding(mesh, "base/layers/mlp/down/kernel", (2, 48, 30))
+    with pytest.raises(UserError, match=r"batch/x: axis 0 of size 6 .* by 4.*data x fsdp"):
+        sharding.array_sharding(mesh, "batch/x", (6, 3))
 
 
-@pytest.mark.parametrize("path", ["embed", "layers/attention/qk/kernel", "final_norm/scale"])
+@pytest.mark.parametrize(
+    "path", ["base/embed", "base/layers/attention/qk/kernel", "base/final_norm/scale", "norm/scale"]
+)
 def test_unknown_parameter_is_an_error(path):
     mesh = sharding.make_mesh(Mesh())
-    with pytest.raises(UserError, match=f"no sharding rule for the parameter {path}"):
-        sharding.base_sharding(mesh, path, (4, 4))
+    with pytest.raises(UserError, match=f"no sharding rule for the array {path}"):
+        sharding.array_sharding(mesh, path, (4, 4))

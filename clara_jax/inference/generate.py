@@ -127,27 +127,28 @@ def decode(
     Returns:
         Int32 [B, N], NONE after the stop token, which is included.
     """
-    config, head = decoder.config, trees["added"].get("head")
-    B, T = batch.tokens_BT.shape
-
-    def choose(hidden_BD: jax.Array, step: jax.Array | int) -> jax.Array:
-        logits_BV = head_logits(config, trees["base"], hidden_BD, head)
-        if draws is not None:
-            return draws.tokens(logits_BV, step)
-        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-
-    def advance(state: State) -> State:
-        x_B1D = clara.embed(config, trees, state.newest())
-        positions_B1 = state.positions_B[:, None]
-        hidden, cache = clara.run(decoder, trees, role, x_B1D, positions_B1, cache=state.cache)
-        return state.replace(cache=cache).append(choose(hidden[:, 0], state.step), stop_V)
-
     with jax.named_scope("prefill"):
-        cache = Cache.create(config, B, T)
-        x_BTD, positions_BT = batch.embed(config, trees), batch.positions()
-        hidden, cache = clara.run(decoder, trees, role, x_BTD, positions_BT, cache=cache)
-        last_B = jnp.maximum(batch.lengths_B - 1, 0)
-        hidden_BD = jnp.take_along_axis(hidden, last_B[:, None, None], axis=1)[:, 0]
+        state = prefill(decoder, trees, batch, stop_V, draws, role, max_new_tokens)
+    with jax.named_scope("decode"):
+        state = jax.lax.while_loop(
+            lambda state: (state.step < max_new_tokens) & ~state.done_B.all(),
+            lambda state: advance(decoder, trees, state, stop_V, draws, role),
+            state,
+        )
+    return state.tokens_BN
+
+
+def prefill(
+    decoder: Decoder, trees: Trees, batch: PromptBatch, stop_V: jax.Array, draws: Draws | None,
+    role: str | None, max_new_tokens: int,
+) -> State:  # fmt: skip
+    """Reads the prompts and chooses each row's first token; arguments as of `decode`."""
+    B, T = batch.tokens_BT.shape
+    cache = Cache.create(decoder.config, B, T)
+    x_BTD, positions_BT = batch.embed(decoder.config, trees), batch.positions()
+    hidden, cache = clara.run(decoder, trees, role, x_BTD, positions_BT, cache=cache)
+    last_B = jnp.maximum(batch.lengths_B - 1, 0)
+    hidden_BD = jnp.take_along_axis(hidden, last_B[:, None, None], axis=1)[:, 0]
     state = State(
         step=jnp.zeros((), jnp.int32),
         tokens_BN=jnp.full((B, max_new_tokens), NONE, jnp.int32),
@@ -155,13 +156,29 @@ def decode(
         done_B=batch.lengths_B == 0,
         cache=cache.grow(max_new_tokens - 1),
     )
-    with jax.named_scope("decode"):
-        state = jax.lax.while_loop(
-            lambda state: (state.step < max_new_tokens) & ~state.done_B.all(),
-            advance,
-            state.append(choose(hidden_BD, 0), stop_V),
-        )
-    return state.tokens_BN
+    return state.append(_choose(decoder.config, trees, draws, hidden_BD, 0), stop_V)
+
+
+def advance(
+    decoder: Decoder, trees: Trees, state: State, stop_V: jax.Array, draws: Draws | None,
+    role: str | None,
+) -> State:  # fmt: skip
+    """One more token for every row; arguments as of `decode`."""
+    x_B1D = clara.embed(decoder.config, trees, state.newest())
+    positions_B1 = state.positions_B[:, None]
+    hidden, cache = clara.run(decoder, trees, role, x_B1D, positions_B1, cache=state.cache)
+    chosen_B = _choose(decoder.config, trees, draws, hidden[:, 0], state.step)
+    return state.replace(cache=cache).append(chosen_B, stop_V)
+
+
+def _choose(
+    config: ModelConfig, trees: Trees, draws: Draws | None, hidden_BD: jax.Array,
+    step: jax.Array | int,
+) -> jax.Array:  # fmt: skip
+    logits_BV = head_logits(config, trees["base"], hidden_BD, trees["added"].get("head"))
+    if draws is not None:
+        return draws.tokens(logits_BV, step)
+    return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,7 +54,7 @@ def _from_release(path: str | os.PathLike[str], base: str) -> Setup:
     return Setup(
         config=config,
         mesh=mesh,
-        decoder=Decoder(model, config.lora),
+        decoder=Decoder(model, config.lora, sharding.layout(mesh)),
         tokenizer=load_tokenizer(base),
         extra=ExtraTokens(model.vocab_size, settings.memory_tokens),
         trees=trees,

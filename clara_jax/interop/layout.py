@@ -15,6 +15,7 @@ import numpy as np
 from clara_jax.errors import UserError
 from clara_jax.models.config import ModelConfig
 from clara_jax.models.decoder import abstract_params
+from clara_jax.models.quantize import quantize
 
 ShardingOf = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 
@@ -130,10 +131,11 @@ def load(checkpoint: Checkpoint, config: ModelConfig, sharding_of: ShardingOf | 
     Raises:
         UserError: a tensor is unknown, missing, mis-shaped or unreadable.
     """
-    wanted = flax.traverse_util.flatten_dict(abstract_params(config), sep="/")
+    held = dataclasses.replace(config, param_dtype=config.held_dtype)
+    wanted = flax.traverse_util.flatten_dict(abstract_params(held), sep="/")
     rows = [row for row in TABLE if row.path in wanted]
     _check(checkpoint, config, rows, {path: leaf.shape for path, leaf in wanted.items()})
-    dtype = jax.numpy.dtype(config.param_dtype)
+    dtype = jax.numpy.dtype(config.held_dtype)
     single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     tree = {}
     for row in rows:
@@ -142,7 +144,20 @@ def load(checkpoint: Checkpoint, config: ModelConfig, sharding_of: ShardingOf | 
         tree[row.path] = jax.make_array_from_callback(
             shape, sharding, _shard_reader(checkpoint, row, shape, dtype), dtype
         )
+        if config.param_dtype == "int8" and row.path.endswith("/kernel"):
+            # One by one, so that no more than one matrix is ever there in both forms.
+            name = row.path.removesuffix("/kernel")
+            quantized = _quantize(tree.pop(row.path), name, sharding_of)
+            tree |= {f"{name}/{leaf}": array for leaf, array in quantized.items()}
     return flax.traverse_util.unflatten_dict(tree, sep="/")
+
+
+def _quantize(kernel: jax.Array, name: str, sharding_of: ShardingOf | None) -> dict[str, jax.Array]:
+    shardings = None
+    if sharding_of:
+        shapes = jax.eval_shape(quantize, kernel)
+        shardings = {leaf: sharding_of(f"{name}/{leaf}", x.shape) for leaf, x in shapes.items()}
+    return jax.block_until_ready(jax.jit(quantize, out_shardings=shardings)(kernel))
 
 
 def tensor_names(row: Row, format: str, n_layers: int) -> list[str]:

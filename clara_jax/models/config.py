@@ -37,7 +37,8 @@ class ModelConfig:
     """Architecture of one decoder, and how it is computed.
 
     `dtype` is the dtype of activations and matmuls; norms, softmax, rotary angles and losses are
-    float32 whatever it says. `param_dtype` is the dtype in which the base weights are held.
+    float32 whatever it says. `param_dtype` is the dtype in which the base weights are held; with
+    `int8` its matrices are (models/quantize.py), and the rest in bfloat16.
     """
 
     vocab_size: int
@@ -54,15 +55,27 @@ class ModelConfig:
     sliding_window: int | None = None  # a token sees itself and the window - 1 tokens before it
     dtype: str = "float32"
     param_dtype: str = "float32"
-    remat: Literal["none", "dots", "full"] = "none"  # recompute: nothing / all but matmuls / layers
+    remat: str = "none"  # what is computed twice: see clara_jax/config.py
+    attention: Literal["xla", "splash", "cudnn"] = "xla"  # models/attention.py
 
     def __post_init__(self) -> None:
         if self.n_heads % self.n_kv_heads:
             raise ValueError(
                 f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}"
             )
+        kept = set() if self.remat in ("none", "dots", "full") else set(self.remat.split(","))
+        if kept - set(LINEAR_NAMES):
+            raise ValueError(
+                f"remat {self.remat!r} is neither none, dots nor full, nor some of "
+                f"{', '.join(LINEAR_NAMES)} with commas between"
+            )
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary embeddings need pairs")
+
+    @property
+    def held_dtype(self) -> str:
+        """Dtype of the base's embeddings and norms, and of its matrices unless they are int8."""
+        return "bfloat16" if self.param_dtype == "int8" else self.param_dtype
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """One decoder for all families: scanned layers, optional recomputation, optional KV cache."""
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -7,17 +8,22 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from clara_jax.models.config import LoraConfig, ModelConfig
+from clara_jax.models.config import LINEAR_NAMES, LoraConfig, ModelConfig
 from clara_jax.models.layers import MLP, Attention, RMSNorm, rotary_tables
+from clara_jax.models.layout import Layout
+from clara_jax.models.quantize import quantize_params
 
 # Position of a cache slot that holds no token: no query attends to it.
 EMPTY = 2**30
 
-# The sum of base and adapter is kept, not each of the two products that it is made of.
-_REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.save_only_these_names("linear", "dropout_mask"),
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
+
+def _kept(remat: str) -> tuple[str, ...]:
+    """Names of the values that the backward pass finds, beside the inputs of layers.
+
+    Of a linear layer this is the sum of base and adapter, not the two products it is made of.
+    """
+    named = {"full": (), "dots": (*LINEAR_NAMES, "dropout_mask")}
+    return named[remat] if remat in named else tuple(remat.split(","))
 
 
 @flax.struct.dataclass
@@ -91,6 +97,7 @@ class Layer(nn.Module):
 
     config: ModelConfig
     lora: LoraConfig
+    layout: Layout
 
     @nn.compact
     def __call__(
@@ -100,17 +107,19 @@ class Layer(nn.Module):
         cos: jax.Array,
         sin: jax.Array,
         mask_BTS: jax.Array,
+        segments_BT: jax.Array,
     ) -> tuple[tuple[jax.Array, Cache | None], None]:
         """Applies attention and MLP, each after a norm and with a residual connection."""
         c = self.config
         x_BTD, cache = carry
-        y_BTD = RMSNorm(c.norm_eps, c.param_dtype, name="attention_norm")(x_BTD)
-        y_BTD, cache = Attention(c, self.lora, name="attention")(
-            y_BTD, cos, sin, mask_BTS, cache, layer
+        y_BTD = RMSNorm(c.norm_eps, c.held_dtype, name="attention_norm")(x_BTD)
+        y_BTD, cache = Attention(c, self.lora, self.layout, name="attention")(
+            y_BTD, cos, sin, mask_BTS, segments_BT, cache, layer
         )
         x_BTD = x_BTD + y_BTD
-        y_BTD = RMSNorm(c.norm_eps, c.param_dtype, name="mlp_norm")(x_BTD)
-        return (x_BTD + MLP(c, self.lora, name="mlp")(y_BTD), cache), None
+        y_BTD = RMSNorm(c.norm_eps, c.held_dtype, name="mlp_norm")(x_BTD)
+        x_BTD = x_BTD + MLP(c, self.lora, self.layout, name="mlp")(y_BTD)
+        return (self.layout.constrain(x_BTD, "batch", None, None), cache), None
 
 
 class Decoder(nn.Module):
@@ -126,6 +135,7 @@ class Decoder(nn.Module):
 
     config: ModelConfig
     lora: LoraConfig = LoraConfig()
+    layout: Layout = Layout()
 
     @nn.compact
     def __call__(
@@ -158,7 +168,10 @@ class Decoder(nn.Module):
             keys_BS = cache.positions_BS
         order_S = jnp.arange(keys_BS.shape[1])
         mask_BTS = (order_T[:, None] >= order_S[None])[None] & (keys_BS != EMPTY)[:, None]
-        if segments_BT is not None:
+        if segments_BT is None:  # the padding of prompts is a segment of its own
+            segments = (keys_BS != EMPTY).astype(jnp.int32)
+        else:
+            segments = segments_BT
             mask_BTS &= segments_BT[:, :, None] == segments_BT[:, None, :]
         if c.sliding_window is not None:
             mask_BTS &= positions_BT[:, :, None] - keys_BS[:, None, :] < c.sliding_window
@@ -166,21 +179,25 @@ class Decoder(nn.Module):
 
         layer = Layer
         if c.remat != "none":
-            layer = nn.remat(Layer, policy=_REMAT_POLICIES[c.remat], prevent_cse=False)
+            policy = jax.checkpoint_policies.save_only_these_names(*_kept(c.remat))
+            layer = nn.remat(Layer, policy=policy, prevent_cse=False)
         layers = nn.scan(
             layer,
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(0, *[nn.broadcast] * 4),
             length=c.n_layers,
-        )(c, self.lora, name="layers")
-        (x_BTD, cache), _ = layers((x_BTD, cache), jnp.arange(c.n_layers), cos, sin, mask_BTS)
-        return RMSNorm(c.norm_eps, c.param_dtype, name="norm")(x_BTD), cache
+        )(c, self.lora, self.layout, name="layers")
+        x_BTD = self.layout.constrain(x_BTD, "batch", None, None)
+        (x_BTD, cache), _ = layers(
+            (x_BTD, cache), jnp.arange(c.n_layers), cos, sin, mask_BTS, segments
+        )
+        return RMSNorm(c.norm_eps, c.held_dtype, name="norm")(x_BTD), cache
 
     def _head_params(self) -> None:
         """Declares embedding and head, which pure functions below use."""
         c = self.config
-        dtype = jnp.dtype(c.param_dtype)
+        dtype = jnp.dtype(c.held_dtype)
         _Leaf("embedding", (c.vocab_size, c.d_model), c.d_model, dtype, name="embed")()
         if not c.tied_embeddings:
             _Leaf("kernel", (c.d_model, c.vocab_size), c.d_model, dtype, name="head")()
@@ -203,7 +220,9 @@ class _Leaf(nn.Module):
 def init_params(config: ModelConfig, rng: jax.Array) -> Any:
     """Random base weights, the tree `{"embed", "layers", "norm"[, "head"]}`."""
     x_BTD = jnp.zeros((1, 1, config.d_model), jnp.dtype(config.dtype))
-    return Decoder(config).init(rng, x_BTD, jnp.zeros((1, 1), jnp.int32))["params"]
+    whole = dataclasses.replace(config, param_dtype=config.held_dtype, attention="xla")
+    params = Decoder(whole).init(rng, x_BTD, jnp.zeros((1, 1), jnp.int32))["params"]
+    return quantize_params(params) if config.param_dtype == "int8" else params
 
 
 def abstract_params(config: ModelConfig) -> Any:
@@ -224,10 +243,12 @@ def head_logits(
     `added_head` [D, X] are columns for tokens beyond the base vocabulary, which only checkpoints of
     the release have; they make it [..., V + X].
     """
+    scale_V = None
     if config.tied_embeddings:
         kernel, contract = params["embed"]["embedding"], 1
     else:
         kernel, contract = params["head"]["kernel"], 0
+        scale_V = params["head"].get("scale")
 
     def score(kernel: jax.Array, contract: int) -> jax.Array:
         kernel = kernel.astype(hidden.dtype)
@@ -241,6 +262,8 @@ def head_logits(
         return jax.lax.dot_general(hidden, kernel, axes, preferred_element_type=jnp.float32)
 
     logits = score(kernel, contract)
+    if scale_V is not None:
+        logits *= scale_V.reshape((1,) * (logits.ndim - 1) + (-1,))
     if added_head is None:
         return logits
     return jnp.concatenate([logits, score(added_head, 0)], axis=-1)

@@ -4,13 +4,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
+from clara_jax.models.attention import attend, for_rows
 from clara_jax.models.config import LoraConfig, ModelConfig, RopeScaling
+from clara_jax.models.layout import Layout
 
-# Finite, so that a row without any allowed key (padding) gives a uniform softmax and not NaN.
-_MASKED = -1e30
+# Logical axes of the kernels as matmuls read them: whole along what fsdp cuts.
+_GATHERED = {
+    "q": (None, "heads"),
+    "k": (None, "heads"),
+    "v": (None, "heads"),
+    "o": ("heads", None),
+    "down": ("mlp", None),
+    "gate": (None, "mlp"),
+    "up": (None, "mlp"),
+}
 
 
 class RMSNorm(nn.Module):
@@ -59,27 +70,32 @@ def rotate(x_BTHC: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def matmul(x: jax.Array, w_IO: jax.Array) -> jax.Array:
-    """The product x w, from [..., in] to [..., out].
+    """The product x w, from [..., in] to [..., out], in the dtype of x; w may be int8.
 
-    The gradient is written out only for the order of the operands in that of w: automatic
-    differentiation may put the wider activations first, and XLA then transposes them in memory,
-    which costs a fifth of a training step on CPUs.
+    The gradient is written out for two reasons. For the order of the operands in that of w:
+    automatic differentiation may put the wider activations first, and XLA then transposes them in
+    memory, which costs a fifth of a training step on CPUs. And so that what the backward pass keeps
+    is w as it is held, not a copy in the dtype of x.
     """
-    return x @ w_IO
+    return x @ w_IO.astype(x.dtype)
 
 
 def _matmul_forward(x: jax.Array, w_IO: jax.Array) -> tuple:
-    return x @ w_IO, (x, w_IO)
+    return matmul(x, w_IO), (x, w_IO)
 
 
 def _matmul_backward(residuals: tuple, dy: jax.Array) -> tuple:
     x, w_IO = residuals
-    dx = jax.lax.dot_general(dy, w_IO, (((dy.ndim - 1,), (1,)), ((), ())))
+    dx = jax.lax.dot_general(dy, w_IO.astype(x.dtype), (((dy.ndim - 1,), (1,)), ((), ())))
+    if not jnp.issubdtype(w_IO.dtype, jnp.floating):
+        return dx, np.zeros(w_IO.shape, jax.dtypes.float0)
     rows = tuple(range(x.ndim - 1))
     contract_rows = ((rows, rows), ((), ()))
     if x.shape[-1] <= dy.shape[-1]:
-        return dx, jax.lax.dot_general(x, dy, contract_rows)
-    return dx, jax.lax.dot_general(dy, x, contract_rows).T
+        dw = jax.lax.dot_general(x, dy, contract_rows)
+    else:
+        dw = jax.lax.dot_general(dy, x, contract_rows).T
+    return dx, dw.astype(w_IO.dtype)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
@@ -91,12 +107,16 @@ def residual_variance(config: ModelConfig) -> float:
 
 
 class Linear(nn.Module):
-    """y = x W + scale * (x' A) B, the second term only where the `lora` collection has A and B."""
+    """y = x W + scale * (x' A) B, the second term only where the `lora` collection has A and B.
+
+    W is a `kernel`, or an int8 one with a `scale` (models/quantize.py).
+    """
 
     features: int
     config: ModelConfig
     lora: LoraConfig
     init_variance: float = 1.0  # of the output over that of the input, at random weights
+    layout: Layout = Layout()
 
     @nn.compact
     def __call__(self, x: jax.Array, x_dropped: jax.Array) -> jax.Array:
@@ -106,14 +126,19 @@ class Linear(nn.Module):
             "kernel",
             nn.initializers.variance_scaling(self.init_variance, "fan_in", "normal"),
             (x.shape[-1], self.features),
-            jnp.dtype(self.config.param_dtype),
+            jnp.dtype(self.config.held_dtype),
         )
-        y = matmul(x, kernel.astype(dtype))
+        # Gathered as it is held, before any cast: int8 is half of what bfloat16 would move.
+        kernel = self.layout.constrain(kernel, *_GATHERED[self.name])
+        y = matmul(x, kernel)
+        if self.has_variable("params", "scale"):
+            scale_O = self.get_variable("params", "scale").astype(dtype)
+            y = y * scale_O.reshape((1,) * (y.ndim - 1) + (-1,))
         if self.has_variable("lora", "a"):
             a_RI = self.get_variable("lora", "a").astype(dtype)
             b_RO = self.get_variable("lora", "b").astype(dtype)
             y = y + matmul(matmul(x_dropped, a_RI.T), b_RO * self.lora.scale)
-        return checkpoint_name(y, "linear")
+        return checkpoint_name(y, self.name)
 
 
 class AdapterDropout(nn.Module):
@@ -138,39 +163,23 @@ class AdapterDropout(nn.Module):
         return jnp.where(keep, x / (1 - self.rate), jnp.zeros((), x.dtype))
 
 
-def attend(
-    q_BTHC: jax.Array, k_BSGC: jax.Array, v_BSGC: jax.Array, mask_BTS: jax.Array
-) -> jax.Array:
-    """Softmax attention [B, T, H*C] of grouped heads; scores and softmax in float32."""
-    B, T, H, C = q_BTHC.shape
-    G = k_BSGC.shape[2]
-    # The query heads of a key/value head are folded into its rows: one matmul per (b, g).
-    q = q_BTHC.reshape(B, T, G, H // G, C).transpose(0, 2, 3, 1, 4).reshape(B, G, -1, C)
-    k, v = k_BSGC.swapaxes(1, 2), v_BSGC.swapaxes(1, 2)
-    scores = jnp.einsum("bgqc,bgsc->bgqs", q, k, preferred_element_type=jnp.float32)
-    scores = scores.reshape(B, G, H // G, T, -1) * C**-0.5
-    weights = jax.nn.softmax(jnp.where(mask_BTS[:, None, None], scores, _MASKED), axis=-1)
-    weights = weights.astype(v.dtype).reshape(B, G, -1, weights.shape[-1])
-    y = jnp.einsum("bgqs,bgsc->bgqc", weights, v).reshape(B, G, H // G, T, C)
-    return y.transpose(0, 3, 1, 2, 4).reshape(B, T, H * C)
-
-
 class Attention(nn.Module):
     """Causal self-attention with grouped key/value heads."""
 
     config: ModelConfig
     lora: LoraConfig
+    layout: Layout = Layout()
 
     @nn.compact
     def __call__(
-        self, x_BTD: jax.Array, cos: jax.Array, sin: jax.Array, mask_BTS: jax.Array, cache: Any,
-        layer: jax.Array,
+        self, x_BTD: jax.Array, cos: jax.Array, sin: jax.Array, mask_BTS: jax.Array,
+        segments_BT: jax.Array, cache: Any, layer: jax.Array,
     ) -> tuple[jax.Array, Any]:  # fmt: skip
         """Attends to the keys that `mask_BTS` allows; with a cache S is its length, else T."""
         c = self.config
         B, T, _ = x_BTD.shape
         linear = {
-            name: Linear(features, c, self.lora, variance, name=name)
+            name: Linear(features, c, self.lora, variance, self.layout, name=name)
             for name, features, variance in (
                 ("q", c.n_heads * c.head_dim, 1.0),
                 ("k", c.n_kv_heads * c.head_dim, 1.0),
@@ -184,11 +193,14 @@ class Attention(nn.Module):
         k = linear["k"](x_BTD, x_dropped).reshape(B, T, c.n_kv_heads, c.head_dim)
         v = linear["v"](x_BTD, x_dropped).reshape(B, T, c.n_kv_heads, c.head_dim)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        decoding = cache is not None and T < cache.slots
         if cache is not None:
             cache = cache.write(layer, k, v)
-            if T < cache.slots:  # else it holds no other tokens; reading would cost a copy of it
-                k, v = cache.read(layer)
-        y = attend(q, k, v, mask_BTS)
+        if decoding:
+            y = attend(q, *cache.read(layer), mask_BTS)
+        else:  # the cache holds no other tokens; reading it would cost a copy
+            rows = for_rows(c.attention, self.layout, mask_BTS, segments_BT, c.sliding_window)
+            y = rows(q, k, v)
         return linear["o"](y, dropout(y)), cache
 
 
@@ -197,15 +209,16 @@ class MLP(nn.Module):
 
     config: ModelConfig
     lora: LoraConfig
+    layout: Layout = Layout()
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """Returns [B, T, D]."""
-        c = self.config
+        c, layout = self.config, self.layout
         dropout = AdapterDropout(self.lora.dropout)
         x_dropped = dropout(x_BTD)
-        gate = Linear(c.d_ff, c, self.lora, name="gate")(x_BTD, x_dropped)
-        up = Linear(c.d_ff, c, self.lora, name="up")(x_BTD, x_dropped)
+        gate = Linear(c.d_ff, c, self.lora, layout=layout, name="gate")(x_BTD, x_dropped)
+        up = Linear(c.d_ff, c, self.lora, layout=layout, name="up")(x_BTD, x_dropped)
         y_BTF = nn.silu(gate) * up
-        down = Linear(c.d_model, c, self.lora, residual_variance(c), name="down")
+        down = Linear(c.d_model, c, self.lora, residual_variance(c), layout, name="down")
         return down(y_BTF, dropout(y_BTF))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from clara_jax.models.config import LoraConfig, ModelConfig
 from clara_jax.models.decoder import abstract_params
+from clara_jax.models.quantize import dequantize, quantize
 
 Adapter = dict[str, Any]
 
@@ -41,8 +42,12 @@ def merge(params: Any, adapter: Adapter, lora: LoraConfig) -> Any:
     for group, linears in adapter["layers"].items():
         layers[group] = dict(layers[group])
         for name, leaf in linears.items():
-            kernel = layers[group][name]["kernel"]
+            base = layers[group][name]
             product = jnp.einsum("lri,lro->lio", leaf["a"], leaf["b"])
-            merged = kernel.astype(jnp.float32) + lora.scale * product
-            layers[group][name] = {"kernel": merged.astype(kernel.dtype)}
+            merged = dequantize(base) + lora.scale * product
+            layers[group][name] = (
+                quantize(merged)
+                if "scale" in base
+                else {"kernel": merged.astype(base["kernel"].dtype)}
+            )
     return {**params, "layers": layers}

@@ -21,7 +21,7 @@ from clara_jax.interop import base as base_lib
 from clara_jax.models import clara
 from clara_jax.models.clara import Trees
 from clara_jax.models.config import PRESETS, ExtraTokens, ModelConfig
-from clara_jax.models.decoder import Decoder, init_params
+from clara_jax.models.decoder import Decoder, abstract_params, init_params
 from clara_jax.models.lora import init_adapter
 from clara_jax.training.checkpoint import load_trees, newest_step
 
@@ -79,7 +79,7 @@ def model_config(config: Config) -> ModelConfig:
     Raises:
         UserError: neither is given, or the preset is unknown.
     """
-    how = {k: getattr(config.model, k) for k in ("dtype", "param_dtype", "remat")}
+    how = {k: getattr(config.model, k) for k in ("dtype", "param_dtype", "remat", "attention")}
     if config.model.base:
         return dataclasses.replace(base_lib.read_config(config.model.base), **how)
     if config.model.preset not in PRESETS:
@@ -115,7 +115,7 @@ def create(config: Config, mesh: Mesh | None = None, runs: Sequence[Run] = ()) -
         raise UserError(
             f"the tokenizer {name} has {tokenizer.size} tokens, the model only {model.vocab_size}"
         )
-    decoder = Decoder(model, config.lora)
+    decoder = Decoder(model, config.lora, sharding.layout(mesh))
     # What no run trains is as the first of them drew it.
     seed = runs[-1].config.seed if runs else config.seed
     base = load_base(config, model, mesh, seed)
@@ -222,32 +222,60 @@ def load_base(config: Config, model: ModelConfig, mesh: Mesh, seed: int = 0) -> 
     """The base weights, read or, by the seed, drawn straight into their sharding."""
     if config.model.base:
         return base_lib.load_params(
-            config.model.base, model, lambda path, shape: sharding.base_sharding(mesh, path, shape)
+            config.model.base,
+            model,
+            lambda path, shape: sharding.array_sharding(mesh, f"base/{path}", shape),
         )
     rng = jax.random.key(seed)
-    shardings = sharding.base_shardings(mesh, jax.eval_shape(lambda: init_params(model, rng)))
+    shardings = sharding.shardings(mesh, "base", abstract_params(model))
     return jax.jit(lambda rng: init_params(model, rng), out_shardings=shardings)(rng)
 
 
 def fresh_trees(
     config: Config, model: ModelConfig, base: Any, mesh: Mesh, adapters: Sequence[str], seed: int
 ) -> Trees:
-    """Zero-effect adapters of these names and new memory embeddings, replicated on the mesh."""
+    """Zero-effect adapters of these names and new memory embeddings, on the mesh."""
+    make = jax.jit(lambda base: _fresh(config, model, base, adapters, seed))
+    out = make(base)
+    return {name: jax.device_put(tree, sharding.shardings(mesh, name, tree))
+            for name, tree in out.items()}  # fmt: skip
 
-    @jax.jit
-    def make(base: Any, rng: jax.Array, rng_adapters: jax.Array) -> Trees:
-        rngs = jax.random.split(rng_adapters, len(ADAPTERS) + 1)
-        memory, added = clara.init_memory(
-            base, config.memory_tokens, jax.random.split(rng, len(ADAPTERS) + 1)[-1],
-            config.memory.init, config.memory.init_noise,
-        )  # fmt: skip
-        fresh = {
-            name: init_adapter(model, config.lora, rngs[ADAPTERS.index(name)]) for name in adapters
-        }
-        return jax.tree.map(jnp.asarray, {**fresh, "memory": memory, "added": added})
 
-    out = make(base, jax.random.key(seed + 1), jax.random.key(config.seed + 1))
-    return jax.device_put(out, sharding.replicated(mesh))
+def _fresh(
+    config: Config, model: ModelConfig, base: Any, adapters: Sequence[str], seed: int
+) -> Trees:
+    rngs = jax.random.split(jax.random.key(config.seed + 1), len(ADAPTERS) + 1)
+    memory, added = clara.init_memory(
+        base, config.memory_tokens,
+        jax.random.split(jax.random.key(seed + 1), len(ADAPTERS) + 1)[-1],
+        config.memory.init, config.memory.init_noise,
+    )  # fmt: skip
+    fresh = {
+        name: init_adapter(model, config.lora, rngs[ADAPTERS.index(name)]) for name in adapters
+    }
+    return jax.tree.map(jnp.asarray, {**fresh, "memory": memory, "added": added})
+
+
+def abstract(config: Config, mesh: Mesh) -> Setup:
+    """A setup of shapes and shardings in place of weights, and no tokenizer: for compiling.
+
+    It has the adapters that the stage trains and, if the base is not trained, the compressor.
+
+    Raises:
+        UserError: the preset is unknown, or a dimension does not divide by the mesh.
+    """
+    model = model_config(config)
+    adapters = () if config.train.full else {*TRAINED[config.stage], "compressor"} & {*ADAPTERS}
+    base = abstract_params(model)
+    trees = {
+        "base": base,
+        **jax.eval_shape(lambda base: _fresh(config, model, base, sorted(adapters), 0), base),
+    }
+    trees = {name: sharding.abstract(mesh, name, tree) for name, tree in trees.items()}
+    extra = ExtraTokens(model.vocab_size, config.memory_tokens)
+    return Setup(
+        config, mesh, Decoder(model, config.lora, sharding.layout(mesh)), None, extra, trees
+    )
 
 
 def with_runs(setup: Setup, runs: Sequence[Run], skip: tuple[str, ...] = ()) -> Setup:

@@ -130,15 +130,27 @@ def compile_step(setup: Setup, step_fn: Step, state: Any) -> Step:
 
 def init_optimizer(setup: Setup, optimizer: optax.GradientTransformation, trained: Trees) -> Any:
     """Optimizer state whose moments lie like the arrays they belong to."""
+    state = abstract_optimizer(setup, optimizer, trained)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    return jax.jit(optimizer.init, out_shardings=shardings)(trained)
+
+
+def abstract_optimizer(
+    setup: Setup, optimizer: optax.GradientTransformation, trained: Trees
+) -> Any:
+    """Shapes and shardings of `init_optimizer`'s state; `trained` may be shapes as well."""
     everywhere = sharding.replicated(setup.mesh)
-    shardings = optax.tree_utils.tree_map_params(
+
+    def with_sharding(x: Any, sharding: Any) -> Any:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return optax.tree_utils.tree_map_params(
         optimizer,
-        lambda _, x: x.sharding,
+        lambda x, of: with_sharding(x, of.sharding),
         jax.eval_shape(optimizer.init, trained),
         trained,
-        transform_non_params=lambda _: everywhere,
+        transform_non_params=lambda x: with_sharding(x, everywhere),
     )
-    return jax.jit(optimizer.init, out_shardings=shardings)(trained)
 
 
 def held_out_loss(setup: Setup, batches: list[Any]) -> Callable[[Trees], dict[str, float]]:

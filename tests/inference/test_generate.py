@@ -12,7 +12,7 @@ from clara_jax.inference.generate import NONE, Prompt, generate, prompt_batches
 from clara_jax.inference.sampling import Draws, Sampling, before_stop, nucleus, stop_ids
 from clara_jax.models import clara
 from clara_jax.models.decoder import Decoder, head_logits
-from clara_jax.sharding import base_shardings, make_mesh, replicated
+from clara_jax.sharding import make_mesh, replicated, shardings
 
 LENGTHS = (5, 70, 12, 64, 1, 33, 9)
 NEW = 12
@@ -98,7 +98,7 @@ def test_other_rows_do_not_matter(setup):
 def test_sharded_equals_one_device(setup):
     mesh = make_mesh(Mesh(data=2, fsdp=2, tensor=2))
     trees = jax.device_put(setup.trees, replicated(mesh))
-    trees["base"] = jax.device_put(trees["base"], base_shardings(mesh, trees["base"]))
+    trees["base"] = jax.device_put(trees["base"], shardings(mesh, "base", trees["base"]))
     sharded = dataclasses.replace(setup, mesh=mesh, trees=trees)
     prompts = random_prompts(setup)
     # Eight rows are shared out over the mesh.

@@ -8,10 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend import core
+from jax.sharding import AxisType
 
+from clara_jax.models.attention import attend, splash
 from clara_jax.models.config import LoraConfig, ModelConfig, RopeScaling
-from clara_jax.models.decoder import EMPTY, Cache, Decoder, embed, head_logits
-from clara_jax.models.layers import RMSNorm, attend, rope_frequencies, rotary_tables, rotate
+from clara_jax.models.decoder import (
+    EMPTY,
+    Cache,
+    Decoder,
+    abstract_params,
+    embed,
+    head_logits,
+    init_params,
+)
+from clara_jax.models.layers import RMSNorm, rope_frequencies, rotary_tables, rotate
+from clara_jax.models.layout import Layout
+from clara_jax.models.quantize import dequantize, quantize, quantize_params
 
 LORA = LoraConfig(rank=4, alpha=8.0, dropout=0.0)
 
@@ -329,3 +341,100 @@ def test_scaling_reaches_the_decoder(small, random_params):
     scaled = dataclasses.replace(small, rope_scaling=RopeScaling(original_length=16))
     params, x = random_params(small), inputs(small, 1, 9)
     assert np.abs(run(small, params, x)[0] - run(scaled, params, x)[0]).max() > 1e-3
+
+
+# --- Kernels and int8 ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
+@pytest.mark.parametrize("meshed", [False, True])
+def test_the_tpu_kernel_equals_xla(window, heads, meshed):
+    """Values and gradients of the kernel, interpreted, on packed rows that are no multiple of 128;
+    on a mesh that cuts rows and heads too."""
+    (H, G), (B, T, C) = heads, (4, 150, 16)
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v = (
+        jax.random.normal(key, (B, T, n, C)) for key, n in zip(keys, (H, G, G), strict=False)
+    )
+    segments = jnp.asarray(np.repeat([[1, 2, 3, 0]], [60, 50, 30, 10], axis=1).repeat(B, 0))
+    back = jnp.arange(T)[:, None] - jnp.arange(T)[None]
+    mask = (back >= 0)[None] & (segments[:, :, None] == segments[:, None, :])
+    if window is not None:
+        mask &= (back < window)[None]
+    mesh = jax.make_mesh((2, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    axes = (("batch", "data"), ("kv_heads", "tensor"))
+    layout = Layout(mesh, axes) if meshed else Layout()
+    weight = jax.random.normal(keys[3], (B, T, H * C)) * (segments > 0)[..., None]
+
+    def loss(attention):
+        return jax.jit(jax.value_and_grad(lambda qkv: (attention(*qkv) * weight).sum()))((q, k, v))
+
+    wanted = loss(lambda *qkv: attend(*qkv, mask))
+    found = loss(lambda *qkv: splash(*qkv, segments, window, layout))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_cudnn_is_lowered_for_gpus_with_our_mask(small):
+    config = dataclasses.replace(small, dtype="bfloat16", attention="cudnn", head_dim=64)
+    params = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.bfloat16), abstract_params(config))
+    x = inputs(config, 2, 128)
+    try:
+        text = (
+            apply.trace(config, LORA, params, None, x, steps(2, 128), None, None, None)
+            .lower(lowering_platforms=("cuda",))
+            .as_text()
+        )
+    except RuntimeError as e:
+        pytest.skip(f"jax cannot lower cuDNN calls here: {e}")
+    assert "fmha" in text
+
+
+def test_int8_is_as_exact_as_its_steps(small):
+    params = init_params(small, jax.random.key(0))
+    quantized = quantize_params(params)
+    for path, leaf in jax.tree.leaves_with_path(quantized):
+        name = path[-1].key
+        assert (leaf.dtype == jnp.int8) == (name == "kernel"), path
+    gate, held = params["layers"]["mlp"]["gate"], quantized["layers"]["mlp"]["gate"]
+    error = jnp.abs(dequantize(held) - gate["kernel"])
+    assert (error <= held["scale"][:, None, :] / 2 + 1e-7).all()
+    assert int(jnp.abs(held["kernel"]).max()) == 127
+    assert dequantize(quantize(jnp.zeros((3, 2)))).sum() == 0
+
+    whole = jax.tree.map(jnp.asarray, quantized)
+    for group in ("attention", "mlp"):
+        for name, leaf in whole["layers"][group].items():
+            whole["layers"][group][name] = {"kernel": dequantize(leaf)}
+    x = inputs(small, 2, 7)
+    int8 = dataclasses.replace(small, param_dtype="int8")
+    np.testing.assert_allclose(run(int8, quantized, x)[0], run(small, whole, x)[0], atol=1e-5)
+    head = {"kernel": dequantize(quantized["head"])}
+    wanted = head_logits(small, whole | {"head": head}, x)
+    np.testing.assert_allclose(head_logits(int8, quantized, x), wanted, rtol=1e-4, atol=1e-4)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), init_params(int8, jax.random.key(0))) == (
+        jax.tree.map(lambda x: (x.shape, x.dtype), abstract_params(int8))
+    )
+
+
+def test_adapters_train_on_an_int8_base(small, random_adapter):
+    """Gradients of an adapter on int8 weights equal those on the same weights in float32."""
+    int8 = dataclasses.replace(small, param_dtype="int8", remat="q,gate")
+    quantized = quantize_params(init_params(small, jax.random.key(0)))
+    whole = {**quantized, "layers": {**quantized["layers"]}}
+    for group in ("attention", "mlp"):
+        whole["layers"][group] = {
+            name: {"kernel": dequantize(leaf)} for name, leaf in quantized["layers"][group].items()
+        }
+    adapter = random_adapter(small, LORA)
+    x = inputs(small, 2, 7)
+
+    def grads(config, params):
+        return jax.jit(jax.grad(lambda a: (run(config, params, x, adapter=a)[0] ** 2).sum()))(
+            adapter
+        )
+
+    found, wanted = grads(int8, quantized), grads(small, whole)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)

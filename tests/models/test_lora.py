@@ -12,6 +12,7 @@ from clara_jax.models.config import LINEAR_NAMES, LoraConfig
 from clara_jax.models.decoder import Decoder, abstract_params
 from clara_jax.models.layers import AdapterDropout, matmul
 from clara_jax.models.lora import init_adapter, merge
+from clara_jax.models.quantize import quantize_params
 
 LORA = LoraConfig(rank=4, alpha=12.0, dropout=0.25)
 
@@ -63,6 +64,11 @@ def test_merged_base_equals_adapter(small, params, random_adapter):
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
     for leaf in jax.tree.leaves(merge(half, adapter, LORA)):
         assert leaf.dtype == jnp.bfloat16
+    merged = merge(quantize_params(params), adapter, LORA)
+    int8 = dataclasses.replace(small, param_dtype="int8")
+    assert merged["layers"]["mlp"]["up"]["kernel"].dtype == jnp.int8
+    found = hidden_states(int8, LORA, merged, None)
+    np.testing.assert_allclose(found, with_adapter, atol=0.2)
 
 
 @pytest.mark.parametrize("targets", [("q", "down"), ("gate",)])

@@ -1,0 +1,148 @@
+"""`--mode=compile`: compiles a config's program ahead of time, for a TPU topology or these devices.
+
+Prints one JSON object to standard output, and a table for people to standard error.
+"""
+
+import json
+import math
+import re
+import sys
+import time
+from importlib import metadata
+from typing import Any
+
+import jax
+
+from clara_jax import config as config_lib
+from clara_jax import sharding
+from clara_jax.aot import chips, cost, hlo, report
+from clara_jax.aot.programs import PROGRAMS, Program, parameters
+from clara_jax.config import Config
+from clara_jax.config_checks import get
+from clara_jax.training import setup as setup_lib
+
+
+def run(config: Config, topology: str | None = None, program: str = "train") -> int:
+    """Compiles and prints.
+
+    Args:
+        config: of the run; its weights and data are not looked at, except the config of
+            `model.base` if that is given.
+        topology: such as `v5e:4x4`; None: the local devices.
+        program: one of PROGRAMS.
+
+    Returns:
+        0, also where it does not fit: the JSON says so.
+
+    Raises:
+        UserError: the topology, the mesh or a dimension does not fit, or there is no libtpu.
+    """
+    found = compile_program(config, chips.target(topology), program)
+    print(report.table(found), file=sys.stderr)
+    print(json.dumps(found))
+    return 0
+
+
+def compile_program(config: Config, target: chips.Target, name: str) -> dict[str, Any]:
+    """Compiles one program and says what it needs; see `report.table` for the keys.
+
+    Raises:
+        UserError: as `run`.
+    """
+    mesh = sharding.make_mesh(config.mesh, list(target.devices))
+    setup = setup_lib.abstract(config, mesh)
+    program = PROGRAMS[name](setup)
+    start = time.perf_counter()
+    lowered = program.function.lower(*program.arguments)
+    try:
+        compiled, needed = lowered.compile(), None
+    except jax.errors.JaxRuntimeError as e:
+        if "RESOURCE_EXHAUSTED" not in str(e):
+            raise
+        compiled, needed = None, _needed(str(e))
+    kinds = {kind: _bytes(tree) for kind, tree in program.kinds.items()}
+    found = {
+        "topology": target.name,
+        "devices": len(target.devices),
+        "program": name,
+        "stage": config.stage,
+        "model": config.model.base or config.model.preset,
+        "parameters": parameters(setup),
+        "mesh": dict(mesh.shape),
+        "options": _options(config),
+        "rows": program.rows,
+        **_memory(kinds, compiled, needed, target),
+        "model_flops_per_step": program.flops,
+        **_time(compiled, program, target),
+        "compile_seconds": round(time.perf_counter() - start, 1),
+        "versions": {name: _version(name) for name in ("jax", "libtpu")},
+    }
+    return found | {"advice": report.advice(config, found)}
+
+
+def _memory(
+    kinds: dict[str, int], compiled: Any, needed: int | None, target: chips.Target
+) -> dict[str, Any]:
+    """HBM of one device by kind; `temporaries` are activations, gradients and scratch."""
+    if compiled is None:
+        total = needed + sum(kinds.values())
+        kinds["temporaries"] = needed
+    else:
+        m = compiled.memory_analysis()
+        new = m.output_size_in_bytes - m.alias_size_in_bytes
+        total = m.argument_size_in_bytes + new + m.temp_size_in_bytes
+        kinds["temporaries"] = m.temp_size_in_bytes
+        kinds["outputs"] = new
+        # Padding of shapes to the chip's tiles, and arguments that no kind names.
+        kinds["other"] = total - sum(kinds.values())
+    limit = target.chip.hbm if target.chip else _limit(target)
+    return {
+        "hbm_bytes_per_device": total,
+        "hbm_limit_bytes": limit,
+        "fits": None if limit is None else total <= limit,
+        "hbm_by_kind": kinds,
+    }
+
+
+def _time(compiled: Any, program: Program, target: chips.Target) -> dict[str, Any]:
+    keys = ("predicted_step_seconds", "predicted_mfu", "compute_seconds", "interconnect_seconds",
+            "collective_bytes", "pallas_calls", "unpriced_loops")  # fmt: skip
+    if compiled is None or target.chip is None:
+        return dict.fromkeys(keys)
+    found = cost.predict(hlo.parse(compiled.as_text()), target)
+    possible = found.seconds * target.chip.flops * len(target.devices)
+    values = (found.seconds, program.flops / possible, found.compute, found.interconnect,
+              {kind: int(n) for kind, n in found.moved.items()}, found.calls,
+              found.unpriced)  # fmt: skip
+    return dict(zip(keys, values, strict=True))
+
+
+def _needed(message: str) -> int:
+    """Bytes of temporaries in the compiler's message that they are too many."""
+    amount, unit = re.search(r"temporaries \(([\d.]+)([KMGT]?)\)", message).groups()
+    return int(float(amount) * 2 ** (10 * " KMGT".index(unit or " ")))
+
+
+def _limit(target: chips.Target) -> int | None:
+    stats = target.devices[0].memory_stats()
+    return stats.get("bytes_limit") if stats else None
+
+
+def _bytes(tree: Any) -> int:
+    """Of the part on one device."""
+    shapes = [(x.sharding.shard_shape(x.shape), x.dtype.itemsize) for x in jax.tree.leaves(tree)]
+    return sum(size * math.prod(shape) for shape, size in shapes)
+
+
+def _options(config: Config) -> dict[str, Any]:
+    """What was set otherwise than by default, of what changes the program."""
+    groups = ("model", "lora", "data", "train", "select", "eval.batch")
+    names = config_lib.differences(Config(), config, groups)
+    return {name: get(config, name) for name in names}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

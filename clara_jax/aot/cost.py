@@ -1,0 +1,167 @@
+"""Predicted time of a TPU program: the compiler's own cycle estimates, and its collectives.
+
+`cost_analysis()` counts the body of a loop once and does not price the interconnect. So this walks
+the scheduled program: cycles of every fusion, times the trips of the loops around it; collectives
+by bytes over the links that their group has. A collective that was started runs beside what is
+scheduled until its end, which waits for it. Nothing here was checked on a TPU: trust ratios.
+"""
+
+import dataclasses
+from collections import Counter
+
+from clara_jax.aot.chips import Target
+from clara_jax.aot.hlo import Instruction, Module, group_size, size
+
+_FREE = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "copy-start", "copy-done",
+    "slice-start", "slice-done", "after-all", "partition-id", "replica-id", "iota", "opt-barrier",
+}  # fmt: skip
+_CYCLES = r'"estimated_cycles":"(\d+)"'
+
+
+@dataclasses.dataclass
+class Cost:
+    """Seconds and bytes of a computation on one device.
+
+    Attributes:
+        seconds: with collectives beside the computation where the schedule has them so.
+        compute: of which it computes.
+        interconnect: of collectives, whether or not something is computed meanwhile.
+        moved: bytes of collectives by kind.
+        calls: Pallas kernels, whose time is by their FLOPs and bytes.
+        unpriced: loops of unknown length, counted once.
+    """
+
+    seconds: float = 0.0
+    compute: float = 0.0
+    interconnect: float = 0.0
+    moved: Counter = dataclasses.field(default_factory=Counter)
+    calls: int = 0
+    unpriced: int = 0
+
+    def add(self, other: "Cost", times: int = 1) -> None:
+        """Adds another that runs so many times after this."""
+        self.seconds += times * other.seconds
+        self.compute += times * other.compute
+        self.interconnect += times * other.interconnect
+        self.moved += Counter({kind: times * n for kind, n in other.moved.items()})
+        self.calls += times * other.calls
+        self.unpriced += other.unpriced
+
+
+def predict(module: Module, target: Target) -> Cost:
+    """The cost of one run of a program on a TPU topology."""
+    return _Walk(module, target).cost(module.entry)
+
+
+class _Walk:
+    def __init__(self, module: Module, target: Target) -> None:
+        self.module, self.target = module, target
+        self.known: dict[str, Cost] = {}
+
+    def cost(self, name: str) -> Cost:
+        if name not in self.known:
+            self.known[name] = self._computation(name)
+        return self.known[name]
+
+    def _computation(self, name: str) -> Cost:
+        cost, types = Cost(), {}
+        link_free = 0.0  # when the interconnect has done what was started so far
+        ends: dict[str, float] = {}
+        for line in self.module.computations[name]:
+            types[line.name] = line.type
+            read = sum(size(types.get(operand, "")) for operand in line.operands)
+            moving = self._collective(line)
+            if _is_end(line):
+                for started in (*line.operands, line.name.replace("done", "start")):
+                    cost.seconds = max(cost.seconds, ends.get(started, 0.0))
+            elif moving is not None:
+                seconds = self._move(cost, moving, read if moving is line else None)
+                link_free = max(link_free, cost.seconds) + seconds
+                if _is_start(line):
+                    ends[line.name] = link_free
+                else:
+                    cost.seconds = link_free
+            elif line.opcode == "while":
+                trips = self.module.trips(line)
+                cost.unpriced += trips is None
+                cost.add(self.cost(line.called("body")), trips or 1)
+            elif line.opcode == "conditional":
+                branches = [
+                    self.cost(line.called(key))
+                    for key in ("true_computation", "false_computation")
+                    if line.called(key) in self.module.computations
+                ]
+                if branches:
+                    cost.add(max(branches, key=lambda branch: branch.seconds))
+            elif line.opcode == "call":
+                cost.add(self.cost(line.called("to_apply")))
+            elif line.opcode not in _FREE:
+                seconds = self._compute(cost, line, read)
+                cost.compute += seconds
+                cost.seconds += seconds
+        cost.seconds = max(cost.seconds, link_free)
+        return cost
+
+    def _collective(self, line: Instruction) -> Instruction | None:
+        """The collective that a line is, or that the fusion it starts holds."""
+        if line.collective:
+            return line
+        if line.opcode == "async-start" or (line.opcode == "fusion" and "start" in line.name):
+            return self.module.first_collective(line.called())
+        return None
+
+    def _move(self, cost: Cost, line: Instruction, read: float | None) -> float:
+        """Seconds of a collective, entered in `cost`."""
+        n = group_size(line.text, len(self.target.devices))
+        written = size(line.type)
+        kind = line.collective
+        if kind == "all-gather":
+            total = max(written - (read or 0) if line.opcode.endswith("start") else written, 0)
+        elif kind == "reduce-scatter":
+            total = read if read else written * n
+        else:
+            total = read if read else written
+        factor = {
+            "all-gather": (n - 1) / n, "reduce-scatter": (n - 1) / n, "all-reduce": 2 * (n - 1) / n,
+            "all-to-all": 0.25, "ragged-all-to-all": 0.25,
+        }.get(kind)  # fmt: skip
+        if factor is None:
+            seconds = total / self.target.chip.link
+        else:
+            seconds = total * factor / self._bandwidth(n)
+        cost.moved[kind] += total
+        cost.interconnect += seconds
+        return seconds
+
+    def _bandwidth(self, devices: int) -> float:
+        """Bytes a second into a chip of a group of so many, over the axes that the group spans."""
+        chip, links, spanned = self.target.chip, 0, 1
+        for axis in sorted((a for a in self.target.axes if a > 1), reverse=True):
+            if spanned >= devices:
+                break
+            spanned *= axis
+            links += 2 if axis >= chip.wraps else 1
+        return chip.link * max(links, 1)
+
+    def _compute(self, cost: Cost, line: Instruction, read: float) -> float:
+        chip = self.target.chip
+        cycles = line.number(_CYCLES)
+        if "tpu_custom_call" in line.text:
+            cost.calls += 1
+            flops = line.number(r'"flops":"?(\d+)') or 0.0
+            moved = line.number(r'"bytes_accessed":"?(\d+)') or size(line.type) + read
+            return max(flops / chip.flops, moved / chip.bandwidth)
+        if cycles is None:  # whatever has no estimate reads and writes
+            return (size(line.type) + read) / chip.bandwidth
+        return cycles / chip.clock
+
+
+def _is_start(line: Instruction) -> bool:
+    return line.opcode.endswith("-start") or (line.opcode == "fusion" and "start" in line.name)
+
+
+def _is_end(line: Instruction) -> bool:
+    if line.opcode == "fusion":
+        return "done" in line.name
+    return line.opcode.endswith("-done") and line.opcode not in _FREE

@@ -1,0 +1,178 @@
+"""Scheduled HLO text as data: computations, their instructions, trip counts and bytes."""
+
+import dataclasses
+import functools
+import math
+import re
+
+_BYTES = {
+    "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "s32": 4, "u32": 4,
+    "s64": 8, "u64": 8, "f8e4m3fn": 1, "f8e5m2": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8,
+}  # fmt: skip
+_ARRAY = re.compile(rf"\b({'|'.join(_BYTES)})\[([\d,]*)\]")
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_OPCODE = re.compile(r"([\w\-]+)\((.*)")
+
+COLLECTIVES = (
+    "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all",
+    "collective-permute", "collective-broadcast",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation.
+
+    Attributes:
+        name: without the percent sign.
+        type: of its result.
+        opcode: such as `fusion`.
+        text: operands and attributes.
+    """
+
+    name: str
+    type: str
+    opcode: str
+    text: str
+
+    @functools.cached_property
+    def operands(self) -> list[str]:
+        """Names of its operands."""
+        return re.findall(r"%([\w.\-]+)", self.text.split("), ")[0])
+
+    def called(self, attribute: str = "calls") -> str | None:
+        """Name of the computation that an attribute names."""
+        match = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.text)
+        return match and match[1]
+
+    def number(self, pattern: str) -> float | None:
+        """The number in the first group of a pattern in its attributes."""
+        match = re.search(pattern, self.text)
+        return None if match is None else float(match[1])
+
+    @property
+    def collective(self) -> str | None:
+        """Which collective it is or starts."""
+        kind = self.opcode.removesuffix("-start")
+        return kind if kind in COLLECTIVES else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """A program's computations by name; `entry` is the name of the first."""
+
+    computations: dict[str, list[Instruction]]
+    entry: str
+
+    def trips(self, loop: Instruction) -> int | None:
+        """How often a `while` runs; None where that is not a constant.
+
+        The condition compares a counter with a constant, and the body adds a constant to it; loops
+        that XLA has unrolled, such as windowed einsums, count in larger steps.
+        """
+        known = loop.number(r"known_trip_count[^\d]*(\d+)")
+        if known is not None:
+            return int(known)
+        condition, body = loop.called("condition"), loop.called("body")
+        if condition not in self.computations or body not in self.computations:
+            return None
+        limits = [*self._constants(condition).values()]
+        counters = set()
+        for line in self.computations[condition]:
+            if line.called() in self.computations:
+                limits += self._constants(line.called()).values()
+            if line.opcode == "get-tuple-element":
+                counters.add(line.number(r"index=(\d+)"))
+        if not limits:
+            return None
+        constants = self._constants(body)
+        read = {
+            line.name: line.number(r"index=(\d+)")
+            for line in self.computations[body]
+            if line.opcode == "get-tuple-element"
+        }
+        steps = [
+            constants[line.operands[1]]
+            for line in self.computations[body]
+            if line.opcode == "add" and len(line.operands) == 2
+            and read.get(line.operands[0]) in counters and constants.get(line.operands[1], 0) > 0
+        ]  # fmt: skip
+        return math.ceil(max(limits) / max(steps, default=1))
+
+    def first_collective(self, name: str | None, depth: int = 3) -> Instruction | None:
+        """The first collective of a computation or of those that it calls."""
+        for line in self.computations.get(name, []):
+            if line.collective:
+                return line
+            inner = depth and self.first_collective(line.called(), depth - 1)
+            if inner:
+                return inner
+        return None
+
+    def _constants(self, name: str) -> dict[str, int]:
+        found = {}
+        for line in self.computations.get(name, []):
+            match = re.match(r"(-?\d+)\)", line.text)
+            if line.opcode == "constant" and match:
+                found[line.name] = int(match[1])
+        return found
+
+
+def parse(text: str) -> Module:
+    """Reads what `compiled.as_text()` gives."""
+    computations: dict[str, list[Instruction]] = {}
+    lines: list[str] | None = None
+    entry = ""
+    for line in text.splitlines():
+        if lines is None:
+            if header := _HEADER.match(line):
+                name, lines = header[2], []
+                entry = name if header[1] else entry
+        elif line.rstrip() == "}":
+            computations[name] = [found for x in lines if (found := _instruction(x))]
+            lines = None
+        elif _LINE.match(line):
+            lines.append(line)
+        elif lines:
+            lines[-1] += line  # metadata of Pallas kernels hold line breaks
+    return Module(computations, entry)
+
+
+def _instruction(line: str) -> Instruction | None:
+    match = _LINE.match(line)
+    kind, rest = _split_type(match[2])
+    opcode = _OPCODE.match(rest)
+    return opcode and Instruction(match[1], kind, opcode[1], opcode[2])
+
+
+def _split_type(text: str) -> tuple[str, str]:
+    if not text.startswith("("):
+        kind, _, rest = text.partition(" ")
+        return kind, rest
+    depth = 0
+    for i, character in enumerate(text):
+        depth += {"(": 1, ")": -1}.get(character, 0)
+        if depth == 0:
+            return text[: i + 1], text[i + 1 :].strip()
+    return text, ""
+
+
+def size(type_text: str) -> float:
+    """Bytes of a type, summed over a tuple."""
+    return sum(
+        math.prod(int(d) for d in dims.split(",") if d) * _BYTES[dtype]
+        for dtype, dims in _ARRAY.findall(type_text)
+    )
+
+
+def group_size(text: str, devices: int) -> int:
+    """Devices that take part in one group of a collective."""
+    if match := re.search(r"replica_groups=\{\{([\d,]*)\}", text):
+        return len(match[1].split(","))
+    if match := re.search(r"replica_groups=\[(\d+),(\d+)\]", text):
+        return int(match[2])
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
+        return math.prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", match[2]))
+    return devices

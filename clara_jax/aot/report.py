@@ -1,0 +1,83 @@
+"""What `--mode=compile` found, as a table, and what to change where it does not fit."""
+
+from typing import Any
+
+from clara_jax.config import Config
+
+_SPARE = 0.05  # share of HBM below which a program that fits is called tight
+
+
+def table(found: dict[str, Any]) -> str:
+    """A table of memory, collectives and time, from the JSON object of `--mode=compile`."""
+    limit, total = found["hbm_limit_bytes"], found["hbm_bytes_per_device"]
+    mesh = " x ".join(f"{name} {size}" for name, size in found["mesh"].items() if size > 1)
+    lines = [
+        f"{found['program']} ({found['stage']}) of {found['model']}, "
+        f"{found['parameters'] / 1e9:.2f}B parameters, {found['rows']} rows, on "
+        f"{found['topology']}, {found['devices']} devices ({mesh or 'one'})",
+        "",
+        "HBM of one device         GiB",
+        *(f"  {kind:<18} {size / 2**30:>8.2f}" for kind, size in found["hbm_by_kind"].items()),
+        f"  {'total':<18} {total / 2**30:>8.2f}"
+        + (f" of {limit / 2**30:.2f}, {_fit(total / limit)}" if limit else ""),
+    ]
+    if found["predicted_step_seconds"] is not None:
+        lines += [
+            "",
+            "Collectives, a step       GB through one device",
+            *(f"  {kind:<18} {n / 1e9:>8.3f}" for kind, n in found["collective_bytes"].items()),
+            "",
+            "Time, predicted           s",
+            f"  {'computing':<18} {found['compute_seconds']:>8.4f}",
+            f"  {'interconnect':<18} {found['interconnect_seconds']:>8.4f}",
+            f"  {'step':<18} {found['predicted_step_seconds']:>8.4f}",
+            f"  {found['model_flops_per_step'] / 1e12:.1f} TFLOP a step, MFU "
+            f"{found['predicted_mfu']:.3f}",
+        ]
+        if found["pallas_calls"] or found["unpriced_loops"]:
+            lines.append(
+                f"  {found['pallas_calls']} Pallas calls are priced by their own estimates, "
+                f"{found['unpriced_loops']} loops of unknown length count once"
+            )
+    lines += [f"\n{line}" for line in found["advice"]]
+    return "\n".join(lines)
+
+
+def _fit(share: float) -> str:
+    if share > 1:
+        return "does NOT fit"
+    return f"{1 - share:.0%} to spare" + (": tight" if share > 1 - _SPARE else "")
+
+
+def advice(config: Config, found: dict[str, Any]) -> list[str]:
+    """What to change, what frees most first; nothing for a program that fits."""
+    if found["fits"] is not False:
+        return []
+    kinds, model, train = found["hbm_by_kind"], config.model, config.train
+    over = found["hbm_bytes_per_device"] - found["hbm_limit_bytes"]
+    ways = []
+    if found["program"] == "train":
+        if model.remat != "full":
+            ways.append("--config.model.remat=full, or the names of fewer layers to keep")
+        if train.loss_chunks == 1 and config.stage != "contrastive":
+            ways.append("--config.train.loss_chunks=8: logits come in blocks")
+        if found["rows"] % (2 * train.accumulate * found["mesh"]["data"] * found["mesh"]["fsdp"]):
+            ways.append("fewer rows a step: config.train.batch_rows")
+        else:
+            ways.append(f"--config.train.accumulate={2 * train.accumulate}: half the activations")
+        if model.attention == "xla":
+            ways.append("--config.model.attention=splash (TPU) or cudnn (GPU): no scores are held")
+    else:
+        ways.append(f"--config.eval.batch={max(config.eval.batch // 2, 1)}: fewer rows at once")
+    if model.param_dtype == "float32":
+        ways.append("--config.model.param_dtype=bfloat16: half the base")
+    elif model.param_dtype == "bfloat16" and not train.full:
+        ways.append("--config.model.param_dtype=int8: half the base")
+    if found["mesh"]["data"] > 1:
+        ways.append("--config.mesh.data=1 --config.mesh.fsdp=-1: the base cut over all devices")
+    ways.append("a topology of more chips")
+    base = kinds.get("base", 0)
+    if base > kinds["temporaries"]:  # then the weights are the trouble
+        ways.sort(key=lambda way: not any(word in way for word in ("param_dtype", "mesh")))
+    first = f"{over / 2**30:.1f} GiB too much. Change one or more of these:"
+    return [first, *(f"  {way}" for way in ways)]

@@ -1,0 +1,34 @@
+"""Weight-only int8 of the base's matrices: half the bytes of bfloat16 to hold and to gather.
+
+A kernel [.., in, out] is int8 beside a float32 `scale` [.., out] of its columns; products are in
+the activations' dtype. Embeddings and norms stay in bfloat16. Gradients pass through, so adapters
+can be trained on such a base (QLoRA), but not the base itself.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def quantize(kernel: jax.Array) -> dict[str, jax.Array]:
+    """`{"kernel": int8 [..., in, out], "scale": float32 [..., out]}`; the largest is 127."""
+    kernel = kernel.astype(jnp.float32)
+    largest = jnp.max(jnp.abs(kernel), axis=-2)
+    scale = jnp.where(largest > 0, largest / 127, 1.0)
+    return {"kernel": jnp.round(kernel / scale[..., None, :]).astype(jnp.int8), "scale": scale}
+
+
+def dequantize(leaf: dict[str, jax.Array]) -> jax.Array:
+    """The kernel in float32, with or without a scale."""
+    kernel = leaf["kernel"].astype(jnp.float32)
+    return kernel * leaf["scale"][..., None, :] if "scale" in leaf else kernel
+
+
+def quantize_params(params: Any) -> Any:
+    """The base's tree with every kernel quantised."""
+    if not isinstance(params, dict):
+        return params
+    if "kernel" in params:
+        return quantize(params["kernel"])
+    return {name: quantize_params(tree) for name, tree in params.items()}
