@@ -146,21 +146,23 @@ class AdapterDropout(nn.Module):
 
     PEFT draws a mask for each linear layer; layers that read the same input (q, k, v; gate, up)
     share one here. Each adapter sees the same distribution, with half the random numbers. Masks
-    come from 16-bit draws, so the rate is exact to 1/65536.
+    come from 8-bit draws, four tokens' from one word, so the rate is one of n/256 (0.1 is 26/256):
+    at 7B on a TPU all random bits of a step take a tenth of its time with 16-bit draws.
     """
 
     rate: float
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """Drops entries of x where a `dropout` generator is given, else returns x itself."""
         if self.rate == 0 or not self.has_rng("dropout"):
-            return x
-        *batch, width = x.shape
-        words = jax.random.bits(self.make_rng("dropout"), (*batch, width // 2), jnp.uint32)
-        bits = jnp.concatenate([words & 0xFFFF, words >> 16], axis=-1)
-        keep = checkpoint_name(bits >= round(self.rate * 65536), "dropout_mask")
-        return jnp.where(keep, x / (1 - self.rate), jnp.zeros((), x.dtype))
+            return x_BTD
+        B, T, D = x_BTD.shape
+        dropped = round(self.rate * 256)
+        words = jax.random.bits(self.make_rng("dropout"), (B, -(-T // 4), D), jnp.uint32)
+        draws = jnp.concatenate([(words >> shift) & 0xFF for shift in (0, 8, 16, 24)], axis=1)
+        keep = checkpoint_name(draws[:, :T] >= dropped, "dropout_mask")
+        return jnp.where(keep, x_BTD / (1 - dropped / 256), jnp.zeros((), x_BTD.dtype))
 
 
 class Attention(nn.Module):
