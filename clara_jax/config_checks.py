@@ -107,6 +107,11 @@ def validate(config: Any) -> None:
                 f"config.train.only={config.train.only!r}: {config.stage} trains "
                 f"{', '.join(every)}, not {name!r}"
             )
+    if "://" in config.data.memories:
+        raise UserError(
+            f"config.data.memories={config.data.memories!r} must be a local folder: vectors are "
+            "read from it at any position"
+        )
     if config.memory_tokens < 1:
         raise UserError(
             f"config.data.rate={config.data.rate} leaves no memory token for documents of "

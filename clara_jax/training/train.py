@@ -16,7 +16,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from clara_jax import config as config_lib
-from clara_jax import sharding
+from clara_jax import files, sharding
 from clara_jax.config import Config
 from clara_jax.config_checks import get
 from clara_jax.errors import UserError
@@ -122,6 +122,7 @@ def _loop(
 
     def save(done: int) -> None:
         report(done + 1)
+        writer.flush()
         check(done, "the largest weight", float(largest(state[0])))
         checkpoints.save(done, state[0], state[1], data)
 
@@ -230,7 +231,10 @@ def _lock(workdir: str) -> Iterator[None]:
     if jax.process_index() != 0:
         yield
         return
-    os.makedirs(workdir, exist_ok=True)
+    files.make_folder(workdir)
+    if files.is_remote(workdir):  # object storage knows no locks
+        yield
+        return
     with open(os.path.join(workdir, ".lock"), "w") as f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -248,7 +252,7 @@ def _check_same_run(workdir: str, config: Config) -> None:
         UserError: options differ; it names them.
     """
     path = os.path.join(workdir, "config.json")
-    if not has_checkpoint(workdir) or not os.path.exists(path):
+    if not has_checkpoint(workdir) or not files.path(path).exists():
         return
     earlier = config_lib.load(path)
     for name in config_lib.differences(earlier, config, FIXED):
