@@ -187,6 +187,7 @@ class Config:
     init_from: str = ""  # workdir of an earlier stage whose trained trees this one starts from
     generator_init: str = "carry"  # from there, or fresh (release, in instruct)
     reasoner_init: str = "copy"  # of the compressor (paper), or random; unless it is trained there
+    profile: int = 0  # steps to trace for xprof into the workdir, after the first ten; 0: none
     aux_contrastive: float = 0.0  # weight of InfoNCE beside e2e's loss, where gold is known
     model: Model = Model()
     lora: LoraConfig = LoraConfig()

@@ -43,7 +43,7 @@ NOT_NEGATIVE = (
     "data.records", "data.encoder_row", "data.decoder_row", "data.epochs", "data.workers",
     "train.mse_weight",
     "train.eval_every", "optim.learning_rate", "optim.weight_decay", "optim.memory_lr_scale",
-    "memory.init_noise", "eval.records",
+    "memory.init_noise", "eval.records", "profile",
 )  # fmt: skip
 ABOVE_ZERO = (
     "optim.clip", "select.temperature", "select.contrastive_temperature",

@@ -84,7 +84,7 @@ RECORDS = [
 ]
 
 
-def test_a_run_on_gs_is_resumed_and_read(bucket, tmp_path):
+def test_a_run_on_gs_is_resumed_and_read(bucket, tmp_path, named):
     bucket.mkdir()
     text = "".join(json.dumps(record) + "\n" for record in RECORDS)
     (bucket / "train.jsonl").write_text(text)
@@ -93,9 +93,12 @@ def test_a_run_on_gs_is_resumed_and_read(bucket, tmp_path):
     # What a kill may leave: a checkpoint without the mark of its end is none.
     run = bucket / "runs" / "one"
     (run / "checkpoints" / "3").mkdir()
-    whole = dataclasses.replace(half, train=dataclasses.replace(half.train, steps=4))
+    whole = dataclasses.replace(half, train=dataclasses.replace(half.train, steps=4), profile=1)
     assert train(whole, workdir) == 0
-    assert {"config.json", "metrics.jsonl", "origins.json", "checkpoints"} == set(os.listdir(run))
+    kept = ["checkpoints", "config.json", "metrics.jsonl", "origins.json", "profile"]
+    assert sorted(os.listdir(run)) == kept
+    (trace,) = (run / "profile" / "plugins").rglob("*.xplane.pb")
+    assert b"(alignment)/" in trace.read_bytes()
     assert [line["step"] for line in report.read_metrics(workdir)] == [1, 2, 3, 4]
     assert load_setup(workdir).step == 4
     result = {"step": 4, "conditions": {"memory": {}}, "predictions": [{"question": "?"}]}
