@@ -74,16 +74,20 @@ def write(name: Name, text: str) -> None:
 
 
 def make_folder(name: Name) -> None:
-    """Makes a folder that may be there already, and so finds out whether one may write there.
+    """Makes a folder that may be there already.
+
+    Object storage has none to make (and gcsfs would make a bucket); there it is asked for, so that
+    a wrong name or missing right shows early.
 
     Raises:
         UserError: the storage cannot be reached.
     """
+    if not is_remote(name):
+        os.makedirs(name, exist_ok=True)
+        return
     folder = path(name)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        raise
+        folder.exists()
     except Exception as e:
         raise UserError(f"{name}: cannot be reached ({reason(e)})") from e
 

@@ -166,7 +166,7 @@ def test_what_a_storage_raises_is_told(bucket, monkeypatch):
     def refuse(*_, **__):
         raise RuntimeError("403: forbidden\nand more")
 
-    monkeypatch.setattr(Bucket, "makedirs", refuse)
+    monkeypatch.setattr(Bucket, "exists", refuse)
     with pytest.raises(UserError, match=r"gs://bucket/r: cannot be reached .*403: forbidden\)$"):
         train(tiny("facts:9", 1), "gs://bucket/r")
     monkeypatch.setattr(Bucket, "open", refuse)
