@@ -59,11 +59,10 @@ python3 -m uv venv --quiet --seed --python=3.12 .venv; } && \
 PYTHON=$PYTHON EXTRAS=tpu,gcs bash -c '. launch/venv.sh'"
 }
 start() {  # detached, so that it outlives the connection; exit.code is there once it has ended
-  local clara
-  clara=$(quoted "$PYTHON" -m clara_jax.main ${WORKDIR:+--workdir="$WORKDIR"} "$@")
-  clara=$(quoted "$clara > run.log 2>&1; echo \$? > exit.code")
+  local program
+  program=$(quoted bash launch/tpu_worker.sh ${WORKDIR:+--workdir="$WORKDIR"} "$@")
   on all "cd clara_jax && rm -f exit.code && : > run.log && \
-{ setsid bash -c $clara > /dev/null 2>&1 < /dev/null & }"
+{ setsid $program > /dev/null 2>&1 < /dev/null & }"
 }
 ended() {  # exit code of worker 0; `none` before a run; nothing while it runs or is out of reach
   ask "$1" "${VM[@]}" ssh "$TPU_NAME" "${AT[@]}" --worker=0 \

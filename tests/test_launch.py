@@ -119,14 +119,22 @@ case $4 in
     cd "$HOME" && bash -c "$command" ;;
 esac
 """
+METADATA = """#!/usr/bin/env bash
+case ${@: -1} in
+  */agent-worker-number) echo -n 1 ;;
+  */worker-network-endpoints) echo -n "unknown:unknown:10.0.0.5,unknown:unknown:10.0.0.6" ;;
+  *) exit 22 ;;
+esac
+"""
 # Trains: writes down its arguments, and ends with the next exit code of a file.
 TRAINING = f"""#!{sys.executable}
-import json, pathlib, sys
+import json, os, pathlib, sys
 home = pathlib.Path(__file__).parents[3]
 codes = (home / "codes").read_text().split()
 (home / "codes").write_text(" ".join(codes[1:]))
 with open(home / "arguments", "a") as f:
-    print(json.dumps(sys.argv[1:]), file=f)
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    print(json.dumps([[os.environ[name] for name in names], sys.argv[1:]]), file=f)
 print("step 1")
 sys.exit(int(codes[0]))
 """
@@ -146,13 +154,17 @@ def test_tpu_resume_until_the_run_ends(tmp_path, states, codes, code, runs):
     program(home / "clara_jax" / ".venv" / "bin" / "python", TRAINING)
     program(path / "gcloud", GCLOUD)
     program(path / "sleep", "#!/usr/bin/env bash\nexec /bin/sleep 0.2\n")
+    (home / "clara_jax" / "launch").mkdir()
+    shutil.copy(ROOT / "launch" / "tpu_worker.sh", home / "clara_jax" / "launch")
+    program(path / "curl", METADATA)
     (home / "states").write_text("".join(f"{s}\n" for s in [*states.split(), *["ACTIVE"] * 200]))
     (home / "codes").write_text(codes)
     result = bash("tpu_vm.sh", "resume", "--", *HOSTILE, path=path,
                   **{**TPU, "HOME": str(home), "TRIES": "2", "REPO": "https://h/r"})  # fmt: skip
     assert result.returncode == code, result.stderr
     given = [json.loads(line) for line in (home / "arguments").read_text().splitlines()]
-    assert given == [["-m", "clara_jax.main", "--workdir=gs://b/w d", *HOSTILE]] * runs
+    who = ["10.0.0.5:8482", "2", "1"]
+    assert given == [[who, ["-m", "clara_jax.main", "--workdir=gs://b/w d", *HOSTILE]]] * runs
     assert (home / "clara_jax" / "run.log").read_text() == "step 1\n"
     called = (home / "called").read_text().split()
     assert ("delete" in called) == ("SUSPENDED" in states)
