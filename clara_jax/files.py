@@ -1,8 +1,10 @@
 """Files by name, on disk or on object storage (gs://bucket/…), through etils.epath and fsspec."""
 
+import contextlib
 import hashlib
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import fsspec
@@ -49,13 +51,8 @@ def read(name: Name) -> str:
     Raises:
         OSError: it cannot be read, with `strerror` also where a library says it otherwise.
     """
-    file = path(name)
-    try:
-        return file.read_bytes().decode("utf-8", "replace")
-    except OSError:
-        raise
-    except Exception as e:  # of the many that a storage's library may raise
-        raise OSError(None, reason(e), os.fspath(name)) from e
+    with _told(name):
+        return path(name).read_bytes().decode("utf-8", "replace")
 
 
 def modified(name: Name) -> float:
@@ -64,9 +61,10 @@ def modified(name: Name) -> float:
 
 
 def write(name: Name, text: str) -> None:
-    """Writes a file, all of it or nothing."""
+    """Writes a file, all of it or nothing; errors as in `read`."""
     if is_remote(name):  # an object appears when it is whole
-        path(name).write_text(text)
+        with _told(name):
+            path(name).write_text(text)
         return
     with open(f"{name}.tmp", "w", encoding="utf-8") as f:
         f.write(text)
@@ -158,7 +156,7 @@ class Lines:
     def flush(self) -> None:
         """Sees that all of it is there."""
         if self._remote is not None:
-            self._remote.write_text("".join(self._lines))
+            write(self._remote, "".join(self._lines))
             self._written = time.monotonic()
 
     def close(self) -> None:
@@ -167,6 +165,17 @@ class Lines:
             self._file.close()
         else:
             self.flush()
+
+
+@contextlib.contextmanager
+def _told(name: Name) -> Iterator[None]:
+    """Makes what a storage's library raises an OSError with a `strerror`."""
+    try:
+        yield
+    except (OSError, UserError):
+        raise
+    except Exception as e:
+        raise OSError(None, reason(e), os.fspath(name)) from e
 
 
 def _find(name: Name) -> None:

@@ -20,6 +20,7 @@ from clara_jax.errors import UserError
 from clara_jax.evaluation import report, results
 from clara_jax.inference.load import load_setup
 from clara_jax.training import setup as setup_lib
+from clara_jax.training.checkpoint import Checkpoints
 from clara_jax.training.train import train
 
 
@@ -84,12 +85,21 @@ RECORDS = [
 ]
 
 
-def test_a_run_on_gs_is_resumed_and_read(bucket, tmp_path, named):
+def test_a_run_on_gs_is_resumed_and_read(bucket, tmp_path, monkeypatch, named):
     bucket.mkdir()
     text = "".join(json.dumps(record) + "\n" for record in RECORDS)
     (bucket / "train.jsonl").write_text(text)
     workdir, half = "gs://bucket/runs/one", tiny("gs://bucket/train.jsonl", 2)
-    assert train(half, workdir) == 0
+    saved, save = [], Checkpoints.save
+
+    def note(self, step, *rest):
+        saved.append((step, len(report.read_metrics(workdir))))
+        save(self, step, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", note)
+        assert train(half, workdir) == 0
+    assert saved == [(2, 2)]  # what a resumed run will not write again is there
     # What a kill may leave: a checkpoint without the mark of its end is none.
     run = bucket / "runs" / "one"
     (run / "checkpoints" / "3").mkdir()
@@ -100,6 +110,7 @@ def test_a_run_on_gs_is_resumed_and_read(bucket, tmp_path, named):
     (trace,) = (run / "profile" / "plugins").rglob("*.xplane.pb")
     assert b"(alignment)/" in trace.read_bytes()
     assert [line["step"] for line in report.read_metrics(workdir)] == [1, 2, 3, 4]
+    (run / "checkpoints" / "9").mkdir()
     assert load_setup(workdir).step == 4
     result = {"step": 4, "conditions": {"memory": {}}, "predictions": [{"question": "?"}]}
     assert results.write(result, workdir) == f"{workdir}/eval/4.json"
@@ -173,3 +184,6 @@ def test_what_a_storage_raises_is_told(bucket, monkeypatch):
     with pytest.raises(OSError) as e:
         files.read("gs://bucket/r/config.json")
     assert "403" in e.value.strerror
+    with pytest.raises(UserError, match=r"^gs://bucket/r/eval: cannot write .*403: forbidden\)$"):
+        monkeypatch.setattr(Bucket, "exists", lambda *_, **__: False)
+        results.write({"step": 1}, "gs://bucket/r")

@@ -17,7 +17,7 @@ SCRIPTS = sorted(path.relative_to(ROOT) for path in (ROOT / "launch").rglob("*.s
 HOSTILE = [
     "--config=configs/scp.py:mistral_7b",
     "--config.data.sources=gs://b/a b.jsonl,3*gs://b/c.jsonl",
-    '--config.prompts.qa_user=it\'s "{docs}" & $HOME `id` $(id) \\ <name> *; # %',
+    '--config.prompts.qa_user=it\'s "{docs}" & $HOME $$ `id` $(id) \\ <name> *; # %',
     "--config.train.only=",
 ]
 TPU = {"TPU_NAME": "clara", "ZONE": "us-west4-a", "PROJECT": "mine", "WORKDIR": "gs://b/w d"}

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import tempfile
 from typing import Any
 
@@ -29,8 +30,7 @@ class Trace:
         self._steps = steps if jax.process_index() == 0 else 0
         self._begin = first + max(1, min(_BEFORE, end - first - steps))
         self._folder = f"{files.absolute(workdir)}/profile"
-        # The profiler writes to disks only.
-        self._written = tempfile.mkdtemp() if steps and files.is_remote(workdir) else self._folder
+        self._written = self._folder
         self._running = False
 
     def before(self, step: int, state: Any) -> None:
@@ -38,6 +38,8 @@ class Trace:
         if self._steps and step in (self._begin, self._begin + self._steps):
             jax.block_until_ready(state)
             if step == self._begin:
+                if files.is_remote(self._folder):  # the profiler writes to disks only
+                    self._written = tempfile.mkdtemp()
                 options = jax.profiler.ProfileOptions()
                 options.python_tracer_level = 0  # else Python calls would fill it
                 jax.profiler.start_trace(self._written, profiler_options=options)
@@ -53,6 +55,7 @@ class Trace:
         jax.profiler.stop_trace()
         if self._written != self._folder:
             _copy(pathlib.Path(self._written), self._folder)
+            shutil.rmtree(self._written)
         logging.info("trace of steps %d to %d: pip install xprof; xprof --logdir=%s",
                      self._begin + 1, self._begin + self._steps, self._folder)  # fmt: skip
 
