@@ -14,6 +14,7 @@ from typing import Any
 
 import ml_collections
 
+from clara_jax import files
 from clara_jax.config_checks import get, validate
 from clara_jax.errors import UserError
 from clara_jax.models.config import LoraConfig
@@ -189,6 +190,7 @@ class Config:
     init_from: str = ""  # workdir of an earlier stage whose trained trees this one starts from
     generator_init: str = "carry"  # from there, or fresh (release, in instruct)
     reasoner_init: str = "copy"  # of the compressor (paper), or random; unless it is trained there
+    profile: int = 0  # steps to trace for xprof into the workdir, after the first ten; 0: none
     aux_contrastive: float = 0.0  # weight of InfoNCE beside e2e's loss, where gold is known
     model: Model = Model()
     lora: LoraConfig = LoraConfig()
@@ -262,9 +264,7 @@ def absolute(config: Config) -> Config:
 
 def save(config: Config, path: str | os.PathLike[str]) -> None:
     """Writes the config as JSON, all of it or nothing; `load` reads it back equal."""
-    with open(f"{path}.tmp", "w", encoding="utf-8") as f:
-        json.dump(dataclasses.asdict(config), f, indent=2)
-    os.replace(f"{path}.tmp", path)
+    files.write(path, json.dumps(dataclasses.asdict(config), indent=2))
 
 
 def differences(first: Config, second: Config, names: tuple[str, ...]) -> list[str]:
@@ -287,8 +287,7 @@ def load(path: str | os.PathLike[str]) -> Config:
         UserError: the file is missing or is no config of ours.
     """
     try:
-        with open(path, encoding="utf-8") as f:
-            return freeze(json.load(f))
+        return freeze(json.loads(files.read(path)))
     except FileNotFoundError as e:
         raise UserError(f"{path}: no such file; is this a clara_jax workdir?") from e
     except ValueError as e:  # not JSON, or not even text

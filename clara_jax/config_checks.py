@@ -44,7 +44,7 @@ NOT_NEGATIVE = (
     "data.records", "data.encoder_row", "data.decoder_row", "data.epochs", "data.workers",
     "train.mse_weight",
     "train.eval_every", "optim.learning_rate", "optim.weight_decay", "optim.memory_lr_scale",
-    "memory.init_noise", "eval.records",
+    "memory.init_noise", "eval.records", "profile",
 )  # fmt: skip
 ABOVE_ZERO = (
     "optim.clip", "select.temperature", "select.contrastive_temperature",
@@ -121,6 +121,11 @@ def validate(config: Any) -> None:
                 f"config.train.only={config.train.only!r}: {config.stage} trains "
                 f"{', '.join(every)}, not {name!r}"
             )
+    if "://" in config.data.memories:
+        raise UserError(
+            f"config.data.memories={config.data.memories!r} must be a local folder: vectors are "
+            "read from it at any position"
+        )
     if config.memory_tokens < 1:
         raise UserError(
             f"config.data.rate={config.data.rate} leaves no memory token for documents of "

@@ -20,6 +20,14 @@ jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
+@pytest.fixture
+def named():
+    """Operations have their names of now: the cache may hold programs with earlier ones."""
+    jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
+    yield
+    jax.config.update("jax_compilation_cache_include_metadata_in_key", False)
+
+
 @pytest.fixture(scope="session")
 def shared() -> pathlib.Path:
     """Folder `shared` beside the repository: golden numbers and real data; skips where absent."""

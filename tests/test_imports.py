@@ -9,7 +9,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "clara_jax"
 
 # A module imports from its own layer or a lower one.
 LAYERS = (
-    ("errors", "models", "progress"),
+    ("errors", "files", "models", "progress"),
     ("config", "config_checks", "sharding", "data", "interop"),
     ("training", "inference"),
     ("evaluation", "synthesis", "aot"),

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
+from clara_jax import files
 from clara_jax.data import records
 from clara_jax.data.facts import FactsQuestions, FactsSource
 from clara_jax.data.records import QaRecord, ScpRecord
@@ -63,7 +64,7 @@ class JsonlSource:
     """A JSONL file; opening it reads and checks every line once and remembers where each begins.
 
     Args:
-        path: the file.
+        path: the file, or a URL, which is copied to a local file first.
         expand: turns one decoded line into records.
         distinct: leave out records whose document was seen before.
 
@@ -72,7 +73,7 @@ class JsonlSource:
     """
 
     def __init__(self, path: str, expand: Expand = own_records, distinct: bool = False):
-        self._path, self._expand = path, expand
+        self._path, self._expand, self._local = path, expand, files.local(path)
         self._file: BinaryIO | None = None
         starts, lengths, lines, parts, keys = [], [], [], [], []
         seen: set[bytes] = set()
@@ -107,7 +108,7 @@ class JsonlSource:
 
     def __getitem__(self, index: int) -> Record:
         start, length, number, part = self._index[:, index].tolist()
-        file = self._file or open(self._path, "rb")
+        file = self._file or open(self._local, "rb")
         self._file = file
         # pread shares no file position, so that threads do not disturb each other.
         value = self._parse(os.pread(file.fileno(), length, start), number)
@@ -127,7 +128,7 @@ class JsonlSource:
 
     def _lines(self) -> Iterable[bytes]:
         try:
-            with open(self._path, "rb") as f:
+            with open(self._local, "rb") as f:
                 yield from f
         except OSError as e:
             raise UserError(f"{self._path}: cannot be read ({e.strerror})") from e

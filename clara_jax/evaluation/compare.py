@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from clara_jax import files
 from clara_jax.errors import UserError, command
 from clara_jax.evaluation.report import newest_evaluation, pyplot, read_metrics, save
 
@@ -51,7 +52,7 @@ def rows(workdirs: Sequence[str]) -> dict[str, dict[str, float]]:
 
 def labels(workdirs: Sequence[str]) -> list[str]:
     """Names that tell runs apart: those of their folders, or their whole paths."""
-    names = [os.path.basename(os.path.normpath(workdir)) for workdir in workdirs]
+    names = [os.path.basename(files.normal(workdir)) for workdir in workdirs]
     return names if len({*names, "BM25"}) == len(names) + 1 else list(workdirs)
 
 
@@ -110,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--output", default="comparison", help="path of the table (.md) and the picture (.png)"
     )
     args = parser.parse_args(argv)
-    workdirs = [os.path.normpath(workdir) for workdir in args.workdirs]
+    workdirs = [files.normal(workdir) for workdir in args.workdirs]
     text = table(rows(workdirs))
     print(text)
     plot(workdirs, f"{args.output}.png")

@@ -6,13 +6,13 @@ writes WORKDIR/loss.png from metrics.jsonl and prints answers of the newest eval
 """
 
 import argparse
-import glob
 import json
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+from clara_jax import files
 from clara_jax.errors import UserError, command
 
 CURVES = {"loss": "loss", "ce_loss": "cross-entropy", "eval/ce_loss": "held-out cross-entropy"}
@@ -26,8 +26,7 @@ def read_metrics(workdir: str) -> list[dict[str, Any]]:
     """
     path = os.path.join(workdir, "metrics.jsonl")
     try:
-        with open(path, encoding="utf-8", errors="replace") as f:
-            rows = f.readlines()
+        rows = files.read(path).splitlines()
     except OSError as e:
         raise UserError(f"{path}: {e.strerror}; is this the workdir of a training run?") from e
     lines = []
@@ -51,13 +50,12 @@ def newest_evaluation(workdir: str) -> dict[str, Any] | None:
     Raises:
         UserError: it is no such result.
     """
-    paths = glob.glob(os.path.join(workdir, "eval", "*.json"))
+    paths = list((files.path(workdir) / "eval").glob("*.json"))
     if not paths:
         return None
-    newest = max(paths, key=lambda path: (_step_of(path), os.path.getmtime(path)))
+    newest = max(paths, key=lambda path: (_step_of(path.name), files.modified(path)))
     try:
-        with open(newest, encoding="utf-8") as f:
-            result = json.load(f)
+        result = json.loads(files.read(newest))
         if not isinstance(result["conditions"], dict) or not result["predictions"]:
             raise ValueError("no conditions or predictions")
         return result
@@ -65,8 +63,8 @@ def newest_evaluation(workdir: str) -> dict[str, Any] | None:
         raise UserError(f"{newest}: no result ({e!r}); run --mode=evaluate again") from e
 
 
-def _step_of(path: str) -> int:
-    step = os.path.basename(path).split(".")[0].split("-")[0]
+def _step_of(name: str) -> int:
+    step = name.split(".")[0].split("-")[0]
     return int(step) if step.isdecimal() else -1
 
 
@@ -93,7 +91,8 @@ def save(figure: Any, path: str) -> None:
         UserError: it cannot be written.
     """
     try:
-        figure.savefig(path, dpi=120)
+        with files.path(path).open("wb") as f:
+            figure.savefig(f, dpi=120)
     except OSError as e:
         raise UserError(f"{path}: cannot be written ({e.strerror})") from e
     pyplot().close(figure)
@@ -145,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("workdir", help="of a training run")
     parser.add_argument("--samples", type=int, default=5, help="questions to show")
     args = parser.parse_args(argv)
-    workdir = os.path.normpath(args.workdir)
+    workdir = files.normal(args.workdir)
     if args.samples < 1:
         parser.error("--samples must be at least 1")
     for line in [*samples(workdir, args.samples), f"loss curve: {plot(workdir)}"]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from absl import logging
 
+from clara_jax import files
 from clara_jax.errors import UserError
 from clara_jax.progress import Progress
 
@@ -93,14 +94,13 @@ def write(result: dict[str, Any], workdir: str) -> str:
     """
     directory = os.path.join(workdir, "eval")
     try:
-        os.makedirs(directory, exist_ok=True)
+        files.make_folder(directory)
         for number in itertools.count(1):
             suffix = f"-{number}" if number > 1 else ""
             path = os.path.join(directory, f"{result['step']}{suffix}.json")
-            if not os.path.exists(path) or _settings(path) == result.get("settings"):
+            if not files.path(path).exists() or _settings(path) == result.get("settings"):
                 break
-        with open(path, "w", encoding="utf-8") as f:
-            json.dump(result, f, indent=2, ensure_ascii=False)
+        files.write(path, json.dumps(result, indent=2, ensure_ascii=False))
     except OSError as e:
         raise UserError(f"{directory}: cannot write the result ({e.strerror})") from e
     logging.info("answers and numbers: %s", path)
@@ -110,8 +110,7 @@ def write(result: dict[str, Any], workdir: str) -> str:
 def _settings(path: str) -> Any:
     """The settings of an earlier result; none for a file that is damaged."""
     try:
-        with open(path, encoding="utf-8") as f:
-            return json.load(f)["settings"]
+        return json.loads(files.read(path))["settings"]
     except (ValueError, KeyError, TypeError):
         return None
 

@@ -5,6 +5,7 @@ import pathlib
 import re
 from typing import Any
 
+from clara_jax import files
 from clara_jax.data import records
 from clara_jax.errors import UserError
 
@@ -23,12 +24,12 @@ def read_documents(path: str | os.PathLike[str]) -> list[str]:
         UserError: the file cannot be read, is not UTF-8, has a line that is none of these, or holds
             no document.
     """
-    path = pathlib.Path(path)
+    path = os.fspath(path)
     try:
-        data = path.read_bytes()
+        data = pathlib.Path(files.local(path)).read_bytes()
     except OSError as e:
         raise UserError(f"{path}: cannot be read ({e.strerror})") from e
-    if path.suffix.lower() == ".jsonl":
+    if path.lower().endswith(".jsonl"):
         lines = enumerate(data.splitlines(), 1)
         found = [
             document

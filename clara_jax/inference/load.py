@@ -1,11 +1,10 @@
 """From a folder to a model that is ready for use."""
 
 import os
-import pathlib
 
 import jax
 
-from clara_jax import sharding
+from clara_jax import files, sharding
 from clara_jax.config import Config, Data, Model, Select
 from clara_jax.data.tokenizer import load_tokenizer
 from clara_jax.errors import UserError
@@ -31,7 +30,7 @@ def load_setup(
                 f"(it was {wanted!r})"
             )
         return _from_release(path, os.fspath(base))
-    if not (pathlib.Path(path) / "config.json").is_file():
+    if not (files.path(path) / "config.json").exists():
         raise UserError(f"{path}: neither a workdir nor a CLaRa release: no config.json there")
     return setup_lib.restore(os.fspath(path), None if base is None else os.fspath(base))
 

@@ -137,7 +137,8 @@ class Linear(nn.Module):
         if self.has_variable("lora", "a"):
             a_RI = self.get_variable("lora", "a").astype(dtype)
             b_RO = self.get_variable("lora", "b").astype(dtype)
-            y = y + matmul(matmul(x_dropped, a_RI.T), b_RO * self.lora.scale)
+            with jax.named_scope("adapter"):
+                y = y + matmul(matmul(x_dropped, a_RI.T), b_RO * self.lora.scale)
         return checkpoint_name(y, self.name)
 
 

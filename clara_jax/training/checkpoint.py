@@ -4,12 +4,12 @@
 that a later stage reads what it needs, `optimizer`, and `data`. The frozen base is never saved.
 """
 
-import os
 from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from clara_jax import files
 from clara_jax.errors import UserError
 from clara_jax.models.clara import Trees
 
@@ -18,9 +18,9 @@ class Checkpoints:
     """The checkpoints of one run; a context manager, so that the last save is finished."""
 
     def __init__(self, workdir: str, keep: int):
-        self.directory = os.path.join(os.path.abspath(workdir), "checkpoints")
+        self.directory = f"{files.absolute(workdir)}/checkpoints"
         try:
-            os.makedirs(self.directory, exist_ok=True)
+            files.make_folder(self.directory)
             self._checkpointer = ocp.training.Checkpointer(
                 self.directory,
                 save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
@@ -91,9 +91,11 @@ def has_checkpoint(workdir: str) -> bool:
 
 def newest_step(workdir: str) -> int:
     """Step of a run's newest checkpoint; 0 without one."""
-    directory = os.path.join(workdir, "checkpoints")
-    names = os.listdir(directory) if os.path.isdir(directory) else []
-    return max((int(name) for name in names if name.isdecimal()), default=0)
+    directory = files.path(workdir) / "checkpoints"
+    found = list(directory.iterdir()) if directory.is_dir() else []
+    if files.is_remote(workdir):  # there a step has its name from the start, this file at the end
+        found = [step for step in found if (step / "commit_success.txt").exists()]
+    return max((int(step.name) for step in found if step.name.isdecimal()), default=0)
 
 
 def load_trees(workdir: str, abstract: Trees, step: int | None = None) -> tuple[int, Trees]:
@@ -110,8 +112,8 @@ def load_trees(workdir: str, abstract: Trees, step: int | None = None) -> tuple[
     Raises:
         UserError: there is no checkpoint, or it does not fit.
     """
-    directory = os.path.join(os.path.abspath(workdir), "checkpoints")
-    if not os.path.isdir(directory):
+    directory = f"{files.absolute(workdir)}/checkpoints"
+    if not files.path(directory).is_dir():
         raise UserError(f"{workdir}: no checkpoints here; is this the workdir of a training run?")
     with ocp.training.Checkpointer(directory) as checkpointer:
         latest = checkpointer.latest

@@ -17,6 +17,7 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
+from clara_jax import files
 from clara_jax.data import pipeline, question_shapes, questions, sources
 from clara_jax.data.memories import MemoryFile
 from clara_jax.data.questions import Reader, Shapes
@@ -178,8 +179,7 @@ def teacher_answers(setup: Setup, reader: Reader, workdir: str) -> list[str]:
     answers, size = _read_answers(path, setup, reader)
     if len(answers) < total:
         progress = Progress(total, "teacher answers", start=len(answers))
-        with open(path, "a", encoding="utf-8") as f:
-            f.truncate(size)  # what a kill left of a line
+        with files.Lines(path, size) as f:  # without what a kill left of a line
             for start in range(len(answers), total, _CHUNK):
                 part = range(start, min(start + _CHUNK, total))
                 records = [reader.picked(i) for i in part]
@@ -187,7 +187,6 @@ def teacher_answers(setup: Setup, reader: Reader, workdir: str) -> list[str]:
                 for record, text in zip(records, texts, strict=True):
                     line = {"asked": _asked(setup, record), "answer": text}
                     f.write(json.dumps(line) + "\n")
-                f.flush()
                 answers += texts
                 progress.update(part.stop)
         progress.close()
@@ -221,9 +220,9 @@ def _read_answers(path: str, setup: Setup, reader: Reader) -> tuple[list[str], i
     """Answers that are there already, and the bytes of their whole lines."""
     answers: list[str] = []
     size = 0
-    if not os.path.exists(path):
+    if not files.path(path).exists():
         return answers, size
-    with open(path, "rb") as f:
+    with files.path(path).open("rb") as f:
         for line in f:
             try:
                 found = json.loads(line)

@@ -92,13 +92,15 @@ def e2e(setup: Setup, trees: Trees, batch: Batch, draw: Draw) -> Found:
     memories_BNMD = candidates(setup, trees, batch)
     scores_BN = _scores(setup, trees, batch, memories_BNMD, rng_query)
     mask_BN = batch["doc_valid"] > 0
-    weights_BKN, indices_BK = topk.select(
-        scores_BN, select.k, select.method, temperature(setup.config, draw.tau, scores_BN, mask_BN),
-        mask_BN=mask_BN, rng=rng_noise, compat=select.compat,
-    )  # fmt: skip
-    if draw.probe_BKN is not None:
-        weights_BKN += draw.probe_BKN
-    chosen_BKMD = topk.mix(weights_BKN, indices_BK, memories_BNMD)
+    with jax.named_scope("select"):
+        tau = temperature(setup.config, draw.tau, scores_BN, mask_BN)
+        weights_BKN, indices_BK = topk.select(
+            scores_BN, select.k, select.method, tau,
+            mask_BN=mask_BN, rng=rng_noise, compat=select.compat,
+        )  # fmt: skip
+        if draw.probe_BKN is not None:
+            weights_BKN += draw.probe_BKN
+        chosen_BKMD = topk.mix(weights_BKN, indices_BK, memories_BNMD)
     vectors_BSD = chosen_BKMD.reshape(len(scores_BN), -1, chosen_BKMD.shape[-1])
     answer_BTD = clara.generate_hidden(setup.decoder, trees, batch, vectors_BSD, rng_dec)
     ce = _cross_entropy(setup, trees, answer_BTD, batch)
@@ -245,7 +247,8 @@ def _scores(
         role="reasoner", rng=rng, spread=setup.config.memory.positions == "spread",
     )  # fmt: skip
     query_BMD = clara.memory_vectors(setup.model, trees, hidden_BTD, tokens)
-    return scores.score(query_BMD, memories_BNMD, setup.config.select.score)
+    with jax.named_scope("score"):
+        return scores.score(query_BMD, memories_BNMD, setup.config.select.score)
 
 
 def _ranking(config: Config, scores_BN: jax.Array, batch: Batch) -> Sums:
@@ -267,7 +270,8 @@ def _ranking(config: Config, scores_BN: jax.Array, batch: Batch) -> Sums:
 
 def _cross_entropy(setup: Setup, trees: Trees, hidden_BTD: jax.Array, batch: Batch) -> jax.Array:
     chunks = setup.config.train.loss_chunks
-    return cross_entropy_sum(setup.model, trees, hidden_BTD, batch["dec_targets"], chunks)
+    with jax.named_scope("loss"):
+        return cross_entropy_sum(setup.model, trees, hidden_BTD, batch["dec_targets"], chunks)
 
 
 def _alignment(
@@ -275,4 +279,5 @@ def _alignment(
 ) -> jax.Array:
     is_memory_BT = setup.extra.is_memory(tokens_BT)
     into = setup.config.train.mse_into
-    return alignment_sum(hidden_BTD, segments_BT, is_memory_BT, most, into=into)
+    with jax.named_scope("alignment"):
+        return alignment_sum(hidden_BTD, segments_BT, is_memory_BT, most, into=into)

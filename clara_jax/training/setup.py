@@ -12,7 +12,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from clara_jax import config as config_lib
-from clara_jax import sharding
+from clara_jax import files, sharding
 from clara_jax.config import ADAPTERS, TRAINED, Config
 from clara_jax.config_checks import get
 from clara_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -167,15 +167,15 @@ def lineage(config: Config, child: str = "") -> list[Run]:
     steps = read_origins(child)
     workdir = config.init_from
     while workdir:
-        beside = os.path.join(os.path.dirname(os.path.abspath(child)), os.path.basename(workdir))
-        if not os.path.isdir(workdir) and child and os.path.isdir(beside):
+        beside = os.path.join(os.path.dirname(files.absolute(child)), os.path.basename(workdir))
+        if not files.path(workdir).is_dir() and child and files.path(beside).is_dir():
             workdir = beside
-        if not os.path.isdir(workdir):
+        if not files.path(workdir).is_dir():
             raise UserError(
                 f"config.init_from={workdir}: no such folder"
                 + (f"; {child} starts from it: put it back, or beside {child}" if child else "")
             )
-        if any(os.path.abspath(workdir) == os.path.abspath(run.workdir) for run in runs):
+        if any(files.absolute(workdir) == files.absolute(run.workdir) for run in runs):
             raise UserError(f"{workdir}: config.init_from leads back to itself")
         earlier = config_lib.load(os.path.join(workdir, "config.json"))
         names = INHERITED + (INHERITED_BY_ADAPTERS if not earlier.train.full else ())
@@ -184,7 +184,7 @@ def lineage(config: Config, child: str = "") -> list[Run]:
                 f"config.{name}={get(config, name)!r}, but config.init_from={workdir} was trained "
                 f"with {get(earlier, name)!r}; set the same"
             )
-        runs.append(Run(workdir, earlier, steps.get(os.path.basename(os.path.abspath(workdir)))))
+        runs.append(Run(workdir, earlier, steps.get(os.path.basename(files.absolute(workdir)))))
         child, workdir = workdir, earlier.init_from
     return runs
 
@@ -195,25 +195,23 @@ def save_origins(workdir: str, config: Config) -> None:
     So that it stays what it is when an earlier run goes on.
     """
     path = os.path.join(workdir, "origins.json")
-    if os.path.exists(path):
+    if files.path(path).exists():
         return
     steps = {
-        os.path.basename(os.path.abspath(run.workdir)): newest_step(run.workdir)
+        os.path.basename(files.absolute(run.workdir)): newest_step(run.workdir)
         for run in lineage(config)
     }
-    with open(f"{path}.tmp", "w", encoding="utf-8") as f:
-        json.dump(steps, f)
-    os.replace(f"{path}.tmp", path)
+    files.write(path, json.dumps(steps))
 
 
 def read_origins(workdir: str) -> dict[str, int]:
     """What `save_origins` kept; nothing for a run that has not been trained."""
     path = os.path.join(workdir, "origins.json")
-    if not workdir or not os.path.exists(path):
+    if not workdir or not files.path(path).exists():
         return {}
     try:
-        with open(path, encoding="utf-8") as f:
-            return {str(name): int(step) for name, step in json.load(f).items()}
+        found = json.loads(files.read(path))
+        return {str(name): int(step) for name, step in found.items()}
     except (OSError, ValueError, TypeError, AttributeError) as e:
         raise UserError(f"{path}: damaged ({e}); restore it from a copy") from e
 

@@ -71,7 +71,9 @@ def make_step(setup: Setup, optimizer: optax.GradientTransformation) -> Step:
             return loss, sums, grads
 
         loss, sums, grads = _accumulate(micro, batch, train.accumulate)
-        updates, opt_state = optimizer.update(grads, opt_state, trained)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, opt_state, trained)
+            trained = optax.apply_updates(trained, updates)
         metrics = {
             "loss": loss,
             **_shares(means(sums, count)),
@@ -80,7 +82,7 @@ def make_step(setup: Setup, optimizer: optax.GradientTransformation) -> Step:
         }
         if config.stage == "e2e":
             metrics["temperature"] = tau(step)
-        return (optax.apply_updates(trained, updates), opt_state), metrics
+        return (trained, opt_state), metrics
 
     return step_fn
 

@@ -16,7 +16,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from clara_jax import config as config_lib
-from clara_jax import sharding
+from clara_jax import files, sharding
 from clara_jax.config import Config
 from clara_jax.config_checks import get
 from clara_jax.errors import UserError
@@ -24,8 +24,10 @@ from clara_jax.models.clara import Trees
 from clara_jax.progress import Progress
 from clara_jax.training import writers
 from clara_jax.training.checkpoint import Checkpoints, has_checkpoint
+from clara_jax.training.goodput import Goodput
 from clara_jax.training.inputs import open_inputs
 from clara_jax.training.optim import make_optimizer
+from clara_jax.training.profile import Trace
 from clara_jax.training.setup import Setup, save_origins, start
 from clara_jax.training.step import (
     Metrics,
@@ -58,6 +60,7 @@ def train(config: Config, workdir: str) -> int:
 
 
 def _train(config: Config, workdir: str) -> int:
+    goodput = Goodput()
     _check_same_run(workdir, config)
     writer = writers.MetricWriter(workdir, config.train.tensorboard)
     setup = start(config, workdir)
@@ -84,15 +87,17 @@ def _train(config: Config, workdir: str) -> int:
         state = (trained, opt_state)
         step_fn = compile_step(setup, make_step(setup, optimizer), state)
         with _on_signal() as received:
+            trace = Trace(workdir, config.profile, first, config.train.steps)
             return _loop(
-                setup, first, state, frozen, data, step_fn, checkpoints, evaluate, writer, received
-            )
+                setup, first, state, frozen, data, step_fn, checkpoints, evaluate, writer, received,
+                goodput, trace,
+            )  # fmt: skip
 
 
 def _loop(
     setup: Setup, first: int, state: Any, frozen: Trees, data: Iterator[Any], step_fn: Step,
     checkpoints: Checkpoints, evaluate: Callable | None, writer: writers.MetricWriter,
-    received: Callable[[int], int],
+    received: Callable[[int], int], goodput: Goodput, trace: Trace,
 ) -> int:  # fmt: skip
     config = setup.config.train
     progress = Progress(config.steps, f"training {setup.config.stage}", start=first)
@@ -117,11 +122,12 @@ def _loop(
             metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
             check(number, "the loss", metrics["loss"])
             if rates is not None:
-                writer.write(number, metrics | rates)
+                writer.write(number, metrics | rates | goodput.seconds())
                 progress.update(number, f"loss {metrics['loss']:.4f}")
 
     def save(done: int) -> None:
         report(done + 1)
+        writer.flush()
         check(done, "the largest weight", float(largest(state[0])))
         checkpoints.save(done, state[0], state[1], data)
 
@@ -135,7 +141,8 @@ def _loop(
     done, end, signal_number = first, config.steps, 0
     try:
         while done < end and not signal_number:
-            batch = next(data, None)
+            with goodput.spent("data"):
+                batch = next(data, None)
             if batch is None:
                 logging.warning("the data end at step %d of %d", done, config.steps)
                 end = done
@@ -145,7 +152,9 @@ def _loop(
                 if len(pending) >= 2:
                     jax.block_until_ready(pending[-2][1])
                 batch = sharding.put_batch(setup.mesh, batch)
-                state, metrics = step_fn(state, frozen, batch, np.int32(done))
+                trace.before(done, state)
+                with jax.profiler.StepTraceAnnotation("train", step_num=done):
+                    state, metrics = goodput.run(step_fn, state, frozen, batch, np.int32(done))
                 done += 1
                 log = done % config.log_every == 0 or done == end
                 if log:
@@ -154,10 +163,12 @@ def _loop(
             signal_number = received(done)
             last = done == end and done > first
             if done % config.checkpoint_every == 0 or last or signal_number:
-                save(done)
+                with goodput.spent("checkpoints"):
+                    save(done)
             due = config.eval_every > 0 and done % config.eval_every == 0
             if evaluate is not None and (due or last) and not (due and batch is None):
-                held_out(done)
+                with goodput.spent("evaluation"):
+                    held_out(done)
         report(done + 1)
         if done == 0:
             raise UserError(
@@ -165,13 +176,17 @@ def _loop(
                 f"config.train.batch_rows={config.batch_rows} rows in config.data.epochs="
                 f"{setup.config.data.epochs}; take fewer rows or more epochs"
             )
-        if signal_number:
+        with goodput.spent("checkpoints"):
             checkpoints.wait()
+        logging.info("%s", goodput.summary())
+        if signal_number:
             logging.warning("%s: saved step %d; the same command resumes",
                             signal.Signals(signal_number).name, done)  # fmt: skip
             return 128 + signal_number
     finally:
         progress.close()
+        trace.close()
+        goodput.close()
         writer.close()
     return 0
 
@@ -230,7 +245,10 @@ def _lock(workdir: str) -> Iterator[None]:
     if jax.process_index() != 0:
         yield
         return
-    os.makedirs(workdir, exist_ok=True)
+    files.make_folder(workdir)
+    if files.is_remote(workdir):  # object storage knows no locks
+        yield
+        return
     with open(os.path.join(workdir, ".lock"), "w") as f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -248,7 +266,7 @@ def _check_same_run(workdir: str, config: Config) -> None:
         UserError: options differ; it names them.
     """
     path = os.path.join(workdir, "config.json")
-    if not has_checkpoint(workdir) or not os.path.exists(path):
+    if not has_checkpoint(workdir) or not files.path(path).exists():
         return
     earlier = config_lib.load(path)
     for name in config_lib.differences(earlier, config, FIXED):

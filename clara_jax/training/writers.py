@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from clara_jax import files
 from clara_jax.errors import UserError
 
 
@@ -40,9 +41,8 @@ class MetricWriter:
             return
         try:
             if self._file is None:
-                self._file = open(self._path, "a", encoding="utf-8")
+                self._file = files.Lines(self._path)
             self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-            self._file.flush()
         except OSError as e:
             raise UserError(
                 f"{self._path}: cannot be written ({e.strerror}); make room and run the same "
@@ -51,6 +51,11 @@ class MetricWriter:
         if self._board is not None:
             for name, value in metrics.items():
                 self._board.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Sees that all lines are kept, also on gs://, before a checkpoint that follows them."""
+        if self._file is not None:
+            self._file.flush()
 
     def close(self) -> None:
         """Closes the files."""
@@ -63,17 +68,13 @@ class MetricWriter:
 def truncate(workdir: str, step: int) -> None:
     """Drops lines after `step`, which a run that resumes from there will write again."""
     path = os.path.join(workdir, "metrics.jsonl")
-    if jax.process_index() != 0 or not os.path.exists(path):
+    if jax.process_index() != 0 or not files.path(path).exists():
         return
-    with open(path, encoding="utf-8", errors="replace") as f:
-        lines = f.readlines()
     kept = []
-    for line in lines:
+    for line in files.read(path).splitlines(keepends=True):
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue  # a line that a kill cut short, or that is none of ours
-    with open(path + ".tmp", "w", encoding="utf-8") as f:
-        f.writelines(kept)
-    os.replace(path + ".tmp", path)
+    files.write(path, "".join(kept))

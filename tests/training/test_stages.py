@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import numpy as np
@@ -30,7 +31,10 @@ def with_options(config, **groups):
 
 def metrics(workdir) -> list[dict]:
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.endswith("_per_s")} for line in lines]
+    return [
+        {k: v for k, v in line.items() if not k.endswith("_per_s") and not k.startswith("time/")}
+        for line in lines
+    ]
 
 
 def equal(one, other) -> bool:
@@ -79,12 +83,12 @@ def kept(workdir, step=2) -> list[str]:
     return sorted(p.name for p in (workdir / f"checkpoints/{step}").iterdir() if p.is_dir())
 
 
-def test_each_stage_starts_from_the_one_before(later, scp, instruct, tmp_path):
+def test_each_stage_starts_from_the_one_before(later, scp, instruct, tmp_path, named):
     assert kept(instruct) == ["compressor", "data", "generator", "optimizer"]
     before, after = (setup_lib.restore(str(run)).trees for run in (scp, instruct))
     assert equal(before["memory"], after["memory"])
     assert not equal(before["compressor"], after["compressor"])
-    e2e = with_options(later, stage="e2e", init_from=str(instruct))
+    e2e = with_options(later, stage="e2e", init_from=str(instruct), profile=1)
     start = setup_lib.start(e2e).trees
     for name in ("compressor", "generator", "memory"):
         assert equal(start[name], after[name])
@@ -95,6 +99,9 @@ def test_each_stage_starts_from_the_one_before(later, scp, instruct, tmp_path):
     assert end.step == 2 and equal(end.trees["compressor"], after["compressor"])
     assert not equal(end.trees["reasoner"], after["compressor"])
     assert not equal(end.trees["generator"], after["generator"])
+    (trace,) = (path.read_bytes() for path in (tmp_path / "profile").rglob("*.xplane.pb"))
+    for scope in ("encode", "score", "select", "generate", "adapter", "loss", "optimizer"):
+        assert re.search(rf"[/(]{scope}[/)]".encode(), trace), scope
     last = metrics(tmp_path)[-1]
     slots = [last[f"slot_gradient/{j}"] for j in (1, 2)]
     assert sum(slots) == pytest.approx(1) and min(slots) > 0

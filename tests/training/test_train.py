@@ -28,8 +28,8 @@ def with_options(config, **groups):
 
 def metrics(workdir) -> list[dict]:
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {k: v for k, v in line.items() if not k.endswith("_per_s")}  # times differ between runs
+    return [  # without times, which differ between runs
+        {k: v for k, v in line.items() if not k.endswith("_per_s") and not k.startswith("time/")}
         for line in lines
     ]
 

@@ -1,0 +1,255 @@
+"""Launch scripts: what they would run, and that what they quote arrives as it was given."""
+
+import json
+import os
+import pathlib
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+ROOT = pathlib.Path(__file__).parent.parent
+SCRIPTS = sorted(path.relative_to(ROOT) for path in (ROOT / "launch").rglob("*.sh"))
+# What options may hold: spaces, both quotes, commas, what shells and templates expand.
+HOSTILE = [
+    "--config=configs/scp.py:mistral_7b",
+    "--config.data.sources=gs://b/a b.jsonl,3*gs://b/c.jsonl",
+    '--config.prompts.qa_user=it\'s "{docs}" & $HOME $$ `id` $(id) \\ <name> *; # %',
+    "--config.train.only=",
+]
+TPU = {"TPU_NAME": "clara", "ZONE": "us-west4-a", "PROJECT": "mine", "WORKDIR": "gs://b/w d"}
+
+
+def bash(script: str, *arguments: str, path: pathlib.Path | None = None, **variables: str):
+    found = f"{path}:{os.environ['PATH']}" if path else os.environ["PATH"]
+    return subprocess.run(
+        ["bash", f"launch/{script}", *arguments], cwd=ROOT, capture_output=True, text=True,
+        timeout=60, env={"PATH": found, "HOME": os.environ.get("HOME", "/"), **variables},
+    )  # fmt: skip
+
+
+def commands(script: str, *arguments: str, **variables: str) -> list[list[str]]:
+    """What a script prints with --dry-run, as the shell would read it."""
+    result = bash(script, *arguments, **variables)
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stdout.splitlines() if not line.startswith("#")]
+    return [shlex.split(line) for line in lines]
+
+
+def program(path: pathlib.Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=str)
+def test_scripts_are_short_and_parse(script):
+    text = (ROOT / script).read_text()
+    assert len(text.splitlines()) < 100
+    subprocess.run(["bash", "-n", str(ROOT / script)], check=True)
+    if shutil.which("shellcheck"):
+        how = ["--source-path=SCRIPTDIR", "--external-sources", "--severity=error", "--shell=bash"]
+        subprocess.run(["shellcheck", *how, str(ROOT / script)], check=True)
+
+
+# --- TPU VMs -------------------------------------------------------------------------------------
+
+
+def test_tpu_commands():
+    (create, wait) = commands("tpu_vm.sh", "create", "--dry-run", **TPU)
+    assert create[:6] == ["gcloud", "compute", "tpus", "queued-resources", "create", "clara"]
+    assert {"--spot", "--node-id=clara", "--zone=us-west4-a", "--project=mine"} <= set(create)
+    assert {"--accelerator-type=v5litepod-16", "--runtime-version=v2-alpha-tpuv5-lite"} <= {*create}
+    assert wait[4] == "describe" and "--format=value(state.state)" in wait
+    other = {**TPU, "SPOT": "0", "TYPE": "v6e-8", "RUNTIME": "v2-alpha-tpuv6e"}
+    create = commands("tpu_vm.sh", "--dry-run", "create", **other)[0]
+    assert "--spot" not in create
+    assert {"--accelerator-type=v6e-8", "--runtime-version=v2-alpha-tpuv6e"} <= {*create}
+    (delete,) = commands("tpu_vm.sh", "delete", "--dry-run", **TPU)
+    assert delete[4] == "delete" and "--force" in delete and "--quiet" in delete
+    ((*logs, follow),) = commands("tpu_vm.sh", "logs", "--dry-run", WORKER="3", **TPU)
+    assert "--worker=3" in logs and follow.endswith("-F clara_jax/run.log")
+
+
+def test_tpu_setup_copies_a_folder_or_clones():
+    tar, copy, _, install = commands("tpu_vm.sh", "setup", "--dry-run", REPO="my code", **TPU)
+    assert tar[0] == "tar" and tar[-3:] == ["-C", "my code", "."]
+    assert copy[4:7] == ["scp", tar[2], "clara:clara_jax.tar.gz"] and "--worker=all" in copy
+    assert "EXTRAS=tpu,gcs" in install[-1]
+    clone, _ = commands("tpu_vm.sh", "setup", "--dry-run", REPO="https://host/a b.git", **TPU)
+    assert "git clone --quiet --depth=1 'https://host/a b.git' clara_jax" in clone[-1]
+
+
+def test_tpu_resume_replaces_sets_up_and_runs():
+    found = commands("tpu_vm.sh", "resume", "--dry-run", "--", *HOSTILE, **TPU)
+    verbs = [words[0] if words[0] == "tar" else words[4] for words in found]
+    assert verbs == ["describe", "delete", "describe", "create", "describe", "ssh", "tar", "scp",
+                     "ssh", "ssh", "ssh", "describe", "ssh"]  # fmt: skip
+    ((*_, run),) = commands("tpu_vm.sh", "run", "--dry-run", "--", *HOSTILE, **TPU)
+    assert found[10][-1] == run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "message"),
+    [
+        ([], TPU, "COMMAND is missing"),
+        (["--dry-run"], TPU, "COMMAND is missing"),
+        (["run", "--config=x"], TPU, "--config=x is no command; options of the run come after --"),
+        (["create"], {**TPU, "ZONE": ""}, "ZONE is missing"),
+    ],
+)
+def test_tpu_mistakes(arguments, variables, message):
+    result = bash("tpu_vm.sh", *arguments, **variables)
+    assert result.returncode == 2 and not result.stdout
+    assert message in result.stderr and result.stderr.count("\n") == 1
+
+
+# A slice of this machine: `ssh` runs the command in HOME, `describe` takes its next answer from a
+# file, and all that was called is written down.
+GCLOUD = """#!/usr/bin/env bash
+echo "$4" >> "$HOME/called"
+case $4 in
+  describe) head -n 1 "$HOME/states"; sed -i 1d "$HOME/states" ;;
+  ssh)
+    for word; do case $word in --command=*) command=${word#--command=} ;; esac; done
+    case $command in *venv.sh* | *clone*) exit ;; esac
+    cd "$HOME" && bash -c "$command" ;;
+esac
+"""
+METADATA = """#!/usr/bin/env bash
+case ${@: -1} in
+  */agent-worker-number) echo -n 1 ;;
+  */worker-network-endpoints) echo -n "unknown:unknown:10.0.0.5,unknown:unknown:10.0.0.6" ;;
+  *) exit 22 ;;
+esac
+"""
+# Trains: writes down its arguments, and ends with the next exit code of a file.
+TRAINING = f"""#!{sys.executable}
+import json, os, pathlib, sys
+home = pathlib.Path(__file__).parents[3]
+codes = (home / "codes").read_text().split()
+(home / "codes").write_text(" ".join(codes[1:]))
+with open(home / "arguments", "a") as f:
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    print(json.dumps([[os.environ[name] for name in names], sys.argv[1:]]), file=f)
+print("step 1")
+sys.exit(int(codes[0]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("states", "codes", "code", "runs"),
+    [
+        ("ACTIVE", "0", 0, 1),
+        ("PROVISIONING ACTIVE ACTIVE SUSPENDED DELETING ACTIVE", "143 0", 0, 2),
+        ("ACTIVE", "2", 2, 1),  # a user's mistake
+        ("ACTIVE", "1 1 1 1 1", 1, 3),  # first, and TRIES times again
+    ],
+)
+def test_tpu_resume_until_the_run_ends(tmp_path, states, codes, code, runs):
+    home, path = tmp_path / "home", tmp_path / "bin"
+    program(home / "clara_jax" / ".venv" / "bin" / "python", TRAINING)
+    program(path / "gcloud", GCLOUD)
+    program(path / "sleep", "#!/usr/bin/env bash\nexec /bin/sleep 0.2\n")
+    (home / "clara_jax" / "launch").mkdir()
+    shutil.copy(ROOT / "launch" / "tpu_worker.sh", home / "clara_jax" / "launch")
+    program(path / "curl", METADATA)
+    (home / "states").write_text("".join(f"{s}\n" for s in [*states.split(), *["ACTIVE"] * 200]))
+    (home / "codes").write_text(codes)
+    result = bash("tpu_vm.sh", "resume", "--", *HOSTILE, path=path,
+                  **{**TPU, "HOME": str(home), "TRIES": "2", "REPO": "https://h/r"})  # fmt: skip
+    assert result.returncode == code, result.stderr
+    given = [json.loads(line) for line in (home / "arguments").read_text().splitlines()]
+    who = ["10.0.0.5:8482", "2", "1"]
+    assert given == [[who, ["-m", "clara_jax.main", "--workdir=gs://b/w d", *HOSTILE]]] * runs
+    assert (home / "clara_jax" / "run.log").read_text() == "step 1\n"
+    called = (home / "called").read_text().split()
+    assert ("delete" in called) == ("SUSPENDED" in states)
+
+
+# --- GPUs ----------------------------------------------------------------------------------------
+
+
+def test_gpu_on_one_machine_and_on_many():
+    assert commands("gpu.sh", "--dry-run", *HOSTILE) == [
+        ["python", "-m", "clara_jax.main", *HOSTILE]
+    ]
+    more = "--partition=gpu --time=1:00:00"
+    batch, step, again = commands("gpu.sh", *HOSTILE, "--dry-run", NODES="4", SBATCH=more)
+    assert batch[0] == "sbatch" and batch[-len(HOSTILE) - 1 :] == ["launch/gpu.sh", *HOSTILE]
+    assert {"--nodes=4", "--ntasks-per-node=8", "--gpus-per-node=8", "--requeue"} <= set(batch)
+    assert {"--signal=TERM@300", *more.split()} <= set(batch)
+    assert step[0] == "srun" and step[2:] == ["python", "-m", "clara_jax.main", *HOSTILE]
+    assert again == ["scontrol", "requeue", "JOB"]
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(0, False), (1, False), (2, False), (143, True)])
+def test_a_slurm_job_queues_again_once_it_has_saved(tmp_path, code, requeued):
+    program(tmp_path / "srun", f"#!/bin/sh\nkill -TERM $PPID\nexit {code}\n")  # as Slurm may
+    program(tmp_path / "scontrol", f'#!/bin/sh\necho "$@" > "{tmp_path}/called"\n')
+    result = bash("gpu.sh", *HOSTILE, path=tmp_path, CLARA_JOB="1", SLURM_JOB_ID="77")
+    assert result.returncode == code, result.stderr
+    assert (tmp_path / "called").exists() == requeued
+    if requeued:
+        assert (tmp_path / "called").read_text() == "requeue 77\n"
+
+
+# --- GKE -----------------------------------------------------------------------------------------
+
+
+def manifest(**variables: str) -> dict:
+    result = bash("gke/submit.sh", "--dry-run", *HOSTILE, IMAGE="host/clara:1", **variables)
+    assert result.returncode == 0, result.stderr
+    text, last = result.stdout.rstrip("\n").rsplit("\n", 1)
+    assert last == "kubectl apply --filename=-"
+    return yaml.safe_load(text)
+
+
+def test_gke_manifest():
+    found = manifest()
+    assert (found["apiVersion"], found["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    assert found["metadata"]["name"] == "clara" and found["spec"]["failurePolicy"]["maxRestarts"]
+    (slices,) = found["spec"]["replicatedJobs"]
+    job = slices["template"]["spec"]
+    assert (slices["replicas"], job["parallelism"], job["completions"]) == (1, 4, 4)
+    assert job["completionMode"] == "Indexed" and job["backoffLimit"] == 0
+    pod = job["template"]["spec"]
+    assert pod["restartPolicy"] == "Never"  # podFailurePolicy asks for it
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
+        "cloud.google.com/gke-tpu-topology": "4x4",
+        "cloud.google.com/gke-spot": "true",
+    }
+    (container,) = pod["containers"]
+    assert container["image"] == "host/clara:1"
+    # Kubernetes reads $$ as $.
+    assert [value.replace("$$", "$") for value in container["args"]] == HOSTILE
+    assert container["resources"]["limits"] == {"google.com/tpu": 4}
+
+
+def test_gke_other_slices():
+    found = manifest(TOPOLOGY="2x2x2", CHIPS="4", SLICES="3", SPOT="0", NAME="other",
+                     ACCELERATOR="tpu-v5p-slice")  # fmt: skip
+    (slices,) = found["spec"]["replicatedJobs"]
+    assert slices["replicas"] == 3 and slices["template"]["spec"]["parallelism"] == 2
+    selector = slices["template"]["spec"]["template"]["spec"]["nodeSelector"]
+    assert "cloud.google.com/gke-spot" not in selector and found["metadata"]["name"] == "other"
+
+
+def test_gke_applies_what_it_prints_and_names_what_is_missing(tmp_path):
+    program(tmp_path / "kubectl", f'#!/bin/sh\ncat > "{tmp_path}/applied"\n')
+    result = bash("gke/submit.sh", *HOSTILE, path=tmp_path, IMAGE="host/clara:1")
+    assert result.returncode == 0, result.stderr
+    assert yaml.safe_load((tmp_path / "applied").read_text()) == manifest()
+    result = bash("gke/submit.sh", *HOSTILE)
+    assert result.returncode == 2 and "set IMAGE" in result.stderr
+
+
+def test_gke_image_has_what_the_program_reads():
+    copied = (ROOT / "launch/gke/Dockerfile").read_text()
+    assert all(f"COPY {name} {name}" in copied for name in ("clara_jax", "configs"))
+    assert len(copied.splitlines()) < 100
+    assert len((ROOT / "launch/gke/jobset.yaml").read_text().splitlines()) < 100
