@@ -94,10 +94,9 @@ class LoraConfig:
         unknown = set(self.targets) - set(LINEAR_NAMES)
         if unknown:
             raise ValueError(f"unknown LoRA targets {sorted(unknown)}; known: {LINEAR_NAMES}")
-        if self.rank < 1 or not (self.dropout == 0 or 1 / 256 <= self.dropout <= 255 / 256):
+        if self.rank < 1 or not 0 <= self.dropout < 1:
             raise ValueError(
-                f"LoRA rank {self.rank} must be >= 1, dropout {self.dropout} be 0, or from 1/256 "
-                "to 255/256 (it is rounded to a multiple of that)"
+                f"LoRA rank {self.rank} must be >= 1, dropout {self.dropout} in [0, 1)"
             )
 
     @property
