@@ -6,7 +6,8 @@
     ask       --mode=ask --workdir=… --documents=… [--question=…] [--base=…] [--top_k=…]
               [--max_new_tokens=…] [--temperature=…] [--top_p=…]
 
-Exit codes: 0 done, 2 a mistake that the printed line tells how to mend, 143 SIGTERM after saving.
+Exit codes: 0 done, 2 a mistake that the printed line tells how to mend, 143 SIGTERM after saving;
+1 or 134 (SIGABRT) another process of the run is gone.
 """
 
 import dataclasses
@@ -74,11 +75,12 @@ def run() -> int:
     # Imported late: --help and mistakes in flags need no JAX.
     import jax
 
-    if command_line.is_multi_process():
-        jax.distributed.initialize()
-    logging.info("devices: %s", jax.devices())
-    module = importlib.import_module(f"clara_jax.{mode.module}")
-    return getattr(module, mode.function)(**arguments)
+    from clara_jax import distributed
+
+    with distributed.joined():
+        logging.info("devices: %s", jax.devices())
+        module = importlib.import_module(f"clara_jax.{mode.module}")
+        return getattr(module, mode.function)(**arguments)
 
 
 @command
