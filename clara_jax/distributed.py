@@ -147,9 +147,9 @@ def _announce_loss(where: str) -> Callable[[], None]:
     Ctrl-C does not end it first.
     """
     line = (
-        f"clara_jax: this process (of pid {os.getpid()}) was ended or lost the others: one of them "
-        f"is gone, or {where} cannot be reached; its own log says why. The same command on all "
-        "processes goes on from the last checkpoint"
+        f"clara_jax: this process (pid {os.getpid()}) was killed or lost the others: one of them "
+        f"is gone or never came, or {where} cannot be reached; its log says why. The same command "
+        "on all of them goes on from the last checkpoint"
     )
     shell = subprocess.Popen(
         ["sh", "-c", 'read -r bye || printf "%s\\n" "$0" >&2', line],
@@ -167,20 +167,27 @@ def _leave(error: BaseException, farewell: Callable[[], None]) -> None:
 
     Without waiting for the others at its end, as JAX would: they are gone, or work on.
     """
-    code = tell(error)
-    if code:
+    if _is_loss(error):
+        logging.error("%s", str(error).splitlines()[0][:200])
+        code = LOST  # the line comes when the process has ended
+    elif code := tell(error):
         # Others often find the same mistake: each shall tell it before the first one's end ends it.
         with contextlib.suppress(Exception):
             client = jax._src.distributed.global_state.client
             client.wait_at_barrier("clara_jax mistake", _MEETING * 1000)
         farewell()
-    elif isinstance(error, Exception) and any(sign in str(error) for sign in _SIGNS):
-        logging.error("%s", str(error).splitlines()[0][:200])
-        code = LOST  # the line comes when the process ends
     else:
         traceback.print_exception(error)
-        code = LOST
+        code = 1
         farewell()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _is_loss(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, is that of another process's end."""
+    if error is None:
+        return False
+    signs = isinstance(error, Exception) and any(sign in str(error) for sign in _SIGNS)
+    return signs or _is_loss(error.__cause__ or error.__context__)
