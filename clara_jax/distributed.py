@@ -42,6 +42,11 @@ def joined() -> Iterator[None]:
     """
     options = from_environment(os.environ)
     if options is None:
+        if jax.process_count() > 1:
+            raise UserError(
+                "the devices are those of several processes, which the environment does not name: "
+                f"set {', '.join(EXPLICIT)} on each"
+            )
         yield
         return
     given = os.environ.get(_TIMEOUT, "0")
