@@ -22,6 +22,7 @@ SCP = [
     "--config.data.packing_bins=8", "--config.train.batch_rows=8", "--config.train.log_every=1",
     "--config.train.checkpoint_every=2", "--config.train.keep_checkpoints=9",
     "--config.train.steps=8", "--config.optim.schedule=constant", "--config.optim.warmup=0.0",
+    "--config.optim.learning_rate=2e-4",  # a high one amplifies the order of sums
 ]  # fmt: skip
 E2E = [
     "--config=configs/quickstart.py:e2e", "--config.data.sources=facts:40",
@@ -109,7 +110,9 @@ def assert_same(workdir, expected) -> None:
     found, wanted = metrics(workdir), metrics(expected)
     assert [line["step"] for line in found] == [line["step"] for line in wanted]
     for one, other in zip(found, wanted, strict=True):
-        assert one == pytest.approx(other, rel=2e-5), f"step {other['step']}"
+        assert one == pytest.approx(other, rel=2e-4), f"step {other['step']}"
+        loss = "loss" if "loss" in other else "eval/ce_loss"
+        assert one[loss] == pytest.approx(other[loss], rel=1e-5), f"step {other['step']}"
 
 
 def until_line(job, workdir, lines) -> None:
@@ -129,7 +132,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def one(folder):
     """A run of one process, to compare with."""
-    run(folder, [*SCP, f"--workdir={folder / 'one'}"], devices=2)
+    run(folder, [*SCP, f"--workdir={folder / 'one'}"])
     return folder / "one"
 
 
@@ -158,7 +161,7 @@ def test_a_killed_process_ends_the_job_which_resumes_to_the_losses_of_one_proces
 
 @pytest.mark.parametrize(
     ("count", "devices", "mesh"),
-    [(4, 1, {"data": 2, "fsdp": 1, "tensor": 2}), (1, 3, {"data": 1, "fsdp": 1, "tensor": 2})],
+    [(4, 1, {"data": 2, "fsdp": 1, "tensor": 2}), (1, 2, {"data": 1, "fsdp": 1, "tensor": 2})],
 )
 def test_another_number_of_processes_and_another_mesh_go_on(folder, one, two, count, devices, mesh):
     workdir = folder / f"by{count}"
@@ -182,14 +185,14 @@ def test_sigterm_to_one_process_saves_the_same_step_on_all(folder):
 
 def test_choosing_among_documents_and_its_evaluation(folder, one):
     results = []
-    for count, devices in ((1, 2), (2, 1)):
+    for count in (1, 2):
         workdir = folder / f"e2e{count}"
         options = [
             *E2E, f"--config.init_from={one}", f"--workdir={workdir}",
             f"--config.data.memories={folder / f'memories{count}'}",
         ]  # fmt: skip
-        run(folder, options, count, devices)
-        run(folder, [*options, "--mode=evaluate"], count, devices)
+        run(folder, options, count)
+        run(folder, [*options, "--mode=evaluate"], count)
         results.append(json.loads((workdir / "eval" / "2.json").read_text()))
     assert_same(folder / "e2e2", folder / "e2e1")
     manifests = [(folder / f"memories{n}" / "manifest.json").read_text() for n in (1, 2)]
