@@ -59,13 +59,6 @@ def arguments(
     return given
 
 
-def is_multi_process() -> bool:
-    """True where the environment says that this is one of several processes."""
-    workers = os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    names = ("JAX_COORDINATOR_ADDRESS", "COORDINATOR_ADDRESS")
-    return "," in workers or any(map(os.environ.get, names))
-
-
 def start_log() -> None:
     """Shows our own lines of the log, and libraries' warnings."""
     logging.use_absl_handler()

@@ -67,7 +67,9 @@ class Data:
     row_examples: int = 16  # most examples packed into one row
     packing_bins: int = 64  # rows that are filled at the same time
     epochs: int = 0  # passes over the data; 0: as many as the steps need
-    workers: int = 0  # processes that prepare data; 0: in the main one
+    workers: int = 0  # processes that prepare a stream's data; 0: in the main one
+    shards: int = 0  # streams the records are shared out to, each read by one process; a batch has
+    # equal rows of each; 0: as many as processes when the run starts
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,6 +42,7 @@ POSITIVE = (
 )  # fmt: skip
 NOT_NEGATIVE = (
     "data.records", "data.encoder_row", "data.decoder_row", "data.epochs", "data.workers",
+    "data.shards",
     "train.mse_weight",
     "train.eval_every", "optim.learning_rate", "optim.weight_decay", "optim.memory_lr_scale",
     "memory.init_noise", "eval.records", "profile",

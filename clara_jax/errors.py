@@ -24,11 +24,19 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
     def run(*args, **kwargs) -> int:
         try:
             return main(*args, **kwargs) or 0
-        except UserError as e:
-            message = str(e)
-        except OSError as e:
-            message = f"{e.filename or 'input or output'}: {e.strerror or e}"
-        print(f"clara_jax: {message}", file=sys.stderr)
-        return 2
+        except (UserError, OSError) as e:
+            return tell(e)
 
     return run
+
+
+def tell(error: BaseException) -> int:
+    """Prints the line of a user's mistake; returns exit code 2, or 0 where it is none."""
+    if isinstance(error, UserError):
+        message = str(error)
+    elif isinstance(error, OSError):
+        message = f"{error.filename or 'input or output'}: {error.strerror or error}"
+    else:
+        return 0
+    print(f"clara_jax: {message}", file=sys.stderr)
+    return 2

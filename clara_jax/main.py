@@ -5,18 +5,19 @@
     evaluate  the same, with --mode=evaluate
     ask       --mode=ask --workdir=… --documents=… [--question=…] [--base=…] [--top_k=…]
               [--max_new_tokens=…] [--temperature=…] [--top_p=…]
-    compile   --mode=compile --config=configs/scp.py:mistral_7b [--topology=v5e:4x4] [--program=…];
-              no TPU is needed
+    compile   --mode=compile --config=… [--topology=v5e:4x4] [--program=…], without any TPU
 
-Exit codes: 0 done, 2 a mistake that the printed line tells how to mend, 143 SIGTERM after saving.
+Exit codes: 0 done, 2 a mistake that the printed line tells how to mend, 143 SIGTERM after saving;
+1 or 134 another process of the run is gone.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import sys
 from collections.abc import Sequence
 
-from absl import flags, logging
+from absl import flags
 from ml_collections import config_flags
 
 from clara_jax import command_line
@@ -26,10 +27,9 @@ from clara_jax.errors import command
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """What a mode runs: `function(**flags)` of a module, which returns the exit code.
+    """What a mode runs: `function(**flags)` of a module of ours, which returns the exit code.
 
-    The module is inside the package. The function gets the flags that were given by name, `config`
-    as a frozen Config: those it `needs`, and those it `may` have. `on_devices`: it computes here.
+    It gets the flags that it `needs` and `may` have, `config` frozen. `on_devices`: it runs here.
     """
 
     module: str
@@ -46,7 +46,7 @@ MODES = {
         "inference.ask", "run", ("workdir", "documents"),
         ("base", "question", "top_k", "max_new_tokens", "temperature", "top_p"),
     ),
-    "compile": Mode("aot.compile", "run", ("config",), ("topology", "program"), on_devices=False),
+    "compile": Mode("aot.compile", "run", ("config",), ("topology", "program"), False),
 }  # fmt: skip
 FLAGS = dict.fromkeys(name for mode in MODES.values() for name in (*mode.needs, *mode.may))
 
@@ -66,8 +66,7 @@ flags.DEFINE_float("temperature", None, "Of the draws of tokens. 0, the default,
 flags.DEFINE_float("top_p", None, "Share of probability that tokens are drawn from. 1 by default.")
 
 flags.DEFINE_string("topology", None, "TPUs to compile for, as v5e:4x4. By default these devices.")
-flags.DEFINE_enum("program", None, ["train", "prefill", "decode", "compress"],
-                  "What to compile. The train step by default.")  # fmt: skip
+flags.DEFINE_enum("program", None, ["train", "prefill", "decode", "compress"], "What to compile.")
 
 
 def run() -> int:
@@ -77,14 +76,11 @@ def run() -> int:
     if "config" in arguments:
         arguments["config"] = config_lib.freeze(arguments["config"])
     # Imported late: --help and mistakes in flags need no JAX.
-    import jax
+    from clara_jax import distributed
 
-    if mode.on_devices:
-        if command_line.is_multi_process():
-            jax.distributed.initialize()
-        logging.info("devices: %s", jax.devices())
-    module = importlib.import_module(f"clara_jax.{mode.module}")
-    return getattr(module, mode.function)(**arguments)
+    with distributed.joined() if mode.on_devices else contextlib.nullcontext():
+        module = importlib.import_module(f"clara_jax.{mode.module}")
+        return getattr(module, mode.function)(**arguments)
 
 
 @command

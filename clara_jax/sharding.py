@@ -54,12 +54,14 @@ MESH_AXES = {
 def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
     """A mesh (data, fsdp, tensor); an axis of -1 takes the devices that the others leave.
 
-    A single process may use fewer devices than there are; several use all of theirs.
+    A single process may use fewer devices than there are; several use all of theirs, in the order
+    of the processes, so that the rows of a batch on the devices of one lie together.
 
     Raises:
         UserError: the sizes do not fit the number of devices.
     """
-    devices = jax.devices() if devices is None else devices
+    if devices is None:
+        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     sizes = [config.data, config.fsdp, config.tensor]
     known = math.prod(s for s in sizes if s != -1)
     if sizes.count(-1) == 1 and known > 0 and len(devices) % known == 0:
@@ -132,7 +134,28 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(MESH_AXES["batch"]))
 
 
+def rows_of_processes(mesh: Mesh, rows: int) -> list[range]:
+    """Which rows of a batch of so many lie on the devices of each process."""
+    found = [range(0)] * (1 + max(device.process_index for device in mesh.devices.flat))
+    for device, (place,) in batch_sharding(mesh).devices_indices_map((rows,)).items():
+        start, stop, _ = place.indices(rows)
+        of = found[device.process_index]
+        found[device.process_index] = range(
+            min(start, of.start) if of else start, max(stop, of.stop)
+        )
+    return found
+
+
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Global arrays from this process's rows of a batch."""
+    """Global arrays from this process's rows of a batch (`rows_of_processes`)."""
     sharding = batch_sharding(mesh)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def put_whole(sharding: NamedSharding, tree: Any) -> Any:
+    """Global arrays from numpy arrays that every process has whole."""
+
+    def put(x: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(x.shape, sharding, lambda place: x[place])
+
+    return jax.tree.map(put, tree)

@@ -10,7 +10,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "clara_jax"
 # A module imports from its own layer or a lower one.
 LAYERS = (
     ("errors", "files", "models", "progress"),
-    ("config", "config_checks", "sharding", "data", "interop"),
+    ("config", "config_checks", "distributed", "sharding", "data", "interop"),
     ("training", "inference"),
     ("evaluation", "synthesis", "aot"),
     ("main", "command_line", ""),  # the package's own names, `import clara_jax`

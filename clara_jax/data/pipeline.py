@@ -1,6 +1,6 @@
 """From sources to batches of fixed shape, with Grain.
 
-source -> tokenise -> shard of this process -> seeded shuffle -> repeat -> pack -> batch
+source -> tokenise -> stream's share -> seeded shuffle -> repeat -> pack -> batch
 
 A batch is a dict of int32 arrays; R rows, Te and Td tokens of the encoder's and the decoder's side:
     enc_tokens, enc_segments, enc_positions  [R, Te]
@@ -201,20 +201,20 @@ def make_dataset(
     *,
     source: sources.Source,
     lengths: RowLengths,
-    process_index: int = 0,
-    process_count: int = 1,
+    stream: int = 0,
+    streams: int = 1,
 ) -> grain.IterDataset:
-    """Rows of this process's shard of the source, one after the other, not yet batched.
+    """Rows of one stream's share of the source, one after the other, not yet batched.
 
     The instruction and all else about an example depend on its position in the source alone, so
-    that neither the order nor the number of processes changes it.
+    that neither the order nor the number of streams changes it.
     """
     data = config.data
-    if len(source) < process_count:
-        raise UserError(f"{len(source)} records cannot be shared out to {process_count} processes")
+    if len(source) < streams:
+        raise UserError(f"{len(source)} records cannot be shared out to {streams} streams")
     examples = (
         grain.MapDataset.range(len(source))
-        .slice(slice(process_index, None, process_count))
+        .slice(slice(stream, None, streams))
         .seed(config.seed)
         .shuffle()
         .repeat(data.epochs or None)
@@ -242,34 +242,28 @@ def make_train_iterator(
     *,
     source: sources.Source | None = None,
     lengths: RowLengths | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    stream: int = 0,
+    streams: int = 1,
 ) -> grain.DatasetIterator:
-    """Batches of this process: `config.train.batch_rows / process_count` rows each.
+    """Batches of one stream (data/streams.py): `config.train.batch_rows / streams` rows each.
 
     `source` and `lengths` are made by `open_data` and `row_lengths` unless they are given. Logs
-    the padding of a sample of rows. With `config.data.epochs` set, processes may end at
-    slightly different batches, since their records differ in length: stop at a number of steps.
+    the padding of a sample of rows of the first stream.
 
     Raises:
-        UserError: a source, a row length or the number of processes does not fit.
+        UserError: a source, a row length or the number of streams does not fit.
     """
-    batch_rows = config.train.batch_rows
-    if batch_rows % process_count:
-        raise UserError(
-            f"config.train.batch_rows={batch_rows} does not divide by {process_count} processes"
-        )
     if source is None:
         source = open_data(config)
     if lengths is None:
         lengths = row_lengths(config, tokenizer, extra, source)
     dataset = make_dataset(
-        config, tokenizer, extra, source=source, lengths=lengths,
-        process_index=process_index, process_count=process_count,
-    )  # fmt: skip
-    logging.info("data: %r", source)
-    logging.info("data: %s", rows.measure(dataset, config.data, extra))
-    dataset = dataset.batch(batch_rows // process_count, drop_remainder=True)
+        config, tokenizer, extra, source=source, lengths=lengths, stream=stream, streams=streams
+    )
+    if stream == 0:
+        logging.info("data: %r", source)
+        logging.info("data: %s", rows.measure(dataset, config.data, extra))
+    dataset = dataset.batch(config.train.batch_rows // streams, drop_remainder=True)
     return iter(rows.prefetch(dataset, config.data.workers))
 
 

@@ -220,29 +220,26 @@ def _row(side: str, ids: Sequence[int], length: int, out: Batch) -> None:
 
 
 def make_train_iterator(
-    reader: Reader, batch_rows: int, *, process_index: int = 0, process_count: int = 1
+    reader: Reader, batch_rows: int, *, stream: int = 0, streams: int = 1
 ) -> grain.DatasetIterator:
-    """Shuffled batches of this process, `batch_rows / process_count` questions each.
+    """Shuffled batches of one stream (data/streams.py), `batch_rows / streams` questions each.
 
     Raises:
-        UserError: the number of processes does not fit.
+        UserError: there are fewer records than streams.
     """
     config, source = reader.config, reader.source
-    if batch_rows % process_count or len(source) < process_count:
-        raise UserError(
-            f"config.train.batch_rows={batch_rows} and {len(source)} records cannot be shared out "
-            f"to {process_count} processes"
-        )
+    if len(source) < streams:
+        raise UserError(f"{len(source)} records cannot be shared out to {streams} streams")
     return iter(
         rows.prefetch(
             grain.MapDataset.range(len(source))
-            .slice(slice(process_index, None, process_count))
+            .slice(slice(stream, None, streams))
             .seed(config.seed)
             .shuffle()
             .repeat(config.data.epochs or None)
             .map(reader)
             .to_iter_dataset(rows.READ)
-            .batch(batch_rows // process_count, drop_remainder=True),
+            .batch(batch_rows // streams, drop_remainder=True),
             config.data.workers,
         )
     )

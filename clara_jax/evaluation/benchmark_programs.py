@@ -162,7 +162,7 @@ def step_program(
     frozen = {key: tree for key, tree in setup.trees.items() if key not in trained}
     optimizer = make_optimizer(setup.config)
     state = (trained, init_optimizer(setup, optimizer, trained))
-    rows = sharding.put_batch(setup.mesh, batch)
+    rows = sharding.put_whole(sharding.batch_sharding(setup.mesh), batch)
     step_fn = compile_step(setup, make_step(setup, optimizer), state)
     compiled = step_fn.lower(state, frozen, rows, np.int32(0)).compile()
 

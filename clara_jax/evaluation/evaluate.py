@@ -6,9 +6,7 @@ evaluation/joint.py.
 
 import dataclasses
 
-import jax
-
-from clara_jax import sharding
+from clara_jax import distributed, sharding
 from clara_jax.config import Config
 from clara_jax.data import pipeline
 from clara_jax.evaluation import joint, results, scp
@@ -42,8 +40,8 @@ def run(config: Config, workdir: str) -> int:
         setup = dataclasses.replace(setup, config=config)
     evaluate = EVALUATIONS[pipeline.form(config)]
     result = evaluate(setup, pipeline.open_dev(config))
-    print(results.table(result))
-    if jax.process_index() == 0:
+    if distributed.is_first():
+        print(results.table(result))
         settings = {"sources": config.data.sources, "holdout": config.data.holdout}
         results.write(
             {**result, "settings": {**settings, **dataclasses.asdict(config.eval)}}, workdir

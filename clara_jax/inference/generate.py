@@ -299,7 +299,7 @@ def put(setup: Setup, tree: PromptBatch | np.ndarray) -> PromptBatch | jax.Array
     rows = jax.tree.leaves(tree)[0].shape[0]
     shards = setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
     layout = sharding.replicated if rows % shards else sharding.batch_sharding
-    return jax.device_put(tree, layout(setup.mesh))
+    return sharding.put_whole(layout(setup.mesh), tree)
 
 
 def to_host(setup: Setup, array: jax.Array) -> np.ndarray:

@@ -5,23 +5,26 @@ answers that the plain base gives from the full texts (`data.answers=teacher`, t
 are written to disk as they come, so that a run that was stopped goes on.
 """
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
 
-from clara_jax import files
+from clara_jax import distributed, files, sharding
 from clara_jax.data import pipeline, question_shapes, questions, sources
 from clara_jax.data.memories import MemoryFile
 from clara_jax.data.questions import Reader, Shapes
 from clara_jax.data.records import QaRecord, digest
+from clara_jax.data.streams import Streams
 from clara_jax.errors import UserError
 from clara_jax.inference import encode, engine
 from clara_jax.progress import Progress
@@ -36,8 +39,9 @@ class Inputs:
     """What a run reads.
 
     Attributes:
-        train: batches; has `get_state` and `set_state`.
-        held_out: batches of the first `eval.records` dev records; None unless `train.eval_every`.
+        train: this process's rows of each batch; has `get_state` and `set_state`.
+        held_out: whole batches of the first `eval.records` dev records; None unless
+            `train.eval_every`.
     """
 
     train: Iterator[Any]
@@ -72,15 +76,30 @@ def _dev(setup: Setup) -> sources.Source:
     return source
 
 
+def _streams(setup: Setup, open_stream: Callable[..., Any]) -> Streams:
+    """This process's rows of the batches; `open_stream(stream=…, streams=…)` opens one stream."""
+    config = setup.config
+    rows, shards = config.train.batch_rows, config.data.shards or 1
+    return Streams(
+        lambda n: open_stream(stream=n, streams=shards),
+        shards,
+        rows,
+        sharding.rows_of_processes(setup.mesh, rows),
+        jax.process_index(),
+        # Only data that end need to be agreed on: it waits for the step that is under way.
+        distributed.any_of if config.data.epochs else bool,
+    )
+
+
 def _open_scp(
     setup: Setup, workdir: str, source: sources.Source, dev: sources.Source | None, rows: int
 ) -> Inputs:
     config, shared = setup.config, (setup.config, setup.tokenizer, setup.extra)
     lengths = pipeline.row_lengths(*shared, source)
-    train = pipeline.make_train_iterator(
-        *shared, source=source, lengths=lengths,
-        process_index=jax.process_index(), process_count=jax.process_count(),
-    )  # fmt: skip
+    open_stream = functools.partial(
+        pipeline.make_train_iterator, *shared, source=source, lengths=lengths
+    )
+    train = _streams(setup, open_stream)
     if dev is None:
         return Inputs(train, None)
     # In rows like those of training.
@@ -109,10 +128,9 @@ def _open_questions(
         config, setup.tokenizer, setup.extra, source, compress=memories is None, answers=answers
     )
     reader = dataclasses.replace(unlaid, shapes=shapes, memories=memories, answers=answers)
-    train = questions.make_train_iterator(
-        reader, config.train.batch_rows,
-        process_index=jax.process_index(), process_count=jax.process_count(),
-    )  # fmt: skip
+    train = _streams(
+        setup, functools.partial(questions.make_train_iterator, reader, config.train.batch_rows)
+    )
     if dev is None:
         return Inputs(train, None)
     held_out = dataclasses.replace(reader, source=dev, answers=None, skipped=set())
@@ -132,21 +150,25 @@ def compute_memories(setup: Setup, documents: Iterable[str]) -> MemoryFile:
     config, model = setup.config, setup.model
     maker = {"fingerprint": fingerprint(setup)}
     how = (config.data.memories, maker, len(setup.extra.memory), model.d_model, model.dtype)
-    file = MemoryFile(*how)
-    missing = file.missing(list(documents))
+    file = distributed.first_alone(lambda: MemoryFile(*how))  # it may make the folder
+    documents = list(dict.fromkeys(documents))
+    # Another run may be adding memories: what is missing is what the first process misses.
+    found = set(file.missing(documents))
+    is_missing = distributed.from_first(np.array([d in found for d in documents], bool))
+    missing = list(itertools.compress(documents, is_missing))
     if missing:
         progress = Progress(len(missing), "compressing")
 
         for start in range(0, len(missing), _CHUNK):
             part = missing[start : start + _CHUNK]
             vectors = encode.compress(setup, part, config.eval.batch).memories
-            if jax.process_index() == 0:
+            if distributed.is_first():
                 file.append(part, vectors)
             progress.update(start + len(part))
         progress.close()
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("memories")
-            file = MemoryFile(*how)
+    if jax.process_count() > 1:
+        distributed.barrier("memories")
+        file = MemoryFile(*how)
     logging.info("memories: %d documents in %s", len(file), config.data.memories)
     return file
 
@@ -160,10 +182,21 @@ def fingerprint(setup: Setup) -> str:
     made = [config.data.document_length, config.data.rate, config.memory.positions]
     found = hashlib.blake2b(repr(made).encode(), digest_size=16)
     whole = {k: trees.get(k) for k in ("compressor", "memory")} | {"embed": trees["added"]["embed"]}
-    leading = jax.tree.map(lambda x: x.ravel()[:_LEADING], trees["base"])
-    for leaf in jax.tree.leaves(jax.device_get((whole, leading))):
+    # Onto every device, as no process has all of what is sharded.
+    collect = jax.jit(
+        lambda whole, base: (whole, jax.tree.map(_leading, base)),
+        out_shardings=sharding.replicated(setup.mesh),
+    )
+    for leaf in jax.tree.leaves(jax.device_get(collect(whole, trees["base"]))):
         found.update(np.ascontiguousarray(leaf).tobytes())
     return found.hexdigest()
+
+
+def _leading(x: jax.Array) -> jax.Array:
+    """The first numbers of an array, without touching the rest."""
+    while x.ndim > 1 and x[0].size >= _LEADING:
+        x = x[0]
+    return x[:_LEADING].ravel()[:_LEADING]
 
 
 def teacher_answers(setup: Setup, reader: Reader, workdir: str) -> list[str]:
@@ -179,14 +212,13 @@ def teacher_answers(setup: Setup, reader: Reader, workdir: str) -> list[str]:
     answers, size = _read_answers(path, setup, reader)
     if len(answers) < total:
         progress = Progress(total, "teacher answers", start=len(answers))
-        with files.Lines(path, size) as f:  # without what a kill left of a line
+        with _appending(path, size) as write:
             for start in range(len(answers), total, _CHUNK):
                 part = range(start, min(start + _CHUNK, total))
                 records = [reader.picked(i) for i in part]
                 texts = _teach(setup, records)
                 for record, text in zip(records, texts, strict=True):
-                    line = {"asked": _asked(setup, record), "answer": text}
-                    f.write(json.dumps(line) + "\n")
+                    write({"asked": _asked(setup, record), "answer": text})
                 answers += texts
                 progress.update(part.stop)
         progress.close()
@@ -196,6 +228,16 @@ def teacher_answers(setup: Setup, reader: Reader, workdir: str) -> list[str]:
         total, sum(not text for text in answers),
     )  # fmt: skip
     return filled
+
+
+@contextlib.contextmanager
+def _appending(path: str, size: int) -> Iterator[Callable[[Any], None]]:
+    """Writes lines of JSON after the first `size` bytes of a file, in the first process alone."""
+    if not distributed.is_first():
+        yield lambda line: None
+        return
+    with files.Lines(path, size) as f:  # without what a kill left of a line
+        yield lambda line: f.write(json.dumps(line) + "\n")
 
 
 def _teach(setup: Setup, records: Sequence[Any]) -> list[str]:

@@ -164,7 +164,8 @@ def held_out_loss(setup: Setup, batches: list[Any]) -> Callable[[Trees], dict[st
         return objective(setup, trees, batch, Draw()).sums, objectives.counts(setup, batch)
 
     def evaluate(trees: Trees) -> dict[str, float]:
-        found = [sums(trees, sharding.put_batch(setup.mesh, batch)) for batch in batches]
+        rows = sharding.batch_sharding(setup.mesh)
+        found = [sums(trees, sharding.put_whole(rows, batch)) for batch in batches]
         added = jax.tree.map(lambda *x: float(np.sum(x)), *jax.device_get(found))
         counts = {name: max(count, 1.0) for name, count in added[1].items()}
         return {f"eval/{name}": value for name, value in means(added[0], counts).items()}

@@ -1,6 +1,7 @@
 """The training loop: each step is dispatched before the metrics of earlier ones are looked at."""
 
 import contextlib
+import dataclasses
 import fcntl
 import os
 import signal
@@ -16,9 +17,10 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from clara_jax import config as config_lib
-from clara_jax import files, sharding
+from clara_jax import distributed, files, sharding
 from clara_jax.config import Config
 from clara_jax.config_checks import get
+from clara_jax.data import streams
 from clara_jax.errors import UserError
 from clara_jax.models.clara import Trees
 from clara_jax.progress import Progress
@@ -61,6 +63,7 @@ def train(config: Config, workdir: str) -> int:
 
 def _train(config: Config, workdir: str) -> int:
     goodput = Goodput()
+    config = _with_shards(workdir, config)
     _check_same_run(workdir, config)
     writer = writers.MetricWriter(workdir, config.train.tensorboard)
     setup = start(config, workdir)
@@ -81,7 +84,7 @@ def _train(config: Config, workdir: str) -> int:
             logging.info("resuming %s at step %d", workdir, first)
             writers.truncate(workdir, first)
         # Only now is it certain that options and workdir fit.
-        if jax.process_index() == 0:
+        if distributed.is_first():
             config_lib.save(config, os.path.join(workdir, "config.json"))
             save_origins(workdir, config)
         state = (trained, opt_state)
@@ -101,7 +104,7 @@ def _loop(
 ) -> int:  # fmt: skip
     config = setup.config.train
     progress = Progress(config.steps, f"training {setup.config.stage}", start=first)
-    throughput = _Throughput()
+    throughput = _Throughput(config.batch_rows)
     # Steps that are dispatched and not looked at yet, with the throughput if they are to be logged.
     pending: list[tuple[int, Metrics, dict[str, float] | None]] = []
     largest = jax.jit(lambda trees: optax.tree_utils.tree_norm(trees, ord=jnp.inf))
@@ -192,24 +195,30 @@ def _loop(
 
 
 class _Throughput:
-    """Examples and real tokens per second since the last look."""
+    """Examples and real tokens per second since the last look, of all processes.
 
-    def __init__(self) -> None:
+    A process sees its own rows of the batches, and counts them for all `rows`.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
         self.restart()
 
     def restart(self) -> None:
-        self.start, self.examples, self.tokens = time.perf_counter(), 0, 0
+        self.start, self.examples, self.tokens = time.perf_counter(), 0.0, 0.0
 
     def count(self, batch: dict[str, np.ndarray]) -> None:
         counted = "dec_segments" if "dec_segments" in batch else "qry_segments"
-        self.examples += int(batch[counted].max(axis=1).sum())
-        self.tokens += int(sum((v > 0).sum() for k, v in batch.items() if k.endswith("_segments")))
+        share = self._rows / len(batch[counted])
+        tokens = sum((v > 0).sum() for k, v in batch.items() if k.endswith("_segments"))
+        self.examples += float(share * batch[counted].max(axis=1).sum())
+        self.tokens += float(share * tokens)
 
     def take(self) -> dict[str, float]:
         seconds = time.perf_counter() - self.start
         values = {
-            "examples_per_s": self.examples * jax.process_count() / seconds,
-            "tokens_per_s": self.tokens * jax.process_count() / seconds,
+            "examples_per_s": self.examples / seconds,
+            "tokens_per_s": self.tokens / seconds,
         }
         self.restart()
         return values
@@ -242,7 +251,7 @@ def _on_signal() -> Iterator[Callable[[int], int]]:
 @contextlib.contextmanager
 def _lock(workdir: str) -> Iterator[None]:
     """Holds the workdir for one run: two would write the same files."""
-    if jax.process_index() != 0:
+    if not distributed.is_first():
         yield
         return
     files.make_folder(workdir)
@@ -259,16 +268,38 @@ def _lock(workdir: str) -> Iterator[None]:
         yield
 
 
+def _begun(workdir: str) -> Config | None:
+    """The config of the run that the workdir holds, if it has saved anything yet."""
+    path = os.path.join(workdir, "config.json")
+    if not has_checkpoint(workdir) or not files.path(path).exists():
+        return None
+    earlier = config_lib.load(path)
+    return _sharded(earlier, earlier.data.shards or 1)  # before there was the option
+
+
+def _sharded(config: Config, shards: int) -> Config:
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, shards=shards))
+
+
+def _with_shards(workdir: str, config: Config) -> Config:
+    """The config with a number of streams where it leaves that open: a run keeps what it has."""
+    if config.data.shards:
+        return config
+    earlier = _begun(workdir)
+    if earlier is not None:
+        return _sharded(config, earlier.data.shards)
+    return _sharded(config, streams.choose(jax.process_count(), config.train.batch_rows))
+
+
 def _check_same_run(workdir: str, config: Config) -> None:
     """Refuses options with which the workdir's checkpoints or its data position mean another thing.
 
     Raises:
         UserError: options differ; it names them.
     """
-    path = os.path.join(workdir, "config.json")
-    if not has_checkpoint(workdir) or not files.path(path).exists():
+    earlier = _begun(workdir)
+    if earlier is None:
         return
-    earlier = config_lib.load(path)
     for name in config_lib.differences(earlier, config, FIXED):
         if name not in FREE:
             before, now = (get(c, name) for c in (earlier, config))

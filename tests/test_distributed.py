@@ -1,0 +1,243 @@
+"""Real processes on this machine: any number of them trains, resumes and evaluates alike."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from clara_jax.distributed import LOST, from_environment
+from clara_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parent.parent
+# A constant rate, so that a run of fewer steps is the start of one of more.
+SCP = [
+    "--config=configs/quickstart.py", "--config.data.sources=facts:500", "--config.data.shards=4",
+    "--config.data.packing_bins=8", "--config.train.batch_rows=8", "--config.train.log_every=1",
+    "--config.train.checkpoint_every=2", "--config.train.keep_checkpoints=9",
+    "--config.train.steps=8", "--config.optim.schedule=constant", "--config.optim.warmup=0.0",
+    "--config.optim.learning_rate=2e-4",  # a high one amplifies the order of sums
+]  # fmt: skip
+E2E = [
+    "--config=configs/quickstart.py:e2e", "--config.data.sources=facts:40",
+    "--config.data.shards=2", "--config.eval.sources=facts:4:1", "--config.eval.baselines=False",
+    "--config.eval.max_new_tokens=2", "--config.select.candidates=4", "--config.lora.rank=4",
+    "--config.train.steps=2", "--config.train.batch_rows=4", "--config.train.log_every=1",
+    "--config.train.eval_every=2",
+]  # fmt: skip
+
+
+class Job:
+    """Processes of the command line, each with its own log."""
+
+    def __init__(self, folder, arguments, count=1, devices=1, **variables):
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        self.logs = [folder / f"log{time.monotonic_ns()}.{i}" for i in range(count)]
+        self.processes = []
+        for i, log in enumerate(self.logs):
+            environment = {
+                **os.environ,
+                "JAX_PLATFORMS": "cpu",
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
+                # The last as for several processes: devices of one can block each other as well.
+                "--xla_backend_optimization_level=0 "
+                "--xla_cpu_enable_concurrency_optimized_scheduler=false",
+                "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+                "CLARA_JAX_TIMEOUT": "60",
+                **variables,
+            }
+            if count > 1:
+                environment |= {
+                    "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+                    "JAX_NUM_PROCESSES": str(count),
+                    "JAX_PROCESS_ID": str(i),
+                }
+            with open(log, "w") as f:
+                self.processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", "clara_jax.main", *map(str, arguments)],
+                        cwd=ROOT, env=environment, stdout=f, stderr=f,
+                    )
+                )  # fmt: skip
+
+    def wait(self, seconds=150) -> list[int]:
+        """Exit codes; a job that hangs is killed and fails."""
+        end = time.monotonic() + seconds
+        try:
+            return [p.wait(max(end - time.monotonic(), 0.1)) for p in self.processes]
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"the job hangs: {self.text()}")
+        finally:
+            for process in self.processes:
+                process.kill()
+
+    def text(self) -> str:
+        return "\n".join(log.read_text()[-3000:] for log in self.logs)
+
+    def last_line(self, index: int) -> str:
+        """The last line of a log, which a process's end may come before."""
+        for _ in range(50):
+            lines = self.logs[index].read_text().splitlines()
+            if lines and lines[-1].startswith("clara_jax: "):
+                break
+            time.sleep(0.1)
+        return lines[-1]
+
+
+def run(folder, arguments, count=1, devices=1) -> None:
+    job = Job(folder, arguments, count, devices)
+    assert job.wait() == [0] * count, job.text()
+
+
+def metrics(workdir) -> list[dict]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {
+            k: v
+            for k, v in line.items()
+            if not k.endswith("_per_s") and not k.startswith(("time/", "grad_"))
+        }
+        for line in lines
+    ]
+
+
+def assert_same(workdir, expected) -> None:
+    found, wanted = metrics(workdir), metrics(expected)
+    assert [line["step"] for line in found] == [line["step"] for line in wanted]
+    for one, other in zip(found, wanted, strict=True):
+        assert one == pytest.approx(other, rel=2e-4), f"step {other['step']}"
+        loss = "loss" if "loss" in other else "eval/ce_loss"
+        assert one[loss] == pytest.approx(other[loss], rel=1e-5), f"step {other['step']}"
+
+
+def until_line(job, workdir, lines) -> None:
+    path = workdir / "metrics.jsonl"
+    end = time.monotonic() + 120
+    while not (path.exists() and path.read_text().count("\n") >= lines):
+        running = all(p.poll() is None for p in job.processes)
+        assert running and time.monotonic() < end, job.text()
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="module")
+def one(folder):
+    """A run of one process, to compare with."""
+    run(folder, [*SCP, f"--workdir={folder / 'one'}"])
+    return folder / "one"
+
+
+@pytest.fixture(scope="module")
+def two(folder):
+    """The same run by two processes, of which one is killed in the midst; then started again."""
+    workdir = folder / "two"
+    arguments = [*SCP, f"--workdir={workdir}"]
+    job = Job(folder, arguments, count=2)
+    until_line(job, workdir, 3)
+    job.processes[1].kill()
+    codes = job.wait()
+    assert codes[1] == -signal.SIGKILL
+    assert codes[0] in (LOST, -signal.SIGABRT), job.text()
+    assert "lost the others" in job.last_line(0) and "same command" in job.last_line(0)
+    steps = [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
+    assert steps and max(steps) < 8  # it was in mid-run
+    run(folder, arguments, count=2)
+    return workdir
+
+
+def test_a_killed_process_ends_the_job_which_resumes_to_the_losses_of_one_process(one, two):
+    assert_same(two, one)
+    assert json.loads((two / "config.json").read_text())["data"]["shards"] == 4
+
+
+@pytest.mark.parametrize(
+    ("count", "devices", "mesh"),
+    [(4, 1, {"data": 2, "fsdp": 1, "tensor": 2}), (1, 2, {"data": 1, "fsdp": 1, "tensor": 2})],
+)
+def test_another_number_of_processes_and_another_mesh_go_on(folder, one, two, count, devices, mesh):
+    workdir = folder / f"by{count}"
+    shutil.copytree(two, workdir)
+    shutil.rmtree(workdir / "checkpoints" / "8")
+    options = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
+    run(folder, [*SCP, *options, f"--workdir={workdir}"], count, devices)
+    assert_same(workdir, one)
+
+
+def test_sigterm_to_one_process_saves_the_same_step_on_all(folder):
+    workdir = folder / "sigterm"
+    arguments = [*SCP, "--config.train.steps=500", "--config.train.checkpoint_every=500"]
+    job = Job(folder, [*arguments, f"--workdir={workdir}"], count=2)
+    until_line(job, workdir, 2)
+    job.processes[1].send_signal(signal.SIGTERM)
+    assert job.wait() == [143, 143], job.text()
+    (saved,) = (path.name for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+    assert all(f"SIGTERM: saved step {saved};" in log.read_text() for log in job.logs)
+
+
+def test_choosing_among_documents_and_its_evaluation(folder, one):
+    results = []
+    for count in (1, 2):
+        workdir = folder / f"e2e{count}"
+        options = [
+            *E2E, f"--config.init_from={one}", f"--workdir={workdir}",
+            f"--config.data.memories={folder / f'memories{count}'}",
+        ]  # fmt: skip
+        run(folder, options, count)
+        run(folder, [*options, "--mode=evaluate"], count)
+        results.append(json.loads((workdir / "eval" / "2.json").read_text()))
+    assert_same(folder / "e2e2", folder / "e2e1")
+    manifests = [(folder / f"memories{n}" / "manifest.json").read_text() for n in (1, 2)]
+    assert manifests[0] == manifests[1]
+    alone, both = results
+    assert both["predictions"] == alone["predictions"]
+    ce = [result["conditions"]["reasoner"]["answer_ce"] for result in results]
+    assert ce[1] == pytest.approx(ce[0], rel=1e-5)
+
+
+def test_a_mistake_ends_all_processes_with_its_line(folder, two):
+    job = Job(folder, [*SCP, "--config.data.shards=2", f"--workdir={two}"], count=2)
+    assert job.wait() == [2, 2], job.text()
+    for index in range(2):
+        assert "config.data.shards=4, now it is 2" in job.last_line(index)
+
+
+def test_a_coordinator_that_is_not_there_is_told(folder):
+    job = Job(
+        folder, [*SCP, f"--workdir={folder / 'x'}"], JAX_COORDINATOR_ADDRESS="127.0.0.1:9",
+        JAX_NUM_PROCESSES="2", JAX_PROCESS_ID="1", CLARA_JAX_TIMEOUT="2",
+    )  # fmt: skip
+    assert job.wait(60) == [-signal.SIGABRT]
+    assert "127.0.0.1:9 cannot be reached" in job.last_line(0)
+
+
+def test_what_the_environment_says():
+    explicit = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
+    found = from_environment(explicit)
+    assert (found["coordinator_address"], found["num_processes"], found["process_id"]) == (
+        "a:1", 4, 3,
+    )  # fmt: skip
+    for name, value in (
+        ("JAX_COORDINATOR_ADDRESS", "a"), ("JAX_NUM_PROCESSES", ""), ("JAX_NUM_PROCESSES", "3"),
+        ("JAX_PROCESS_ID", "-1"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=f"{name}='{value}'.*all three"):
+            from_environment({**explicit, name: value})
+    assert from_environment({}) is None
+    assert from_environment({"TPU_WORKER_HOSTNAMES": "localhost"}) is None
+    assert from_environment({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1"}) is None
+    several = ({"TPU_WORKER_HOSTNAMES": "a,b"}, {"MEGASCALE_NUM_SLICES": "2"},
+               {"SLURM_STEP_NUM_TASKS": "2"})  # fmt: skip
+    assert [from_environment(environment) for environment in several] == [{}, {}, {}]
