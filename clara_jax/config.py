@@ -42,7 +42,7 @@ class Model:
     # What the forward pass keeps for the backward one: none of it is computed twice; dots, outputs
     # of matmuls; q,k,v,gate or so, those of these linear layers alone; full, the layers' inputs.
     remat: str = "none"
-    attention: str = "xla"  # xla, splash (TPU kernel) or cudnn (GPU kernel)
+    attention: str = "auto"  # xla, splash (TPU kernel), cudnn (GPU kernel); auto: splash on TPUs
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ CHOICES = {
     ),
     "model.dtype": ("float32", "bfloat16"),
     "model.param_dtype": ("float32", "bfloat16", "int8"),
-    "model.attention": ("xla", "splash", "cudnn"),
+    "model.attention": ("auto", "xla", "splash", "cudnn"),
     "data.split": ("train", "dev"),
     "train.mse_into": ("both", "memory"),
     "optim.schedule": ("cosine", "constant"),

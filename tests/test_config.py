@@ -13,7 +13,7 @@ from clara_jax import config as config_lib
 from clara_jax import config_checks
 from clara_jax.config import Config, default, freeze, load, save
 from clara_jax.errors import UserError
-from clara_jax.models import scores, topk
+from clara_jax.models import attention, scores, topk
 
 PACKAGE = pathlib.Path(config_lib.__file__).parent
 
@@ -96,6 +96,7 @@ def test_missing_options_take_their_defaults():
 def test_choices_are_what_the_models_know():
     assert config_checks.CHOICES["select.method"] == tuple(topk.METHODS)
     assert config_checks.CHOICES["select.score"] == tuple(scores.KINDS)
+    assert config_checks.CHOICES["model.attention"] == attention.ATTENTIONS
 
 
 def test_integers_do_for_floats():

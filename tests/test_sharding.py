@@ -1,23 +1,26 @@
 """The mesh and where every array lies on it."""
 
 import dataclasses
+import functools
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from clara_jax import sharding
 from clara_jax.aot import programs
 from clara_jax.config import ADAPTERS, Config, Data, Mesh, Model, Train
 from clara_jax.errors import UserError
-from clara_jax.models.config import PRESETS, ExtraTokens, ModelConfig
+from clara_jax.models.config import PRESETS, ExtraTokens, LoraConfig, ModelConfig
 from clara_jax.models.decoder import Decoder, abstract_params, head_logits, init_params
 from clara_jax.models.lora import init_adapter
+from clara_jax.training.inputs import open_inputs
 from clara_jax.training.optim import make_optimizer
-from clara_jax.training.setup import Setup, abstract
-from clara_jax.training.step import abstract_optimizer
+from clara_jax.training.setup import Setup, abstract, create
+from clara_jax.training.step import abstract_optimizer, compile_step, init_optimizer, make_step
 
 TINY = ModelConfig(
     vocab_size=64, d_model=32, d_ff=48, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8
@@ -41,7 +44,7 @@ def every_array(model: ModelConfig, stage: str = "e2e") -> dict[str, tuple[int, 
     mesh = sharding.make_mesh(Mesh(data=1, fsdp=1, tensor=1))
     extra = ExtraTokens(model.vocab_size, config.memory_tokens)
     setup = Setup(config, mesh, Decoder(model), None, extra, {})
-    _, _, prompts, state = programs._inference(
+    _, _, prompts, state = programs.inference_shapes(
         dataclasses.replace(setup, trees={"base": {}, "memory": {}, "added": {}})
     )
     trees = {
@@ -190,3 +193,45 @@ def test_unknown_parameter_is_an_error(path):
     mesh = sharding.make_mesh(Mesh())
     with pytest.raises(UserError, match=f"no sharding rule for the array {path}"):
         sharding.array_sharding(mesh, path, (4, 4))
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2), (2, 1, 4)])
+def test_an_scp_step_is_that_of_one_device_on_any_mesh(one_device_step, sizes, full):
+    """Loss, norms of gradients and what the optimizer makes of them; the base trained as well."""
+    mesh = Mesh(*sizes)
+    values, trained = scp_step(mesh, full)
+    wanted, wanted_trained = one_device_step(full)
+    for name, value in wanted.items():
+        assert values[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    for a, b in zip(jax.tree.leaves(trained), jax.tree.leaves(wanted_trained), strict=True):
+        np.testing.assert_allclose(a, b, atol=3e-5)
+
+
+@pytest.fixture(scope="module")
+def one_device_step():
+    return functools.cache(lambda full: scp_step(Mesh(1, 1, 1), full))
+
+
+def scp_step(mesh: Mesh, full: bool):
+    """Metrics and trained trees after a step from the same weights and batch on a mesh."""
+    config = Config(
+        model=Model(preset="tiny", tokenizer="facts", vocab_size=192, remat="q,gate"),
+        data=Data(sources="facts:200", document_length=40, rate=10, encoder_row=96,
+                  decoder_row=96, packing_bins=8),
+        lora=LoraConfig(dropout=0.0),
+        train=Train(batch_rows=8, full=full, loss_chunks=2),
+        mesh=mesh,
+    )  # fmt: skip
+    setup = create(config)
+    batch = next(open_inputs(setup, "").train)
+    trained = {name: setup.trees[name] for name in config.trained}
+    frozen = {name: tree for name, tree in setup.trees.items() if name not in trained}
+    if not full:  # B is zero at first, and A then has no gradient
+        trained["compressor"] = jax.tree.map(lambda x: x + 0.01, trained["compressor"])
+    optimizer = optax.sgd(1.0)
+    state = (trained, init_optimizer(setup, optimizer, trained))
+    step = compile_step(setup, make_step(setup, optimizer), state)
+    (trained, _), values = step(state, frozen, sharding.put_batch(setup.mesh, batch), np.int32(0))
+    assert step._cache_size() == 1
+    return jax.device_get((values, trained))

@@ -166,6 +166,12 @@ def size(type_text: str) -> float:
     )
 
 
+def shape(type_text: str) -> tuple[int, ...]:
+    """Dimensions of the first array of a type; (0,) for none."""
+    found = _ARRAY.search(type_text)
+    return tuple(int(d) for d in found[2].split(",") if d) if found else (0,)
+
+
 def group_size(text: str, devices: int) -> int:
     """Devices that take part in one group of a collective."""
     if match := re.search(r"replica_groups=\{\{([\d,]*)\}", text):

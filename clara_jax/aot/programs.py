@@ -66,7 +66,7 @@ def train(setup: Setup) -> Program:
 
 def prefill(setup: Setup) -> Program:
     """Reading `eval.batch` prompts with `select.k` compressed documents, and their first tokens."""
-    trees, stop_V, prompts, _ = _inference(setup)
+    trees, stop_V, prompts, _ = inference_shapes(setup)
 
     @jax.jit
     def function(trees: Any, prompts: Any, stop_V: Any) -> Any:
@@ -81,7 +81,7 @@ def prefill(setup: Setup) -> Program:
 
 def decode(setup: Setup) -> Program:
     """One token for each of the rows that `prefill` has read; the cache is updated in place."""
-    trees, stop_V, _, state = _inference(setup)
+    trees, stop_V, _, state = inference_shapes(setup)
 
     @functools.partial(jax.jit, donate_argnums=1)
     def function(trees: Any, state: Any, stop_V: Any) -> Any:
@@ -99,10 +99,14 @@ def compress(setup: Setup) -> Program:
     shape = (config.eval.batch, config.data.encoder_row or _document(config))
     ids = _batch(setup, {f"enc_{name}": shape for name in _IDS})
     spread = config.memory.positions == "spread"
-    function = functools.partial(encode._memories, setup.decoder, "compressor", spread)
-    arguments = (trees, ids["enc_tokens"], ids["enc_positions"], ids["enc_segments"])
+
+    @jax.jit
+    def function(trees: Any, *ids: jax.Array) -> jax.Array:
+        return encode.encode_rows(setup.decoder, "compressor", spread, trees, *ids)
+
+    arguments = (trees, *(ids[f"enc_{name}"] for name in _IDS))
     flops = forward_flops(setup, shape[0] * shape[1], head=False)
-    return Program(jax.jit(function), arguments, _kinds(trees) | {"batch": ids}, flops, shape[0])
+    return Program(function, arguments, _kinds(trees) | {"batch": ids}, flops, shape[0])
 
 
 PROGRAMS: dict[str, Callable[[Setup], Program]] = {
@@ -197,7 +201,7 @@ def _kinds(trees: clara.Trees) -> dict[str, Any]:
     return {"base": trees["base"], "adapters": rest}
 
 
-def _inference(setup: Setup) -> tuple[Any, Any, Any, Any]:
+def inference_shapes(setup: Setup) -> tuple[Any, Any, Any, Any]:
     """Trees, stop tokens, prompts and, after these are read, the state of decoding."""
     config, model = setup.config, setup.model
     trees = generate.needed(setup.trees, "generator")

@@ -86,7 +86,7 @@ def _encode(
     rows = rows_for(len(encoded), batch)
     for part in encoder_batches([ids for ids, _ in encoded], rows):
         arrays = [put(setup, x) for x in (part.tokens, part.positions, part.segments)]
-        memories_BMD = to_host(setup, _memories(setup.decoder, role, spread, trees, *arrays))
+        memories_BMD = to_host(setup, encode_rows(setup.decoder, role, spread, trees, *arrays))
         memories[part.index] = memories_BMD[: len(part.index)]
         report(len(part.index))
     cut = sum(is_cut for _, is_cut in encoded)
@@ -97,7 +97,7 @@ def _encode(
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "role", "spread"))
-def _memories(
+def encode_rows(
     decoder: Decoder,
     role: str,
     spread: bool,
@@ -106,6 +106,7 @@ def _memories(
     positions_BT: jax.Array,
     segments_BT: jax.Array,
 ) -> jax.Array:
+    """Memory vectors float32 [B, M, D] of rows that hold one document each; see `clara.encode`."""
     hidden_BTD = clara.encode(
         decoder, trees, tokens_BT, positions_BT, segments_BT, role, spread=spread
     )

@@ -143,7 +143,7 @@ def test_advice_names_options_that_help():
         "hbm_by_kind": {"base": 3, "temporaries": 9}, "hbm_bytes_per_device": 12,
         "hbm_limit_bytes": 4,
     }  # fmt: skip
-    text = "\n".join(report.advice(tiny("scp"), found))
+    text = "\n".join(report.advice(tiny("scp", attention="xla"), found))
     for option in (
         "model.remat=full", "train.loss_chunks=8", "train.accumulate=2", "mesh.data=1",
         "model.attention=splash", "model.param_dtype=bfloat16",

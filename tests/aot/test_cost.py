@@ -40,9 +40,11 @@ HloModule jit_step, is_scheduled=true
 ENTRY %main (x: (s32[], bf16[256,128])) -> f32[1024] {
   %x = (s32[], bf16[256,128]{1,0}) parameter(0)
   %loop = (s32[], bf16[256,128]{1,0}) while(%x), condition=%condition, body=%body
-  %kernel = bf16[256,128]{1,0} custom-call(%x), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+  %q = bf16[2,4,512,64]{3,2,1,0} parameter(2)
+  %segments = s32[2,512]{1,0} parameter(3)
+  %splash_mha_dq.1 = bf16[2,4,512,64]{3,2,1,0} custom-call(%segments, %q), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
 "blocks": "512"
-}}, backend_config={"custom_call_config":{"cost_estimate":{"flops":"197000000"}}}
+}}, backend_config={"custom_call_config":{"body":"TUz"}}
   %g = f32[1024]{0} parameter(1)
   ROOT %all-reduce = f32[1024]{0} all-reduce(%g), replica_groups=[4,4]<=[16], to_apply=%add
 }
@@ -55,10 +57,10 @@ def test_parser_reads_computations_and_joins_broken_lines():
     assert module.entry == "main"
     assert set(module.computations) == {"add", "body", "condition", "main"}
     assert [line.name for line in module.computations["main"]] == [
-        "x", "loop", "kernel", "g", "all-reduce",
+        "x", "loop", "q", "segments", "splash_mha_dq.1", "g", "all-reduce",
     ]  # fmt: skip
-    kernel = module.computations["main"][2]
-    assert kernel.number(r'"flops":"?(\d+)') == 197e6 and kernel.operands == ["x"]
+    kernel = module.computations["main"][4]
+    assert kernel.operands == ["segments", "q"] and "TUz" in kernel.text
 
 
 def test_trips_count_in_the_bodys_steps():
@@ -77,13 +79,15 @@ def test_a_collective_runs_beside_what_is_scheduled_until_its_end():
     found = cost.predict(hlo.parse(PROGRAM), TARGET)
     gather = 256 * 128 * 2 * 3 / 4 / 45e9  # a group of 4 has one axis of 4: one link
     reduce = 2 * 1024 * 4 * 3 / 4 / 45e9
-    kernel = 1e-6
+    kernel = 3 * 2 * (2 * 4 * 512 * 64) * 512 / (197e12 / 2)
     assert gather > 1500 / 1.5e9  # so that the end waits
     assert found.compute == pytest.approx(2 * 4500 / 1.5e9 + kernel)
     assert found.interconnect == pytest.approx(2 * gather + reduce)
     assert found.seconds == pytest.approx(2 * (gather + 3000 / 1.5e9) + kernel + reduce)
     assert found.moved == {"all-gather": 2 * 256 * 128 * 2, "all-reduce": 4096}
     assert found.calls == 1 and found.unpriced == 0
+    other = cost.predict(hlo.parse(PROGRAM.replace("splash_mha_dq", "my_kernel")), TARGET)
+    assert other.unpriced == 1 and other.seconds < found.seconds
 
     slower = cost.predict(hlo.parse(PROGRAM.replace('"1500"', '"15000"')), TARGET)
     assert slower.seconds == pytest.approx(2 * 18000 / 1.5e9 + kernel + reduce)
