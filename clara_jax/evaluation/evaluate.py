@@ -20,9 +20,9 @@ def run(config: Config, workdir: str) -> int:
     """Evaluates a run, prints the result and writes it to its workdir; returns the exit code.
 
     Args:
-        config: its `eval`, `mesh`, sources and folder of memories are used; all else of a trained
-            model is as it was trained. With `eval.untrained`, the model before any training, as
-            `config` makes it.
+        config: its `eval`, `mesh`, sources, folder of memories, `model.attention` and, if it is
+            int8, `model.param_dtype` are used; all else of a trained model is as it was trained.
+            With `eval.untrained`, the model before any training, as `config` makes it.
         workdir: of the run.
 
     Raises:
@@ -31,7 +31,13 @@ def run(config: Config, workdir: str) -> int:
     if config.eval.untrained:
         setup = setup_lib.start(config)
     else:
-        setup = setup_lib.restore(workdir, mesh=sharding.make_mesh(config.mesh))
+        model = config.model
+        setup = setup_lib.restore(
+            workdir,
+            sharding.make_mesh(config.mesh),
+            attention=model.attention,
+            param_dtype="int8" if model.param_dtype == "int8" else None,
+        )
         # Which documents were held out is the run's to say; `sources` may be some of its own.
         names = config.data.sources or setup.config.data.sources
         memories = config.data.memories or setup.config.data.memories
@@ -43,6 +49,8 @@ def run(config: Config, workdir: str) -> int:
     if distributed.is_first():
         print(results.table(result))
         settings = {"sources": config.data.sources, "holdout": config.data.holdout}
+        if config.model.param_dtype == "int8":  # not what the same settings give otherwise
+            settings["param_dtype"] = "int8"
         results.write(
             {**result, "settings": {**settings, **dataclasses.asdict(config.eval)}}, workdir
         )

@@ -273,15 +273,22 @@ def answers(
     return [generation.text.strip() for generation in generations]
 
 
-def load(path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None) -> Clara:
+def load(
+    path: str | os.PathLike[str],
+    base: str | os.PathLike[str] | None = None,
+    *,
+    param_dtype: str | None = None,
+) -> Clara:
     """Loads a trained model.
 
     Args:
         path: workdir of a run, or a directory in the layout of the PyTorch release.
         base: the base model (directory, hub id or .gguf file). A release needs it; for a workdir it
             says where the base is now, if not where the run found it.
+        param_dtype: of the base's weights, `float32`, `bfloat16` or `int8` (its matrices, in half
+            the memory of bfloat16); by default as in training, and of a release float32.
 
     Raises:
         UserError: there is no such model, or base and model do not fit.
     """
-    return Clara(load_setup(path, base))
+    return Clara(load_setup(path, base, param_dtype))

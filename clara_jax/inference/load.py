@@ -16,8 +16,10 @@ from clara_jax.training.setup import Setup
 
 
 def load_setup(
-    path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None
-) -> Setup:  # fmt: skip
+    path: str | os.PathLike[str],
+    base: str | os.PathLike[str] | None = None,
+    param_dtype: str | None = None,
+) -> Setup:
     """Loads a trained model and its parts; see `engine.load`."""
     for name, value in (("path", path), ("base", base or "")):
         if not isinstance(value, str | os.PathLike):
@@ -29,17 +31,20 @@ def load_setup(
                 f"{path}: holds no base model; give base=…, or --base=… on the command line "
                 f"(it was {wanted!r})"
             )
-        return _from_release(path, os.fspath(base))
+        return _from_release(
+            path, Model(base=os.fspath(base), param_dtype=param_dtype or "float32")
+        )
     if not (files.path(path) / "config.json").exists():
         raise UserError(f"{path}: neither a workdir nor a CLaRa release: no config.json there")
-    return setup_lib.restore(os.fspath(path), None if base is None else os.fspath(base))
+    base = None if base is None else os.fspath(base)
+    return setup_lib.restore(os.fspath(path), base=base, param_dtype=param_dtype)
 
 
-def _from_release(path: str | os.PathLike[str], base: str) -> Setup:
+def _from_release(path: str | os.PathLike[str], how: Model) -> Setup:
     settings = clara_release.read_settings(path)
     config = Config(
         stage=settings.stage,
-        model=Model(base=base),
+        model=how,
         lora=settings.lora,
         data=Data(document_length=settings.document_length, rate=settings.rate),
         select=Select(k=settings.top_k),
@@ -54,7 +59,7 @@ def _from_release(path: str | os.PathLike[str], base: str) -> Setup:
         config=config,
         mesh=mesh,
         decoder=Decoder(model, config.lora, sharding.layout(mesh)),
-        tokenizer=load_tokenizer(base),
+        tokenizer=load_tokenizer(how.base),
         extra=ExtraTokens(model.vocab_size, settings.memory_tokens),
         trees=trees,
     )

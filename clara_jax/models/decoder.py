@@ -220,9 +220,11 @@ class _Leaf(nn.Module):
 def init_params(config: ModelConfig, rng: jax.Array) -> Any:
     """Random base weights, the tree `{"embed", "layers", "norm"[, "head"]}`."""
     x_BTD = jnp.zeros((1, 1, config.d_model), jnp.dtype(config.dtype))
-    whole = dataclasses.replace(config, param_dtype=config.held_dtype, attention="xla")
+    int8 = config.param_dtype == "int8"
+    dtype = "float32" if int8 else config.param_dtype  # int8 is what float32 would be, rounded
+    whole = dataclasses.replace(config, attention="xla", param_dtype=dtype)
     params = Decoder(whole).init(rng, x_BTD, jnp.zeros((1, 1), jnp.int32))["params"]
-    return quantize_params(params) if config.param_dtype == "int8" else params
+    return quantize_params(params) if int8 else params
 
 
 def abstract_params(config: ModelConfig) -> Any:

@@ -26,9 +26,9 @@ def dequantize(leaf: dict[str, jax.Array]) -> jax.Array:
 
 
 def quantize_params(params: Any) -> Any:
-    """The base's tree with every kernel quantised."""
+    """The base's tree with every kernel quantised, and the rest in bfloat16."""
     if not isinstance(params, dict):
-        return params
+        return params.astype(jnp.bfloat16)
     if "kernel" in params:
         return quantize(params["kernel"])
     return {name: quantize_params(tree) for name, tree in params.items()}

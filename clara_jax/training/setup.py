@@ -292,6 +292,11 @@ def with_runs(setup: Setup, runs: Sequence[Run], skip: tuple[str, ...] = ()) -> 
     """
     trees, taken = dict(setup.trees), set(skip)
     for run in runs:
+        if "base" in run.config.trained and setup.config.model.param_dtype == "int8":
+            raise UserError(
+                f"{run.workdir} trained the base itself, which config.model.param_dtype=int8 "
+                "cannot hold; set float32 or bfloat16"
+            )
         names = [n for n in run.config.trained if n in trees and n not in taken]
         if {"compressor", "base"} & taken:  # a reasoner from before does not fit the new memories
             names = [name for name in names if name != "reasoner"]
@@ -308,20 +313,22 @@ def with_runs(setup: Setup, runs: Sequence[Run], skip: tuple[str, ...] = ()) -> 
     return dataclasses.replace(setup, trees=trees)
 
 
-def restore(workdir: str, base: str | None = None, mesh: Mesh | None = None) -> Setup:
+def restore(workdir: str, mesh: Mesh | None = None, **model: Any) -> Setup:
     """The newest checkpoint of a run with everything it needs, ready for evaluation or inference.
 
     Args:
         workdir: of the run.
-        base: where the base model is now, if not where the run found it.
         mesh: devices; by default as in the run, or all in `fsdp` where that does not fit these.
+        **model: options of `config.model` that are not as in the run: `base`, where the base model
+            is now, `dtype`, `param_dtype` or `attention`. None: as in the run.
 
     Raises:
         UserError: no such run, no checkpoint, or a base that does not fit.
     """
     config = config_lib.load(os.path.join(workdir, "config.json"))
-    if base is not None:
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, base=base))
+    given = {name: value for name, value in model.items() if value is not None}
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, **given))
+    config = config_lib.freeze(dataclasses.asdict(config))  # what was given is checked as well
     if mesh is None:
         try:
             mesh = sharding.make_mesh(config.mesh)

@@ -45,7 +45,12 @@ FIXED = (
     "stage", "seed", "init_from", "generator_init", "reasoner_init", "model", "lora", "data",
     "memory", "select", "prompts", "train.only", "train.full",
 )  # fmt: skip
-FREE = {"model.remat", "data.tfds_dir", "data.memories"}  # of these, what changes neither
+FREE = {
+    "model.remat",
+    "model.attention",
+    "data.tfds_dir",
+    "data.memories",
+}  # of these, what changes neither
 
 
 def train(config: Config, workdir: str) -> int:

@@ -403,7 +403,9 @@ def test_int8_is_as_exact_as_its_steps(small):
     assert int(jnp.abs(held["kernel"]).max()) == 127
     assert dequantize(quantize(jnp.zeros((3, 2)))).sum() == 0
 
-    whole = jax.tree.map(jnp.asarray, quantized)
+    whole = jax.tree.map(
+        lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, quantized
+    )
     for group in ("attention", "mlp"):
         for name, leaf in whole["layers"][group].items():
             whole["layers"][group][name] = {"kernel": dequantize(leaf)}

@@ -7,12 +7,14 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from clara_jax import config as config_lib
 from clara_jax.data import pipeline
 from clara_jax.errors import UserError
+from clara_jax.inference.engine import load
 from clara_jax.sharding import put_batch
 from clara_jax.training import setup as setup_lib
 from clara_jax.training import step as step_lib
@@ -275,3 +277,37 @@ def test_mistakes(tiny, tmp_path):
     path.write_text(path.read_text().replace('"rank": 16', '"rank": 8'))
     with pytest.raises(UserError, match="cannot be read with this config"):
         setup_lib.restore(str(tmp_path))
+
+
+def test_adapters_train_on_an_int8_base_and_are_restored(tiny, tmp_path):
+    """QLoRA: the loss falls, a resumed run goes on, and answers come from the int8 base."""
+    config = with_options(tiny, model={"param_dtype": "int8"}, train={"steps": 6})
+    assert train(config, str(tmp_path)) == 0
+    setup = setup_lib.restore(str(tmp_path))
+    kernel = setup.trees["base"]["layers"]["mlp"]["up"]["kernel"]
+    assert kernel.dtype == jnp.int8
+    losses = [line["loss"] for line in metrics(tmp_path)]
+    assert losses[-1] < losses[0]
+    more = with_options(config, train={"steps": 8}, model={"attention": "xla", "remat": "q"})
+    assert train(more, str(tmp_path)) == 0
+    with pytest.raises(UserError, match=r"config\.model\.param_dtype='int8', now it is 'float32'"):
+        train(tiny, str(tmp_path))
+
+
+def test_a_run_is_read_with_an_int8_base_on_request(tiny, tmp_path):
+    train(tiny, str(tmp_path))
+    documents = ["the lamp of bida is red ."]
+    whole, int8 = (load(tmp_path, param_dtype=d) for d in (None, "int8"))
+    assert int8.setup.trees["base"]["layers"]["mlp"]["up"]["kernel"].dtype == jnp.int8
+    a, b = (clara.compress(documents) for clara in (whole, int8))
+    assert 0 < np.abs(a - b).max() < 0.2 * np.abs(a).max()
+    with pytest.raises(UserError, match=r"config\.model\.param_dtype='int4' is not one of"):
+        load(tmp_path, param_dtype="int4")
+    full = tmp_path / "full"
+    train(with_options(tiny, train={"full": True}), str(full))
+    with pytest.raises(UserError, match="trains the base, which"):
+        load(full, param_dtype="int8")
+    later = with_options(tiny, model={"param_dtype": "int8"})
+    later = dataclasses.replace(later, stage="instruct", init_from=str(full))
+    with pytest.raises(UserError, match="trained the base itself"):
+        setup_lib.start(later)
