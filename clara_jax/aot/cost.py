@@ -19,6 +19,7 @@ _FREE = {
     "slice-start", "slice-done", "after-all", "partition-id", "replica-id", "iota", "opt-barrier",
 }  # fmt: skip
 _CYCLES = r'"estimated_cycles":"(\d+)"'
+_UNKNOWN = 1e15  # cycles; some fusions that gather int8 weights are said to take 2**63
 # Matmuls of queries' size by all keys, in each kernel of the TPU's attention.
 _KERNELS = {"splash_mha_fwd": 2, "splash_mha_dkv": 4, "splash_mha_dq": 3}
 _KERNEL_SHARE = 0.5  # of the peak
@@ -163,7 +164,7 @@ class _Walk:
                 work = matmuls[0] * 2 * math.prod(queries) * queries[-2]
             moved = size(line.type) + read
             return max(work / (chip.flops * _KERNEL_SHARE), moved / chip.bandwidth)
-        if cycles is None:  # whatever has no estimate reads and writes
+        if cycles is None or cycles > _UNKNOWN:  # whatever has no estimate reads and writes
             return (size(line.type) + read) / chip.bandwidth
         return cycles / chip.clock
 

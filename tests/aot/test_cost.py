@@ -93,6 +93,14 @@ def test_a_collective_runs_beside_what_is_scheduled_until_its_end():
     assert slower.seconds == pytest.approx(2 * 18000 / 1.5e9 + kernel + reduce)
 
 
+def test_what_the_compiler_does_not_know_is_priced_by_its_bytes():
+    text = PROGRAM.replace('"3000"', f'"{2**63 - 1}"')
+    found = cost.predict(hlo.parse(text), TARGET)
+    known = cost.predict(hlo.parse(PROGRAM), TARGET)
+    moved = 3 * 256 * 128 * 2 / 819e9
+    assert found.compute == pytest.approx(known.compute + 2 * (moved - 3000 / 1.5e9))
+
+
 def test_loops_of_unknown_length_count_once_and_are_told():
     text = PROGRAM.replace("s32[] constant(4)", "s32[] parameter(1)")
     found = cost.predict(hlo.parse(text), TARGET)
