@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from clara_jax import distributed, sharding
@@ -15,6 +16,7 @@ from clara_jax.evaluation.benchmark import alone
 from clara_jax.evaluation.benchmark_import import measure, write_checkpoint
 from clara_jax.interop import hf
 from clara_jax.models.config import ModelConfig
+from clara_jax.models.quantize import quantize_params
 from clara_jax.training import setup
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -67,6 +69,18 @@ def reads(checkpoint: pathlib.Path, **mesh: int) -> int:
     for x in jax.tree.leaves(params):
         assert len(x.addressable_shards) == jax.local_device_count()
     return count
+
+
+def test_int8_by_layers_equals_int8_of_the_whole(checkpoint):
+    def load(param_dtype: str):
+        config = Config(model=Model(base=str(checkpoint), param_dtype=param_dtype))
+        mesh = sharding.make_mesh(Mesh(data=1, fsdp=4, tensor=2))
+        return setup.load_base(config, setup.model_config(config), mesh)
+
+    found, wanted = load("int8"), jax.jit(quantize_params)(load("bfloat16"))
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    specs = jax.tree.map(lambda x: x.sharding, found)
+    assert specs == sharding.shardings(sharding.make_mesh(Mesh(1, 4, 2)), "base", found)
 
 
 @pytest.mark.parametrize(("data", "fsdp"), [(1, 8), (2, 4)])
