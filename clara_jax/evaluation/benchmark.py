@@ -8,11 +8,14 @@ import argparse
 import concurrent.futures
 import dataclasses
 import multiprocessing
+import pathlib
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from clara_jax.errors import UserError, command
+from clara_jax.evaluation import benchmark_import as importing
 from clara_jax.evaluation import benchmark_programs as programs
 from clara_jax.evaluation.benchmark_measure import HEADER
 from clara_jax.evaluation.benchmark_programs import Options
@@ -76,12 +79,21 @@ def print_packing(options: Options) -> None:
         )
 
 
+def print_import(options: Options) -> None:
+    """Memory beside the arrays while a checkpoint of random weights is read onto 8 CPU devices."""
+    with tempfile.TemporaryDirectory() as folder:
+        importing.write_checkpoint(pathlib.Path(folder), importing.model_of(options.gigabytes))
+        for how in importing.RUNS:
+            print(alone(importing.measure, folder, *how), flush=True)
+
+
 COMMANDS = {
     "scp": print_scp,
     "compress": print_compress,
     "e2e": print_e2e,
     "answer": print_answer,
     "packing": print_packing,
+    "import": print_import,
 }
 
 
@@ -92,20 +104,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m clara_jax.evaluation.benchmark", description=__doc__.split("\n", 1)[0]
     )
     parser.add_argument(
-        "what", nargs="*", help=f"any of {', '.join(COMMANDS)}; default: all that can be measured"
-    )
+        "what", nargs="*",
+        help=f"any of {', '.join(COMMANDS)}; default: all that can be measured, but import",
+    )  # fmt: skip
     parser.add_argument("--base", default="", help="base model; default: random weights")
     parser.add_argument("--preset", default="smollm2_135m", help="shape of the random weights")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--chunks", type=int, default=1, help="blocks of the cross-entropy")
     parser.add_argument("--source", action="append", default=[], help="records, for packing")
+    parser.add_argument("--gigabytes", type=float, default=3.0, help="to import, in bfloat16")
     args = parser.parse_args(argv)
     if args.chunks < 1:
         parser.error("--chunks must be at least 1")
     for name in set(args.what) - set(COMMANDS):
         parser.error(f"unknown benchmark {name!r}; known: {', '.join(COMMANDS)}")
-    options = Options(args.base, args.preset, args.dtype, args.chunks, tuple(args.source))
-    default = [name for name in COMMANDS if name != "packing" or options.sources]
+    options = Options(
+        args.base, args.preset, args.dtype, args.chunks, tuple(args.source), args.gigabytes
+    )
+    unmeasured = {"import"} if options.sources else {"import", "packing"}
+    default = [name for name in COMMANDS if name not in unmeasured]
     for name in args.what or default:
         COMMANDS[name](options)
     return 0

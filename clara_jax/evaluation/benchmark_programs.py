@@ -52,6 +52,7 @@ class Options:
         dtype: of the activations.
         chunks: blocks of the cross-entropy.
         sources: records whose packing is measured.
+        gigabytes: 10^9 bytes of the bfloat16 checkpoint that is imported, about.
     """
 
     base: str = ""
@@ -59,6 +60,7 @@ class Options:
     dtype: str = "float32"
     chunks: int = 1
     sources: tuple[str, ...] = ()
+    gigabytes: float = 3.0
 
 
 def make_setup(options: Options, remat: str = "none", stage: str = "scp", **data: Any) -> Setup:

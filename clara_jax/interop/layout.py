@@ -5,11 +5,14 @@ holds and to read slices of them; which slices, transposing and stacking of laye
 """
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import flax.traverse_util
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from clara_jax.errors import UserError
@@ -18,9 +21,11 @@ from clara_jax.models.decoder import abstract_params
 from clara_jax.models.quantize import quantize
 
 ShardingOf = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
+Index = tuple[slice, ...]
+Convert = Callable[[jax.Array], dict[str, jax.Array]]
 
-# Rows that are read and converted at a time, which bounds the float32 scratch of a big table.
-_ROWS = 8192
+# Elements of a tensor's whole rows that are read and converted at a time.
+_BLOCK = 2**22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,19 +116,25 @@ class Checkpoint(Protocol):
     format: str
     shapes: dict[str, tuple[int, ...]]
 
-    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+    def read(self, name: str, index: Index) -> np.ndarray:
         """Reads tensor[index]; the slices are explicit and have step 1."""
         ...
 
 
 def load(checkpoint: Checkpoint, config: ModelConfig, sharding_of: ShardingOf | None = None) -> Any:
-    """Loads the base weights; every device shard reads only its own part of the file.
+    """Loads the base weights; a process asks only for what its own devices hold, each part once.
+
+    Beside the devices' arrays the host holds one device's part of one layer's matrix, or of the
+    embedding, the head or all norms of one kind, for it is on its device before the next is read;
+    and _BLOCK elements, as the checkpoint gives them. The devices hold one layer's matrix, or the
+    head if it becomes int8, a second time, as it was read.
 
     Args:
         checkpoint: the tensors, already opened.
         config: the architecture that they must fit.
         sharding_of: gives the sharding of a parameter from its path ("layers/attention/q/kernel")
-            and shape; None puts everything on the first device.
+            and shape; it keeps the layers of a matrix together. None puts everything on the first
+            device.
 
     Returns:
         The `params` tree of the decoder in `config.param_dtype`.
@@ -133,31 +144,88 @@ def load(checkpoint: Checkpoint, config: ModelConfig, sharding_of: ShardingOf | 
     """
     held = dataclasses.replace(config, param_dtype=config.held_dtype)
     wanted = flax.traverse_util.flatten_dict(abstract_params(held), sep="/")
-    rows = [row for row in TABLE if row.path in wanted]
+    # From the end, so that the head, held twice while it becomes int8, is done before the rest.
+    rows = [row for row in reversed(TABLE) if row.path in wanted]
     _check(checkpoint, config, rows, {path: leaf.shape for path, leaf in wanted.items()})
-    dtype = jax.numpy.dtype(config.held_dtype)
     single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    sharding_of = sharding_of or (lambda path, shape: single)
+    int8 = config.param_dtype == "int8"
     tree = {}
     for row in rows:
-        shape = wanted[row.path].shape
-        sharding = sharding_of(row.path, shape) if sharding_of else single
-        tree[row.path] = jax.make_array_from_callback(
-            shape, sharding, _shard_reader(checkpoint, row, shape, dtype), dtype
-        )
-        if config.param_dtype == "int8" and row.path.endswith("/kernel"):
-            # One by one, so that no more than one matrix is ever there in both forms.
-            name = row.path.removesuffix("/kernel")
-            quantized = _quantize(tree.pop(row.path), name, sharding_of)
-            tree |= {f"{name}/{leaf}": array for leaf, array in quantized.items()}
+        leaf = wanted[row.path]
+        read = _part_reader(checkpoint, row, leaf.shape, leaf.dtype)
+        put = functools.partial(_put, read, leaf.shape, sharding_of(row.path, leaf.shape))
+        if not row.transposed or not (row.stacked or int8):
+            tree[row.path] = put()
+            continue
+        name = row.path.removesuffix("/kernel")
+        convert = quantize if int8 else _plain
+        shapes = jax.eval_shape(convert, leaf)
+        shardings = {key: sharding_of(f"{name}/{key}", x.shape) for key, x in shapes.items()}
+        if row.stacked:
+            made = _stack(put, convert, shapes, shardings)
+        else:
+            made = jax.block_until_ready(jax.jit(convert, out_shardings=shardings)(put()))
+        tree |= {f"{name}/{key}": array for key, array in made.items()}
     return flax.traverse_util.unflatten_dict(tree, sep="/")
 
 
-def _quantize(kernel: jax.Array, name: str, sharding_of: ShardingOf | None) -> dict[str, jax.Array]:
-    shardings = None
-    if sharding_of:
-        shapes = jax.eval_shape(quantize, kernel)
-        shardings = {leaf: sharding_of(f"{name}/{leaf}", x.shape) for leaf, x in shapes.items()}
-    return jax.block_until_ready(jax.jit(quantize, out_shardings=shardings)(kernel))
+def _put(
+    read: Callable[[Index], np.ndarray],
+    shape: tuple[int, ...],
+    sharding: jax.sharding.Sharding,
+    layer: int | None = None,
+) -> jax.Array:
+    """Puts a parameter [L, ...], or one layer [1, ...] of it, on the devices part by part.
+
+    `jax.make_array_from_callback` would hold all parts on the host until the last one is read.
+    """
+    if layer is not None:
+        shape = (1, *shape[1:])
+    devices: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        bounds = tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
+        devices.setdefault(bounds, []).append(device)
+    arrays = []
+    for bounds, copies in devices.items():
+        index = tuple(slice(*b) for b in bounds)
+        part = read(index if layer is None else (slice(layer, layer + 1), *index[1:]))
+        arrays += jax.block_until_ready([jax.device_put(part, device) for device in copies])
+        del part  # before the next is read
+    return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+
+
+def _stack(
+    put: Callable[..., jax.Array],
+    convert: Convert,
+    shapes: dict[str, jax.ShapeDtypeStruct],
+    shardings: dict[str, jax.sharding.Sharding],
+) -> dict[str, jax.Array]:
+    """Converts a parameter layer by layer, each written into the arrays that hold all of them."""
+    start = jax.jit(_zeros, static_argnums=0, out_shardings=shardings)
+    insert = jax.jit(_insert, static_argnums=0, donate_argnums=1, out_shardings=shardings)
+    stacked = start(tuple(shapes.items()))
+    for i in range(shapes["kernel"].shape[0]):
+        # Waits, so that no later layer is on the devices before it.
+        stacked = jax.block_until_ready(insert(convert, stacked, put(layer=i), i))
+    return stacked
+
+
+def _plain(kernel: jax.Array) -> dict[str, jax.Array]:
+    return {"kernel": kernel}
+
+
+def _zeros(shapes: tuple[tuple[str, jax.ShapeDtypeStruct], ...]) -> dict[str, jax.Array]:
+    return {key: jnp.zeros(x.shape, x.dtype) for key, x in shapes}
+
+
+def _insert(
+    convert: Convert, stacked: dict[str, jax.Array], layer: jax.Array, i: int
+) -> dict[str, jax.Array]:
+    def write(whole: jax.Array, one: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(whole, one, i, 0)
+
+    return jax.tree.map(write, stacked, convert(layer))
 
 
 def tensor_names(row: Row, format: str, n_layers: int) -> list[str]:
@@ -193,14 +261,13 @@ def _check(
         )
 
 
-def _shard_reader(
+def _part_reader(
     checkpoint: Checkpoint, row: Row, shape: tuple[int, ...], dtype: np.dtype
-) -> Callable[[Any], np.ndarray]:
-    n_layers = shape[0] if row.stacked else 1
-    names = tensor_names(row, checkpoint.format, n_layers)
+) -> Callable[[Index], np.ndarray]:
+    """A function that reads parameter[index], whose slices are explicit and have step 1."""
+    names = tensor_names(row, checkpoint.format, shape[0] if row.stacked else 1)
 
-    def read(index: Any) -> np.ndarray:
-        index = tuple(slice(*s.indices(n)) for s, n in zip(index, shape, strict=True))
+    def read(index: Index) -> np.ndarray:
         out = np.empty([s.stop - s.start for s in index], dtype)
         if row.stacked:
             targets = zip(names[index[0]], out, strict=True)
@@ -217,11 +284,11 @@ def _shard_reader(
     return read
 
 
-def _read_blocks(
-    checkpoint: Checkpoint, name: str, index: tuple[slice, ...], out: np.ndarray
-) -> None:
+def _read_blocks(checkpoint: Checkpoint, name: str, index: Index, out: np.ndarray) -> None:
+    # Whole rows count, for GGUF expands these even where it is asked for a part of each.
+    n_rows = max(1, _BLOCK // math.prod(checkpoint.shapes[name][1:]))
     first, last = index[0].start, index[0].stop
-    for start in range(first, last, _ROWS):
-        rows = slice(start, min(start + _ROWS, last))
+    for start in range(first, last, n_rows):
+        rows = slice(start, min(start + n_rows, last))
         # Assignment rounds to the target's dtype.
         out[rows.start - first : rows.stop - first] = checkpoint.read(name, (rows, *index[1:]))

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 
 def quantize(kernel: jax.Array) -> dict[str, jax.Array]:
     """`{"kernel": int8 [..., in, out], "scale": float32 [..., out]}`; the largest is 127."""
-    kernel = kernel.astype(jnp.float32)
-    largest = jnp.max(jnp.abs(kernel), axis=-2)
+    # In the kernel's own dtype: a float32 copy would be used twice, and so be held as a whole.
+    largest = jnp.maximum(kernel.max(-2), -kernel.min(-2)).astype(jnp.float32)
     scale = jnp.where(largest > 0, largest / 127, 1.0)
-    return {"kernel": jnp.round(kernel / scale[..., None, :]).astype(jnp.int8), "scale": scale}
+    steps = jnp.round(kernel.astype(jnp.float32) / scale[..., None, :])
+    return {"kernel": steps.astype(jnp.int8), "scale": scale}
 
 
 def dequantize(leaf: dict[str, jax.Array]) -> jax.Array:

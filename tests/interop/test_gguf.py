@@ -144,11 +144,11 @@ def test_sharded_equals_unsharded(tmp_path):
     mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
 
     def sharding_of(path, shape):
-        return NamedSharding(mesh, PartitionSpec(*("a", None, "b")[-len(shape) :]))
+        return NamedSharding(mesh, PartitionSpec(*(None, "a", "b")[-len(shape) :]))
 
     whole, parts = base.load_params(path, config), base.load_params(path, config, sharding_of)
     assert parts["layers"]["attention"]["q"]["kernel"].addressable_shards[0].data.shape == (
-        L // 2, D, H * C // 4
+        L, D // 2, H * C // 4
     )  # fmt: skip
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
     assert parts["norm"]["scale"].dtype == jnp.bfloat16

@@ -105,7 +105,7 @@ def test_every_tensor_arrives_in_its_place(tmp_path, shards):
 
 
 def test_blocks_of_rows_join(tmp_path, monkeypatch):
-    monkeypatch.setattr("clara_jax.interop.layout._ROWS", 7)
+    monkeypatch.setattr("clara_jax.interop.layout._BLOCK", 7 * D)
     tensors = random_tensors()
     assert_holds(read(write(tmp_path, tensors)), tensors)
 
@@ -146,12 +146,16 @@ def test_sharded_equals_unsharded_and_reads_only_its_part(tmp_path, monkeypatch)
             "head/kernel": PartitionSpec("a", "b"),
             "norm/scale": PartitionSpec(("a", "b")),
         }
-        names = PartitionSpec("a", "b") if path.endswith("scale") else PartitionSpec("a", None, "b")
+        names = PartitionSpec("a", "b") if path.endswith("scale") else PartitionSpec(None, "a", "b")
         return NamedSharding(mesh, spec.get(path, names))
 
     parts = base.load_params(directory, config, sharding_of)
     assert sum(read_elements) == once
-    assert parts["layers"]["mlp"]["down"]["kernel"].addressable_shards[0].data.shape == (1, F, 8)
+    assert parts["layers"]["mlp"]["down"]["kernel"].addressable_shards[0].data.shape == (
+        L,
+        F // 2,
+        8,
+    )
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
     assert seen["layers/attention/q/kernel"] == (L, D, H * C)
     assert len(seen) == 12
