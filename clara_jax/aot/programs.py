@@ -104,11 +104,12 @@ def compress(setup: Setup) -> Program:
     def function(trees: Any, *ids: jax.Array) -> jax.Array:
         return encode.encode_rows(setup.decoder, "compressor", spread, trees, *ids)
 
-    base = {name: tree for name, tree in trees["base"].items() if name != "head"}
-    trees = {**trees, "base": base}  # no logits are computed
     arguments = (trees, *(ids[f"enc_{name}"] for name in _IDS))
     flops = forward_flops(setup, shape[0] * shape[1], head=False)
-    return Program(function, arguments, _kinds(trees) | {"batch": ids}, flops, shape[0])
+    # No logits are computed: XLA leaves the head out of the arguments.
+    base = {name: tree for name, tree in trees["base"].items() if name != "head"}
+    kinds = _kinds({**trees, "base": base}) | {"batch": ids}
+    return Program(function, arguments, kinds, flops, shape[0])
 
 
 PROGRAMS: dict[str, Callable[[Setup], Program]] = {

@@ -12,6 +12,7 @@ from clara_jax.aot import chips, compile, programs, report
 from clara_jax.config import Config, Data, Eval, Model, Prompts, Select, Train
 from clara_jax.config import Mesh as MeshConfig
 from clara_jax.errors import UserError
+from clara_jax.models.config import PRESETS
 from clara_jax.sharding import make_mesh
 from clara_jax.training import setup as setup_lib
 from clara_jax.training.inputs import open_inputs
@@ -90,7 +91,9 @@ def test_flops_count_what_a_frozen_base_needs():
 
 
 @pytest.mark.parametrize("program", programs.PROGRAMS)
-def test_every_program_compiles_for_the_local_devices(program, capsys):
+def test_every_program_compiles_for_the_local_devices(program, capsys, monkeypatch):
+    untied = dataclasses.replace(PRESETS["tiny"], tied_embeddings=False)
+    monkeypatch.setitem(PRESETS, "tiny", untied)
     config = dataclasses.replace(tiny("e2e"), mesh=MeshConfig(data=2, fsdp=2, tensor=2))
     assert compile.run(config, program=program) == 0
     out, err = capsys.readouterr()
@@ -99,6 +102,7 @@ def test_every_program_compiles_for_the_local_devices(program, capsys):
     assert found["mesh"] == {"data": 2, "fsdp": 2, "tensor": 2}
     kinds = found["hbm_by_kind"]
     assert sum(kinds.values()) == found["hbm_bytes_per_device"]
+    assert abs(kinds["other"]) < 0.02 * found["hbm_bytes_per_device"]  # all arguments have a kind
     assert kinds["base"] < 4 * found["parameters"] / 3  # cut four ways, but for the norms
     assert found["fits"] is None and found["predicted_mfu"] is None
     assert "HBM of one device" in err
