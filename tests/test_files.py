@@ -19,7 +19,7 @@ from clara_jax.data.sources import JsonlSource
 from clara_jax.errors import UserError
 from clara_jax.evaluation import report, results
 from clara_jax.inference.load import load_setup
-from clara_jax.training import setup as setup_lib
+from clara_jax.training import lineage
 from clara_jax.training.checkpoint import Checkpoints
 from clara_jax.training.train import train
 
@@ -117,8 +117,8 @@ def test_a_run_on_gs_is_resumed_and_read(bucket, tmp_path, monkeypatch, named):
     assert report.newest_evaluation(workdir) == result
     later = dataclasses.replace(half, init_from=workdir)
     files.make_folder("gs://bucket/runs/two")
-    setup_lib.save_origins("gs://bucket/runs/two", later)
-    assert setup_lib.read_origins("gs://bucket/runs/two") == {"one": 4}
+    lineage.save_origins("gs://bucket/runs/two", later)
+    assert lineage.read_origins("gs://bucket/runs/two") == {"one": 4}
     assert not [name for name in os.listdir(tmp_path) if name.startswith("gs:")]
 
 

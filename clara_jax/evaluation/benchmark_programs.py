@@ -20,9 +20,10 @@ from clara_jax.evaluation.benchmark_measure import Program, Result, measured
 from clara_jax.inference import generate
 from clara_jax.models import clara
 from clara_jax.models.config import ExtraTokens
+from clara_jax.training.lineage import Run
 from clara_jax.training.losses import IGNORE
 from clara_jax.training.optim import make_optimizer
-from clara_jax.training.setup import Run, Setup, create
+from clara_jax.training.setup import Setup, create
 from clara_jax.training.step import compile_step, init_optimizer, make_step
 
 DOCUMENT, RATE = 256, 16  # tokens of a document, compression rate

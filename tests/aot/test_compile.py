@@ -16,7 +16,8 @@ from clara_jax.models.config import PRESETS
 from clara_jax.sharding import make_mesh
 from clara_jax.training import setup as setup_lib
 from clara_jax.training.inputs import open_inputs
-from clara_jax.training.setup import Run, abstract, create
+from clara_jax.training.lineage import Run
+from clara_jax.training.setup import abstract, create
 
 ONE = make_mesh(MeshConfig(data=1, fsdp=1, tensor=1))
 CHIP = chips.CHIPS["v5e"]

@@ -16,6 +16,7 @@ from clara_jax.errors import UserError
 from clara_jax.sharding import put_batch
 from clara_jax.training import setup as setup_lib
 from clara_jax.training.inputs import compute_memories, open_inputs
+from clara_jax.training.lineage import lineage
 from clara_jax.training.optim import make_optimizer
 from clara_jax.training.step import compile_step, init_optimizer, make_step
 from clara_jax.training.train import train
@@ -313,7 +314,7 @@ def test_mistakes(later, scp, tmp_path):
     (tmp_path / "a").mkdir()
     config_lib.save(circle, tmp_path / "a" / "config.json")
     with pytest.raises(UserError, match="leads back to itself"):
-        setup_lib.lineage(circle)
+        lineage(circle)
     with pytest.raises(UserError, match=r"config\.train\.full is for scp and instruct"):
         config_lib.freeze(dataclasses.asdict(with_options(e2e, train={"full": True})))
 
