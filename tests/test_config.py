@@ -96,7 +96,7 @@ def test_missing_options_take_their_defaults():
 def test_choices_are_what_the_models_know():
     assert config_checks.CHOICES["select.method"] == tuple(topk.METHODS)
     assert config_checks.CHOICES["select.score"] == tuple(scores.KINDS)
-    assert config_checks.CHOICES["model.attention"] == attention.ATTENTIONS
+    assert config_checks.CHOICES["model.attention"] == ("auto", *attention.ATTENTIONS)
 
 
 def test_integers_do_for_floats():

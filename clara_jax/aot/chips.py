@@ -5,6 +5,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from importlib import metadata
 from typing import Any
 
 import jax
@@ -86,9 +87,8 @@ def target(topology: str | None) -> Target:
             f"generations: {', '.join(CHIPS)}"
         )
     axes = tuple(int(size) for size in match[2].split("x"))
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
+    os.environ.update(_ENVIRONMENT)
+    jax.config.update("jax_platforms", _ENVIRONMENT["JAX_PLATFORMS"])
     from jax.experimental import topologies
 
     # A host has 2 x 2 chips unless there are fewer.
@@ -101,3 +101,15 @@ def target(topology: str | None) -> Target:
             text = f"the TPU compiler is not installed ({text}): pip install 'clara-jax[tpu]'"
         raise UserError(f"--topology={topology}: {text}") from e
     return Target(topology, found.devices, CHIPS[match[1]], axes)
+
+
+def versions() -> dict[str, str | None]:
+    """Of the packages that decide what is compiled; None where one is not installed."""
+
+    def of(package: str) -> str | None:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return None
+
+    return {package: of(package) for package in ("jax", "libtpu")}

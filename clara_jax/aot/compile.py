@@ -8,7 +8,6 @@ import math
 import re
 import sys
 import time
-from importlib import metadata
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ from clara_jax.aot import chips, cost, hlo, report
 from clara_jax.aot.programs import PROGRAMS, Program, parameters
 from clara_jax.config import Config
 from clara_jax.config_checks import get
+from clara_jax.errors import UserError
 from clara_jax.training import setup as setup_lib
 
 
@@ -50,6 +50,11 @@ def compile_program(config: Config, target: chips.Target, name: str) -> dict[str
         UserError: as `run`.
     """
     mesh = sharding.make_mesh(config.mesh, list(target.devices))
+    if target.chip and mesh.size != len(target.devices):
+        raise UserError(
+            f"config.mesh has {mesh.size} devices, --topology={target.name} "
+            f"{len(target.devices)}: a slice is used whole; set one axis to -1"
+        )
     setup = setup_lib.abstract(config, mesh)
     program = PROGRAMS[name](setup)
     start = time.perf_counter()
@@ -63,7 +68,7 @@ def compile_program(config: Config, target: chips.Target, name: str) -> dict[str
     kinds = {kind: _bytes(tree) for kind, tree in program.kinds.items()}
     found = {
         "topology": target.name,
-        "devices": len(target.devices),
+        "devices": mesh.size,
         "program": name,
         "stage": config.stage,
         "model": config.model.base or config.model.preset,
@@ -75,7 +80,7 @@ def compile_program(config: Config, target: chips.Target, name: str) -> dict[str
         "model_flops_per_step": program.flops,
         **_time(compiled, program, target),
         "compile_seconds": round(time.perf_counter() - start, 1),
-        "versions": {name: _version(name) for name in ("jax", "libtpu")},
+        "versions": chips.versions(),
     }
     return found | {"advice": report.advice(config, found)}
 
@@ -85,8 +90,8 @@ def _memory(
 ) -> dict[str, Any]:
     """HBM of one device by kind; `temporaries` are activations, gradients and scratch."""
     if compiled is None:
-        total = needed + sum(kinds.values())
-        kinds["temporaries"] = needed
+        total = needed  # of arguments as well
+        kinds["temporaries"] = max(needed - sum(kinds.values()), 0)
     else:
         m = compiled.memory_analysis()
         new = m.output_size_in_bytes - m.alias_size_in_bytes
@@ -106,7 +111,7 @@ def _memory(
 
 def _time(compiled: Any, program: Program, target: chips.Target) -> dict[str, Any]:
     keys = ("predicted_step_seconds", "predicted_mfu", "compute_seconds", "interconnect_seconds",
-            "collective_bytes", "pallas_calls", "unpriced_loops")  # fmt: skip
+            "collective_bytes", "pallas_calls", "unpriced_parts")  # fmt: skip
     if compiled is None or target.chip is None:
         return dict.fromkeys(keys)
     found = cost.predict(hlo.parse(compiled.as_text()), target)
@@ -118,7 +123,7 @@ def _time(compiled: Any, program: Program, target: chips.Target) -> dict[str, An
 
 
 def _needed(message: str) -> int:
-    """Bytes of temporaries in the compiler's message that they are too many."""
+    """Bytes that the compiler's message says are too many; its "temporaries" hold arguments too."""
     amount, unit = re.search(r"temporaries \(([\d.]+)([KMGT]?)\)", message).groups()
     return int(float(amount) * 2 ** (10 * " KMGT".index(unit or " ")))
 
@@ -139,10 +144,3 @@ def _options(config: Config) -> dict[str, Any]:
     groups = ("model", "lora", "data", "train", "select", "eval.batch")
     names = config_lib.differences(Config(), config, groups)
     return {name: get(config, name) for name in names}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

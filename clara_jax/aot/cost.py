@@ -35,7 +35,7 @@ class Cost:
         interconnect: of collectives, whether or not something is computed meanwhile.
         moved: bytes of collectives by kind.
         calls: Pallas kernels.
-        unpriced: loops of unknown length, counted once, and kernels of unknown work.
+        unpriced: loops of unknown length, counted once, and kernels and choices of unknown work.
     """
 
     seconds: float = 0.0
@@ -93,13 +93,9 @@ class _Walk:
                 cost.unpriced += trips is None
                 cost.add(self.cost(line.called("body")), trips or 1)
             elif line.opcode == "conditional":
-                branches = [
-                    self.cost(line.called(key))
-                    for key in ("true_computation", "false_computation")
-                    if line.called(key) in self.module.computations
-                ]
-                if branches:
-                    cost.add(max(branches, key=lambda branch: branch.seconds))
+                branches = [self.cost(name) for name in line.branches]
+                cost.unpriced += not branches
+                cost.add(max(branches, key=lambda branch: branch.seconds, default=Cost()))
             elif line.opcode == "call":
                 cost.add(self.cost(line.called("to_apply")))
             elif line.opcode not in _FREE:

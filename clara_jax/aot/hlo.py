@@ -46,6 +46,15 @@ class Instruction:
         match = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.text)
         return match and match[1]
 
+    @property
+    def branches(self) -> list[str]:
+        """Names of the computations that a `conditional` chooses from."""
+        several = re.search(r"branch_computations=\{([^}]*)\}", self.text)
+        if several:
+            return re.findall(r"[\w.\-]+", several[1])
+        two = (self.called("true_computation"), self.called("false_computation"))
+        return [name for name in two if name]
+
     def number(self, pattern: str) -> float | None:
         """The number in the first group of a pattern in its attributes."""
         match = re.search(pattern, self.text)

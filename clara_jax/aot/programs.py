@@ -1,7 +1,7 @@
 """The programs that `--mode=compile` compiles: those of training and inference, on shapes alone.
 
-Rows that the config leaves to the data (`encoder_row`, `decoder_row` of 0) have the lengths below,
-and of scp there are then as many as the paper's batch has examples.
+Rows that the config leaves to the data (`encoder_row`, `decoder_row` of 0) have the lengths below:
+each holds one example, and two stand for a packed row, so that configs/scp.py has the paper's 128.
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ from clara_jax import sharding
 from clara_jax.config import Config
 from clara_jax.inference import encode, generate
 from clara_jax.models import clara
-from clara_jax.models.decoder import Cache
+from clara_jax.models.decoder import Cache, abstract_params
 from clara_jax.training.optim import make_optimizer
 from clara_jax.training.setup import Setup
 from clara_jax.training.step import abstract_optimizer, compile_step, make_step
 
-BATCH = 128  # of scp and instruct (paper)
+EXAMPLES = 2  # of a packed row
 DECODER = 512  # tokens of prompt and answer
 QUERY = 64  # tokens of a question with its memory tokens
 NEW_TOKENS = 64  # most tokens of an answer
@@ -127,8 +127,8 @@ def batch_shapes(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
     B, N, M = config.train.batch_rows, config.places, config.memory_tokens
     dec = {f"dec_{name}": decoder for name in (*_IDS, "targets", "slots")}
     if config.stage == "scp":
-        if not data.encoder_row and not data.decoder_row:
-            B = BATCH
+        if data.pack and not data.encoder_row and not data.decoder_row:
+            B *= EXAMPLES
         return _batch(setup, {
             **{f"enc_{name}": (B, encoder) for name in _IDS},
             **{name: (B, length) for name, length in dec.items()},
@@ -150,8 +150,14 @@ def batch_shapes(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def parameters(setup: Setup) -> int:
-    """Weights of the base, embeddings included."""
-    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(setup.trees["base"]))
+    """Weights of the base, embeddings included, scales of int8 not."""
+    leaves = jax.tree.leaves_with_path(abstract_params(setup.model))
+    int8 = setup.model.param_dtype == "int8"
+    return sum(
+        int(np.prod(x.shape))
+        for path, x in leaves
+        if not (int8 and path[-1].key == "scale" and "norm" not in path[-2].key)
+    )
 
 
 def train_flops(setup: Setup, batch: dict[str, Any]) -> float:

@@ -34,10 +34,10 @@ def table(found: dict[str, Any]) -> str:
             f"  {found['model_flops_per_step'] / 1e12:.1f} TFLOP a step, MFU "
             f"{found['predicted_mfu']:.3f}",
         ]
-        if found["pallas_calls"] or found["unpriced_loops"]:
+        if found["pallas_calls"] or found["unpriced_parts"]:
             lines.append(
-                f"  {found['pallas_calls']} Pallas calls are priced by their own estimates, "
-                f"{found['unpriced_loops']} loops of unknown length count once"
+                f"  {found['pallas_calls']} calls of Pallas kernels, priced by aot/cost.py; "
+                f"{found['unpriced_parts']} parts of unknown length or work count once"
             )
     lines += [f"\n{line}" for line in found["advice"]]
     return "\n".join(lines)
@@ -62,21 +62,23 @@ def advice(config: Config, found: dict[str, Any]) -> list[str]:
         if train.loss_chunks == 1 and config.stage != "contrastive":
             ways.append("--config.train.loss_chunks=8: logits come in blocks")
         if found["rows"] % (2 * train.accumulate * found["mesh"]["data"] * found["mesh"]["fsdp"]):
-            ways.append("fewer rows a step: config.train.batch_rows")
+            ways.append("--config.train.batch_rows: fewer rows a step")
         else:
             ways.append(f"--config.train.accumulate={2 * train.accumulate}: half the activations")
         if model.attention == "xla":
-            ways.append("--config.model.attention=splash (TPU) or cudnn (GPU): no scores are held")
+            ways.append("--config.model.attention=auto: the TPU's kernel holds no scores")
     else:
-        ways.append(f"--config.eval.batch={max(config.eval.batch // 2, 1)}: fewer rows at once")
-    if model.param_dtype == "float32":
-        ways.append("--config.model.param_dtype=bfloat16: half the base")
-    elif model.param_dtype == "bfloat16" and not train.full:
-        ways.append("--config.model.param_dtype=int8: half the base")
+        if config.eval.batch > 1:
+            ways.append(f"--config.eval.batch={config.eval.batch // 2}: fewer rows at once")
+    base = kinds.get("base", 0)
+    if base > over / 4:  # else it would not help
+        if model.param_dtype == "float32":
+            ways.append("--config.model.param_dtype=bfloat16: half the base")
+        elif model.param_dtype == "bfloat16" and not train.full:
+            ways.append("--config.model.param_dtype=int8: half the base")
     if found["mesh"]["data"] > 1:
         ways.append("--config.mesh.data=1 --config.mesh.fsdp=-1: the base cut over all devices")
     ways.append("a topology of more chips")
-    base = kinds.get("base", 0)
     if base > kinds["temporaries"]:  # then the weights are the trouble
         ways.sort(key=lambda way: not any(word in way for word in ("param_dtype", "mesh")))
     first = f"{over / 2**30:.1f} GiB too much. Change one or more of these:"

@@ -3,7 +3,8 @@
     python -m clara_jax.aot.table [--only=mistral_7b] [--output=table.jsonl]
 
 Each row is `--mode=compile` in a process of its own: minutes of two cores and about 3 GB at 7B.
-`--output` keeps the JSON of each, and rows that it holds are not compiled again.
+`--output` keeps the JSON of each, and rows that it holds are not compiled again by the same jax and
+libtpu. Run it in the repository, whose configs it reads.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from clara_jax.aot.chips import versions
 from clara_jax.errors import UserError, command
 
 
@@ -121,9 +123,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = "\n  ".join(row.name for row in ROWS)
         raise UserError(f"--only={options.only}: no such row; there are\n  {names}")
     known = _read(options.output)
+    if options.output:
+        open(options.output, "a", encoding="utf-8").close()  # rather now than after minutes
     found = []
     for number, row in enumerate(rows, 1):
-        if row.name not in known:
+        if row.name not in known or known[row.name]["versions"] != versions():
             print(f"{number}/{len(rows)} {row.name}", file=sys.stderr, flush=True)
             known[row.name] = compile_row(row)
             if options.output:
@@ -139,7 +143,9 @@ def _read(path: str | None) -> dict[str, dict[str, Any]]:
         return {}
     try:
         with open(path, encoding="utf-8") as f:
-            return {line["name"]: line for line in map(json.loads, f)}
+            lines = {line["name"]: line for line in map(json.loads, f)}
+        markdown([(row, lines[row.name]) for row in ROWS if row.name in lines])
+        return lines
     except (ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path}: not what --output writes ({e}); give another file") from e
 

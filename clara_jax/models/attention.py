@@ -116,11 +116,9 @@ def for_rows(
     name: str, layout: Layout, mask_BTS: jax.Array, segments_BT: jax.Array, window: int | None
 ) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
     """The attention of that name (`ModelConfig.attention`) over whole rows."""
-    if name == "auto":
-        name = "splash" if layout.platform == "tpu" else "xla"
     if name == "splash":
         return functools.partial(splash, segments_BT=segments_BT, window=window, layout=layout)
     return functools.partial({"xla": attend, "cudnn": cudnn}[name], mask_BTS=mask_BTS)
 
 
-ATTENTIONS = ("auto", "xla", "splash", "cudnn")
+ATTENTIONS = ("xla", "splash", "cudnn")

@@ -56,7 +56,7 @@ class ModelConfig:
     dtype: str = "float32"
     param_dtype: str = "float32"
     remat: str = "none"  # what is computed twice: see clara_jax/config.py
-    attention: Literal["auto", "xla", "splash", "cudnn"] = "xla"  # models/attention.py
+    attention: Literal["xla", "splash", "cudnn"] = "xla"  # models/attention.py
 
     def __post_init__(self) -> None:
         if self.n_heads % self.n_kv_heads:

@@ -53,13 +53,39 @@ class Setup:
         return self.decoder.config
 
 
-def model_config(config: Config) -> ModelConfig:
-    """The architecture: the base checkpoint's own, or the preset's.
+def model_config(config: Config, platform: str = "cpu") -> ModelConfig:
+    """The architecture: the base checkpoint's own, or the preset's; and how it is computed.
+
+    Args:
+        config: of the run.
+        platform: of the devices; it decides on the attention where the config says `auto`.
 
     Raises:
-        UserError: neither is given, or the preset is unknown.
+        UserError: no architecture is given, the preset is unknown, or the devices or the positions
+            of memory tokens do not allow the attention.
     """
-    how = {k: getattr(config.model, k) for k in ("dtype", "param_dtype", "remat", "attention")}
+    model = _architecture(config)
+    attention = config.model.attention
+    # The kernel counts a window's tokens by their order in the row, which `spread` departs from.
+    window = model.sliding_window
+    longest = config.data.document_length + config.memory_tokens
+    ordered = config.memory.positions == "after" or window is None or window >= longest
+    if attention == "auto":
+        attention = "splash" if platform == "tpu" and ordered else "xla"
+    if attention == "splash" and not ordered:
+        raise UserError(
+            "config.model.attention=splash cannot spread positions over documents longer than the "
+            f"model's window of {window} tokens; set auto"
+        )
+    if attention == "cudnn" and platform != "gpu":
+        raise UserError(
+            f"config.model.attention=cudnn needs a GPU, these devices are of a {platform}; set auto"
+        )
+    return dataclasses.replace(model, attention=attention)
+
+
+def _architecture(config: Config) -> ModelConfig:
+    how = {k: getattr(config.model, k) for k in ("dtype", "param_dtype", "remat")}
     if config.model.base:
         return dataclasses.replace(base_lib.read_config(config.model.base), **how)
     if config.model.preset not in PRESETS:
@@ -89,7 +115,7 @@ def create(config: Config, mesh: Mesh | None = None, runs: Sequence[Run] = ()) -
             "set config.model.base to a model (directory, hub id or .gguf file), or for random "
             "weights config.model.tokenizer: no tokenizer is known"
         )
-    model = model_config(config)
+    model = model_config(config, sharding.platform(mesh))
     tokenizer = load_tokenizer(name)
     if tokenizer.size > model.vocab_size:
         raise UserError(
@@ -177,7 +203,7 @@ def abstract(config: Config, mesh: Mesh) -> Setup:
     Raises:
         UserError: the preset is unknown, or a dimension does not divide by the mesh.
     """
-    model = model_config(config)
+    model = model_config(config, sharding.platform(mesh))
     adapters = () if config.train.full else {*TRAINED[config.stage], "compressor"} & {*ADAPTERS}
     base = abstract_params(model)
     trees = {

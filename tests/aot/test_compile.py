@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clara_jax.aot import chips, compile, programs, report
-from clara_jax.config import Config, Data, Eval, Model, Prompts, Select, Train
+from clara_jax.config import Config, Data, Eval, Memory, Model, Prompts, Select, Train
 from clara_jax.config import Mesh as MeshConfig
 from clara_jax.errors import UserError
 from clara_jax.models.config import PRESETS
@@ -119,12 +119,39 @@ def test_a_train_step_is_compiled_for_tpus(capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["fits"] is True and found["hbm_limit_bytes"] == CHIP.hbm
     assert found["pallas_calls"] == 2 * 4 * 4  # two sides, four layers, forward again and two back
-    assert found["unpriced_loops"] == 0
+    assert found["unpriced_parts"] == 0
     assert 0 < found["predicted_mfu"] < 1
     assert found["collective_bytes"]["all-gather"] > 0
     flops = found["model_flops_per_step"]
     mfu = flops / found["predicted_step_seconds"] / 4 / CHIP.flops
     assert found["predicted_mfu"] == pytest.approx(mfu)
+
+
+def test_rows_of_unknown_length_are_two_examples_of_a_packed_row():
+    data = Data(sources="facts:40", document_length=40, rate=10)
+    config = dataclasses.replace(tiny("scp"), data=data)
+    for pack, rows in ((True, 16), (False, 8)):
+        setup = abstract(
+            dataclasses.replace(config, data=dataclasses.replace(data, pack=pack)), ONE
+        )
+        shapes = programs.batch_shapes(setup)
+        assert shapes["enc_tokens"].shape == (rows, 44)
+        assert shapes["dec_tokens"].shape == (rows, programs.DECODER)
+
+
+def test_scales_are_no_parameters():
+    counts = {
+        dtype: programs.parameters(abstract(tiny("scp", param_dtype=dtype), ONE))
+        for dtype in ("float32", "int8")
+    }
+    assert counts["int8"] == counts["float32"]
+
+
+@needs_libtpu
+def test_a_slice_is_used_whole():
+    config = dataclasses.replace(tiny("scp"), mesh=MeshConfig(fsdp=2))
+    with pytest.raises(UserError, match=r"config\.mesh has 2 devices, --topology=v5e:2x2 4"):
+        compile.run(config, "v5e:2x2")
 
 
 @needs_libtpu
@@ -138,8 +165,9 @@ def test_what_does_not_fit_says_what_to_change(capsys):
     found = json.loads(out)
     assert found["fits"] is False and found["predicted_mfu"] is None
     assert found["hbm_bytes_per_device"] > found["hbm_limit_bytes"]
+    assert sum(found["hbm_by_kind"].values()) == found["hbm_bytes_per_device"]
     assert "does NOT fit" in err and "--config.eval.batch=2097152" in err
-    assert "param_dtype=int8" in err
+    assert "param_dtype=int8" not in err  # the base is not what is too large
 
 
 def test_advice_names_options_that_help():
@@ -151,7 +179,7 @@ def test_advice_names_options_that_help():
     text = "\n".join(report.advice(tiny("scp", attention="xla"), found))
     for option in (
         "model.remat=full", "train.loss_chunks=8", "train.accumulate=2", "mesh.data=1",
-        "model.attention=splash", "model.param_dtype=bfloat16",
+        "model.attention=auto", "model.param_dtype=bfloat16",
     ):  # fmt: skip
         assert f"--config.{option}" in text
     found["hbm_by_kind"] = {"base": 9, "temporaries": 3}
@@ -184,4 +212,18 @@ def test_topologies(name, devices):
 
 def test_unknown_presets_are_told():
     with pytest.raises(UserError, match=r"config\.model\.preset='nano' is unknown"):
-        setup_lib.abstract(Config(model=Model(preset="nano")), None)
+        abstract(Config(model=Model(preset="nano")), ONE)
+
+
+def test_attention_that_these_devices_or_positions_do_not_allow(monkeypatch):
+    gpu = tiny("scp", dtype="bfloat16", attention="cudnn")
+    with pytest.raises(UserError, match=r"attention=cudnn needs a GPU, these devices are of a cpu"):
+        abstract(gpu, ONE)
+    monkeypatch.setitem(PRESETS, "tiny", dataclasses.replace(PRESETS["tiny"], sliding_window=30))
+    spread = dataclasses.replace(tiny("scp", attention="splash"), memory=Memory(positions="spread"))
+    with pytest.raises(UserError, match=r"cannot spread positions .* window of 30 tokens"):
+        abstract(spread, ONE)
+    auto = dataclasses.replace(spread, model=tiny("scp").model)
+    assert setup_lib.model_config(auto, "tpu").attention == "xla"
+    assert setup_lib.model_config(tiny("scp"), "tpu").attention == "splash"
+    assert setup_lib.model_config(tiny("scp"), "gpu").attention == "xla"

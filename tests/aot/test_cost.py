@@ -93,6 +93,23 @@ def test_a_collective_runs_beside_what_is_scheduled_until_its_end():
     assert slower.seconds == pytest.approx(2 * 18000 / 1.5e9 + kernel + reduce)
 
 
+@pytest.mark.parametrize(
+    "branches",
+    ["branch_computations={%small, %large}", "true_computation=%large, false_computation=%small"],
+)
+def test_the_dearest_branch_of_a_choice_counts(branches):
+    computations = "".join(
+        f"%{name} (p: f32[8]) -> f32[8] {{\n  %p = f32[8] parameter(0)\n  ROOT %f = f32[8] "
+        f'fusion(%p), calls=%add, backend_config={{"estimated_cycles":"{cycles}"}}\n}}\n\n'
+        for name, cycles in (("small", 150), ("large", 1500))
+    )
+    choice = f"  %choice = f32[8] conditional(%i, %g, %g), {branches}\n  ROOT %all"
+    text = PROGRAM.replace("ENTRY", computations + "ENTRY").replace("  ROOT %all", choice)
+    found, without = (cost.predict(hlo.parse(x), TARGET) for x in (text, PROGRAM))
+    assert found.compute == pytest.approx(without.compute + 1e-6)
+    assert found.unpriced == 0
+
+
 def test_what_the_compiler_does_not_know_is_priced_by_its_bytes():
     text = PROGRAM.replace('"3000"', f'"{2**63 - 1}"')
     found = cost.predict(hlo.parse(text), TARGET)
