@@ -19,26 +19,26 @@
 #
 # Queued resources instead of `tpu-vm create`: they wait for capacity, and tell of a preemption.
 set -euo pipefail
-DRY='' COMMAND=''
-source "$(dirname "$0")/run.sh"
+DRY='' COMMAND=''; source "$(dirname "$0")/run.sh"
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
   case $1 in
     --dry-run) DRY=1 ;;
-    create | setup | run | logs | resume | delete) COMMAND=$1 ;;
+    create | setup | run | logs | resume | delete)
+      [ -z "$COMMAND" ] || fail "$COMMAND and $1 are two commands"; COMMAND=$1 ;;
     *) fail "$1 is no command; options of the run come after --" ;;
   esac
   shift
 done
 shift $(($# > 0))
 for name in COMMAND TPU_NAME ZONE PROJECT; do [ -n "${!name:-}" ] || fail "$name is missing"; done
+[[ $# = 0 || $COMMAND = r* ]] || fail "$COMMAND takes nothing after --, as $1"
 REPO=${REPO:-$(cd "$(dirname "$0")/.." && pwd)} TARBALL=${TMPDIR:-/tmp}/$TPU_NAME.tar.gz
 AT=(--zone="$ZONE" --project="$PROJECT" --quiet) PYTHON=.venv/bin/python  # in clara_jax there
 QUEUE=(gcloud compute tpus queued-resources) VM=(gcloud compute tpus tpu-vm)
 ask() { run "${@:2}" && if [ -n "$DRY" ]; then echo "$1"; fi; }  # $1: the answer of a dry run
 on() { run "${VM[@]}" ssh "$TPU_NAME" "${AT[@]}" --worker="$1" --command="$2"; }
 request() {
-  local how=(--accelerator-type="${TYPE:-v5litepod-16}")
-  [ "${SPOT:-1}" != 1 ] || how+=(--spot)
+  local how=(--accelerator-type="${TYPE:-v5litepod-16}"); [ "${SPOT:-1}" != 1 ] || how+=(--spot)
   run "${QUEUE[@]}" create "$TPU_NAME" "${AT[@]}" --node-id="$TPU_NAME" "${how[@]}" \
     --runtime-version="${RUNTIME:-v2-alpha-tpuv5-lite}"
 }

@@ -99,10 +99,15 @@ def test_tpu_resume_replaces_sets_up_and_runs():
         (["--dry-run"], TPU, "COMMAND is missing"),
         (["run", "--config=x"], TPU, "--config=x is no command; options of the run come after --"),
         (["create"], {**TPU, "ZONE": ""}, "ZONE is missing"),
+        (["delete", "--", "--dry-run"], TPU, "delete takes nothing after --, as --dry-run"),
+        (["logs", "--", "--config=x"], TPU, "logs takes nothing after --, as --config=x"),
+        (["run", "create"], TPU, "run and create are two commands"),
+        (["--dry-run", "delete", "delete"], TPU, "delete and delete are two commands"),
     ],
 )
-def test_tpu_mistakes(arguments, variables, message):
-    result = bash("tpu_vm.sh", *arguments, **variables)
+def test_tpu_mistakes(tmp_path, arguments, variables, message):
+    program(tmp_path / "gcloud", '#!/bin/sh\necho "$@"\n')  # what it would do is not to be done
+    result = bash("tpu_vm.sh", *arguments, path=tmp_path, **variables)
     assert result.returncode == 2 and not result.stdout
     assert message in result.stderr and result.stderr.count("\n") == 1
 
