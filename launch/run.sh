@@ -14,3 +14,12 @@ quoted() {  # its arguments as one line for a shell
 }
 run() { if [ -n "$DRY" ]; then echo "$(quoted "$@")" >&3; else "$@"; fi; }
 fail() { echo "$(basename "$0"): $1; its first lines show how" >&2; exit 2; }
+given() {  # whether an option, $1, has a value among the arguments after it
+  local name=$1 last='' word
+  for word in "${@:2}"; do
+    case $word in --"$name"=?* | -"$name"=?*) return ;; esac
+    case $last in --"$name" | -"$name") return ;; esac
+    last=$word
+  done
+  return 1
+}

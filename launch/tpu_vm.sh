@@ -32,6 +32,7 @@ done
 shift $(($# > 0))
 for name in COMMAND TPU_NAME ZONE PROJECT; do [ -n "${!name:-}" ] || fail "$name is missing"; done
 [[ $# = 0 || $COMMAND = r* ]] || fail "$COMMAND takes nothing after --, as $1"
+[[ $COMMAND != r* ]] || given workdir --workdir="${WORKDIR:-}" "$@" || fail "WORKDIR is missing"
 REPO=${REPO:-$(cd "$(dirname "$0")/.." && pwd)} TARBALL=${TMPDIR:-/tmp}/$TPU_NAME.tar.gz
 AT=(--zone="$ZONE" --project="$PROJECT" --quiet) PYTHON=.venv/bin/python  # in clara_jax there
 QUEUE=(gcloud compute tpus queued-resources) VM=(gcloud compute tpus tpu-vm)

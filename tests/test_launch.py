@@ -92,6 +92,12 @@ def test_tpu_resume_replaces_sets_up_and_runs():
     assert found[10][-1] == run
 
 
+@pytest.mark.parametrize("how", [["--workdir=gs://b/w d"], ["--workdir", "gs://b/w d"]])
+def test_tpu_workdir_may_be_an_argument(how):
+    ((*_, run),) = commands("tpu_vm.sh", "run", "--dry-run", "--", *how, **{**TPU, "WORKDIR": ""})
+    assert f"bash launch/tpu_worker.sh {shlex.join(how)} " in run
+
+
 @pytest.mark.parametrize(
     ("arguments", "variables", "message"),
     [
@@ -101,6 +107,9 @@ def test_tpu_resume_replaces_sets_up_and_runs():
         (["create"], {**TPU, "ZONE": ""}, "ZONE is missing"),
         (["delete", "--", "--dry-run"], TPU, "delete takes nothing after --, as --dry-run"),
         (["logs", "--", "--config=x"], TPU, "logs takes nothing after --, as --config=x"),
+        (["run", "--", *HOSTILE], {**TPU, "WORKDIR": ""}, "WORKDIR is missing"),
+        (["resume", "--", "--workdir="], {**TPU, "WORKDIR": ""}, "WORKDIR is missing"),
+        (["run", "--", "--config.x=--workdir=y"], {**TPU, "WORKDIR": ""}, "WORKDIR is missing"),
         (["run", "create"], TPU, "run and create are two commands"),
         (["--dry-run", "delete", "delete"], TPU, "delete and delete are two commands"),
     ],
