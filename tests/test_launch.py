@@ -126,7 +126,10 @@ def test_tpu_mistakes(tmp_path, arguments, variables, message):
 GCLOUD = """#!/usr/bin/env bash
 echo "$4" >> "$HOME/called"
 case $4 in
-  describe) head -n 1 "$HOME/states"; sed -i 1d "$HOME/states" ;;
+  describe)
+    state=$(head -n 1 "$HOME/states"); sed -i 1d "$HOME/states"
+    case $state in *_*) echo "ERROR: (gcloud) $state: it said" >&2; exit 1 ;; esac
+    echo WARNING: old >&2; echo "$state" ;;
   ssh)
     for word; do case $word in --command=*) command=${word#--command=} ;; esac; done
     case $command in *venv.sh* | *clone*) exit ;; esac
@@ -149,7 +152,15 @@ codes = (home / "codes").read_text().split()
 with open(home / "arguments", "a") as f:
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     print(json.dumps([[os.environ[name] for name in names], sys.argv[1:]]), file=f)
-print("step 1")
+print("step 1", flush=True)
+if codes[0] in ("9", "99"):  # as out of memory: its parent too, or that alone, which it outlives
+    os.kill(os.getppid(), 9)
+    if codes[0] == "9":
+        os.kill(os.getpid(), 9)
+    import time
+    time.sleep(1)
+    with open(home / "arguments") as f:
+        assert len(f.readlines()) == 1, "two at once"
 sys.exit(int(codes[0]))
 """
 
@@ -161,6 +172,11 @@ sys.exit(int(codes[0]))
         ("PROVISIONING ACTIVE ACTIVE SUSPENDED DELETING ACTIVE", "143 0", 0, 2),
         ("ACTIVE", "2", 2, 1),  # a user's mistake
         ("ACTIVE", "1 1 1 1 1", 1, 3),  # first, and TRIES times again
+        ("ACTIVE", "9 0", 0, 2),
+        ("ACTIVE", "99 0", 0, 2),
+        ("ACTIVE", "9 9 9 9 9", 137, 3),
+        ("NOT_FOUND ACTIVE", "0", 0, 1),
+        ("ACTIVE DEADLINE_EXCEEDED UNAVAILABLE_ ACTIVE", "0", 0, 1),  # passes
     ],
 )
 def test_tpu_resume_until_the_run_ends(tmp_path, states, codes, code, runs):
@@ -182,6 +198,21 @@ def test_tpu_resume_until_the_run_ends(tmp_path, states, codes, code, runs):
     assert (home / "clara_jax" / "run.log").read_text() == "step 1\n"
     called = (home / "called").read_text().split()
     assert ("delete" in called) == ("SUSPENDED" in states)
+    assert ("create" in called) == ("NOT_FOUND" in states)
+
+
+@pytest.mark.parametrize("command", ["create", "resume"])
+@pytest.mark.parametrize(("before", "looks"), [([], 1), (["PROVISIONING"], 12)])
+def test_tpu_stops_when_gcloud_cannot_tell(tmp_path, command, before, looks):
+    program(tmp_path / "gcloud", GCLOUD)
+    program(tmp_path / "sleep", "#!/bin/sh\n")
+    states = [*before, *["PERMISSION_DENIED"] * 50]
+    (tmp_path / "states").write_text("".join(f"{state}\n" for state in states))
+    result = bash("tpu_vm.sh", command, path=tmp_path, **{**TPU, "HOME": str(tmp_path)})
+    assert result.returncode == 2
+    assert set(result.stderr.splitlines()) == {"ERROR: (gcloud) PERMISSION_DENIED: it said"}
+    called = (tmp_path / "called").read_text().split()
+    assert called == ["create"] * (command == "create") + ["describe"] * looks
 
 
 # --- GPUs ----------------------------------------------------------------------------------------
