@@ -29,6 +29,12 @@ look() {  # sets ANSWER to what `ask` prints, or to ABSENT when gcloud says that
 }
 LOOKS=0
 fail() { echo "$(basename "$0"): $1; its first lines show how" >&2; exit 2; }
+whole() {  # ends the script unless the variables named hold whole numbers above 0
+  local name
+  for name; do
+    [[ ${!name} =~ ^[1-9][0-9]{0,5}$ ]] || fail "$name=${!name} is no whole number above 0"
+  done
+}
 given() {  # whether an option, $1, has a value among the arguments after it
   local name=$1 last='' word
   for word in "${@:2}"; do

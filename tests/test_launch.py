@@ -231,6 +231,16 @@ def test_gpu_on_one_machine_and_on_many():
     assert again == ["scontrol", "requeue", "JOB"]
 
 
+@pytest.mark.parametrize("mistake", ["NODES=abc", "NODES=0", "NODES=2-", "GPUS=x", "GRACE=1.5"])
+def test_gpu_mistakes(tmp_path, mistake):
+    program(tmp_path / "sbatch", "#!/bin/sh\n")
+    variables = {"NODES": "2", **dict([mistake.split("=")])}
+    result = bash("gpu.sh", "--dry-run", *HOSTILE, path=tmp_path, **variables)
+    assert result.returncode == 2 and not result.stdout
+    assert f"gpu.sh: {mistake} is no whole number above 0" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(("code", "requeued"), [(0, False), (1, False), (2, False), (143, True)])
 def test_a_slurm_job_queues_again_once_it_has_saved(tmp_path, code, requeued):
     program(tmp_path / "srun", f"#!/bin/sh\nkill -TERM $PPID\nexit {code}\n")  # as Slurm may
@@ -245,8 +255,11 @@ def test_a_slurm_job_queues_again_once_it_has_saved(tmp_path, code, requeued):
 # --- GKE -----------------------------------------------------------------------------------------
 
 
+GKE_RUN = [*HOSTILE, "--workdir=gs://b/w d"]
+
+
 def manifest(**variables: str) -> dict:
-    result = bash("gke/submit.sh", "--dry-run", *HOSTILE, IMAGE="host/clara:1", **variables)
+    result = bash("gke/submit.sh", "--dry-run", *GKE_RUN, IMAGE="host/clara:1", **variables)
     assert result.returncode == 0, result.stderr
     text, last = result.stdout.rstrip("\n").rsplit("\n", 1)
     assert last == "kubectl apply --filename=-"
@@ -271,7 +284,7 @@ def test_gke_manifest():
     (container,) = pod["containers"]
     assert container["image"] == "host/clara:1"
     # Kubernetes reads $$ as $.
-    assert [value.replace("$$", "$") for value in container["args"]] == HOSTILE
+    assert [value.replace("$$", "$") for value in container["args"]] == GKE_RUN
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
 
 
@@ -286,11 +299,52 @@ def test_gke_other_slices():
 
 def test_gke_applies_what_it_prints_and_names_what_is_missing(tmp_path):
     program(tmp_path / "kubectl", f'#!/bin/sh\ncat > "{tmp_path}/applied"\n')
-    result = bash("gke/submit.sh", *HOSTILE, path=tmp_path, IMAGE="host/clara:1")
+    result = bash("gke/submit.sh", *GKE_RUN, path=tmp_path, IMAGE="host/clara:1")
     assert result.returncode == 0, result.stderr
     assert yaml.safe_load((tmp_path / "applied").read_text()) == manifest()
     result = bash("gke/submit.sh", *HOSTILE)
     assert result.returncode == 2 and "set IMAGE" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ("TOPOLOGY=nonsense", "TOPOLOGY=nonsense is not two or three whole numbers"),
+        ("TOPOLOGY=4", "TOPOLOGY=4 is not two or three whole numbers"),
+        ("TOPOLOGY=0x4", "TOPOLOGY=0x4 is not two or three whole numbers"),
+        ("TOPOLOGY=1x1", "TOPOLOGY=1x1 does not divide into machines of CHIPS=4"),
+        ("CHIPS=3", "TOPOLOGY=4x4 does not divide into machines of CHIPS=3"),
+        ("CHIPS=x", "CHIPS=x is no whole number above 0"),
+        ("SLICES=x", "SLICES=x is no whole number above 0"),
+        ("SLICES=0", "SLICES=0 is no whole number above 0"),
+        ("RESTARTS=-1", "RESTARTS=-1 is no whole number above 0"),
+        ("NAME=My_Job", "NAME=My_Job is not up to 40 of a-z"),
+        ("NAME=1st", "NAME=1st is not up to 40 of a-z"),
+        ("NAME=end-", "NAME=end- is not up to 40 of a-z"),
+        (f"NAME={'a' * 41}", "is not up to 40 of a-z"),
+    ],
+)
+def test_gke_mistakes(tmp_path, mistake, message):
+    program(tmp_path / "kubectl", "#!/bin/sh\necho applied\n")
+    variables = {"IMAGE": "host/clara:1", **dict([mistake.split("=")])}
+    result = bash("gke/submit.sh", *GKE_RUN, path=tmp_path, **variables)
+    assert result.returncode == 2 and not result.stdout
+    assert message in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["--dry-run"], HOSTILE])
+def test_gke_asks_for_a_run(tmp_path, arguments):
+    program(tmp_path / "kubectl", "#!/bin/sh\necho applied\n")
+    result = bash("gke/submit.sh", *arguments, path=tmp_path, IMAGE="host/clara:1")
+    assert result.returncode == 2 and not result.stdout
+    assert "--workdir is missing" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_gke_longest_and_shortest():
+    found = manifest(NAME="a" * 40, TOPOLOGY="1x1", CHIPS="1", RESTARTS="0")
+    assert found["metadata"]["name"] == "a" * 40
+    assert found["spec"]["failurePolicy"]["maxRestarts"] == 0
+    assert found["spec"]["replicatedJobs"][0]["template"]["spec"]["parallelism"] == 1
 
 
 def test_gke_image_has_what_the_program_reads():
