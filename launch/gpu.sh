@@ -31,6 +31,8 @@ if [ -n "${CLARA_JOB:-}" ]; then
   if [ "$code" = 143 ] || [ -n "$DRY" ]; then run scontrol requeue "${SLURM_JOB_ID:-JOB}"; fi
   exit "$code"
 fi
+GPUS=${GPUS:-8} GRACE=${GRACE:-300}
+[ -z "${NODES:-}" ] || whole NODES GPUS GRACE
 EXTRAS=gpu
 [ -n "$DRY" ] || source launch/venv.sh
 if [ -z "${NODES:-}" ]; then
@@ -40,8 +42,8 @@ fi
 read -r -a more <<< "${SBATCH:-}"
 export CLARA_JOB=1
 # TERM is for the steps alone; requeued jobs append to the log of their earlier lives.
-run sbatch --nodes="$NODES" --ntasks-per-node="${GPUS:-8}" --gpus-per-node="${GPUS:-8}" --requeue \
-  --signal=TERM@"${GRACE:-300}" --open-mode=append --job-name=clara --export=ALL \
+run sbatch --nodes="$NODES" --ntasks-per-node="$GPUS" --gpus-per-node="$GPUS" --requeue \
+  --signal=TERM@"$GRACE" --open-mode=append --job-name=clara --export=ALL \
   ${more[@]+"${more[@]}"} launch/gpu.sh "$@"
 if [ -n "$DRY" ]; then
   echo "# and in the job:"

@@ -92,6 +92,12 @@ def test_tpu_resume_replaces_sets_up_and_runs():
     assert found[10][-1] == run
 
 
+@pytest.mark.parametrize("how", [["--workdir=gs://b/w d"], ["--workdir", "gs://b/w d"]])
+def test_tpu_workdir_may_be_an_argument(how):
+    ((*_, run),) = commands("tpu_vm.sh", "run", "--dry-run", "--", *how, **{**TPU, "WORKDIR": ""})
+    assert f"bash launch/tpu_worker.sh {shlex.join(how)} " in run
+
+
 @pytest.mark.parametrize(
     ("arguments", "variables", "message"),
     [
@@ -99,10 +105,18 @@ def test_tpu_resume_replaces_sets_up_and_runs():
         (["--dry-run"], TPU, "COMMAND is missing"),
         (["run", "--config=x"], TPU, "--config=x is no command; options of the run come after --"),
         (["create"], {**TPU, "ZONE": ""}, "ZONE is missing"),
+        (["delete", "--", "--dry-run"], TPU, "delete takes nothing after --, as --dry-run"),
+        (["logs", "--", "--config=x"], TPU, "logs takes nothing after --, as --config=x"),
+        (["run", "--", *HOSTILE], {**TPU, "WORKDIR": ""}, "WORKDIR is missing"),
+        (["resume", "--", "--workdir="], {**TPU, "WORKDIR": ""}, "WORKDIR is missing"),
+        (["run", "--", "--config.x=--workdir=y"], {**TPU, "WORKDIR": ""}, "WORKDIR is missing"),
+        (["run", "create"], TPU, "run and create are two commands"),
+        (["--dry-run", "delete", "delete"], TPU, "delete and delete are two commands"),
     ],
 )
-def test_tpu_mistakes(arguments, variables, message):
-    result = bash("tpu_vm.sh", *arguments, **variables)
+def test_tpu_mistakes(tmp_path, arguments, variables, message):
+    program(tmp_path / "gcloud", '#!/bin/sh\necho "$@"\n')  # what it would do is not to be done
+    result = bash("tpu_vm.sh", *arguments, path=tmp_path, **variables)
     assert result.returncode == 2 and not result.stdout
     assert message in result.stderr and result.stderr.count("\n") == 1
 
@@ -112,7 +126,10 @@ def test_tpu_mistakes(arguments, variables, message):
 GCLOUD = """#!/usr/bin/env bash
 echo "$4" >> "$HOME/called"
 case $4 in
-  describe) head -n 1 "$HOME/states"; sed -i 1d "$HOME/states" ;;
+  describe)
+    state=$(head -n 1 "$HOME/states"); sed -i 1d "$HOME/states"
+    case $state in *_*) echo "ERROR: (gcloud) $state: it said" >&2; exit 1 ;; esac
+    echo WARNING: old >&2; echo "$state" ;;
   ssh)
     for word; do case $word in --command=*) command=${word#--command=} ;; esac; done
     case $command in *venv.sh* | *clone*) exit ;; esac
@@ -135,7 +152,15 @@ codes = (home / "codes").read_text().split()
 with open(home / "arguments", "a") as f:
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     print(json.dumps([[os.environ[name] for name in names], sys.argv[1:]]), file=f)
-print("step 1")
+print("step 1", flush=True)
+if codes[0] in ("9", "99"):  # as out of memory: its parent too, or that alone, which it outlives
+    os.kill(os.getppid(), 9)
+    if codes[0] == "9":
+        os.kill(os.getpid(), 9)
+    import time
+    time.sleep(1)
+    with open(home / "arguments") as f:
+        assert len(f.readlines()) == 1, "two at once"
 sys.exit(int(codes[0]))
 """
 
@@ -147,6 +172,11 @@ sys.exit(int(codes[0]))
         ("PROVISIONING ACTIVE ACTIVE SUSPENDED DELETING ACTIVE", "143 0", 0, 2),
         ("ACTIVE", "2", 2, 1),  # a user's mistake
         ("ACTIVE", "1 1 1 1 1", 1, 3),  # first, and TRIES times again
+        ("ACTIVE", "9 0", 0, 2),
+        ("ACTIVE", "99 0", 0, 2),
+        ("ACTIVE", "9 9 9 9 9", 137, 3),
+        ("NOT_FOUND ACTIVE", "0", 0, 1),
+        ("ACTIVE DEADLINE_EXCEEDED UNAVAILABLE_ ACTIVE", "0", 0, 1),  # passes
     ],
 )
 def test_tpu_resume_until_the_run_ends(tmp_path, states, codes, code, runs):
@@ -168,6 +198,21 @@ def test_tpu_resume_until_the_run_ends(tmp_path, states, codes, code, runs):
     assert (home / "clara_jax" / "run.log").read_text() == "step 1\n"
     called = (home / "called").read_text().split()
     assert ("delete" in called) == ("SUSPENDED" in states)
+    assert ("create" in called) == ("NOT_FOUND" in states)
+
+
+@pytest.mark.parametrize("command", ["create", "resume"])
+@pytest.mark.parametrize(("before", "looks"), [([], 1), (["PROVISIONING"], 12)])
+def test_tpu_stops_when_gcloud_cannot_tell(tmp_path, command, before, looks):
+    program(tmp_path / "gcloud", GCLOUD)
+    program(tmp_path / "sleep", "#!/bin/sh\n")
+    states = [*before, *["PERMISSION_DENIED"] * 50]
+    (tmp_path / "states").write_text("".join(f"{state}\n" for state in states))
+    result = bash("tpu_vm.sh", command, path=tmp_path, **{**TPU, "HOME": str(tmp_path)})
+    assert result.returncode == 2
+    assert set(result.stderr.splitlines()) == {"ERROR: (gcloud) PERMISSION_DENIED: it said"}
+    called = (tmp_path / "called").read_text().split()
+    assert called == ["create"] * (command == "create") + ["describe"] * looks
 
 
 # --- GPUs ----------------------------------------------------------------------------------------
@@ -186,6 +231,16 @@ def test_gpu_on_one_machine_and_on_many():
     assert again == ["scontrol", "requeue", "JOB"]
 
 
+@pytest.mark.parametrize("mistake", ["NODES=abc", "NODES=0", "NODES=2-", "GPUS=x", "GRACE=1.5"])
+def test_gpu_mistakes(tmp_path, mistake):
+    program(tmp_path / "sbatch", "#!/bin/sh\n")
+    variables = {"NODES": "2", **dict([mistake.split("=")])}
+    result = bash("gpu.sh", "--dry-run", *HOSTILE, path=tmp_path, **variables)
+    assert result.returncode == 2 and not result.stdout
+    assert f"gpu.sh: {mistake} is no whole number above 0" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(("code", "requeued"), [(0, False), (1, False), (2, False), (143, True)])
 def test_a_slurm_job_queues_again_once_it_has_saved(tmp_path, code, requeued):
     program(tmp_path / "srun", f"#!/bin/sh\nkill -TERM $PPID\nexit {code}\n")  # as Slurm may
@@ -200,8 +255,11 @@ def test_a_slurm_job_queues_again_once_it_has_saved(tmp_path, code, requeued):
 # --- GKE -----------------------------------------------------------------------------------------
 
 
+GKE_RUN = [*HOSTILE, "--workdir=gs://b/w d"]
+
+
 def manifest(**variables: str) -> dict:
-    result = bash("gke/submit.sh", "--dry-run", *HOSTILE, IMAGE="host/clara:1", **variables)
+    result = bash("gke/submit.sh", "--dry-run", *GKE_RUN, IMAGE="host/clara:1", **variables)
     assert result.returncode == 0, result.stderr
     text, last = result.stdout.rstrip("\n").rsplit("\n", 1)
     assert last == "kubectl apply --filename=-"
@@ -226,7 +284,7 @@ def test_gke_manifest():
     (container,) = pod["containers"]
     assert container["image"] == "host/clara:1"
     # Kubernetes reads $$ as $.
-    assert [value.replace("$$", "$") for value in container["args"]] == HOSTILE
+    assert [value.replace("$$", "$") for value in container["args"]] == GKE_RUN
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
 
 
@@ -241,11 +299,52 @@ def test_gke_other_slices():
 
 def test_gke_applies_what_it_prints_and_names_what_is_missing(tmp_path):
     program(tmp_path / "kubectl", f'#!/bin/sh\ncat > "{tmp_path}/applied"\n')
-    result = bash("gke/submit.sh", *HOSTILE, path=tmp_path, IMAGE="host/clara:1")
+    result = bash("gke/submit.sh", *GKE_RUN, path=tmp_path, IMAGE="host/clara:1")
     assert result.returncode == 0, result.stderr
     assert yaml.safe_load((tmp_path / "applied").read_text()) == manifest()
     result = bash("gke/submit.sh", *HOSTILE)
     assert result.returncode == 2 and "set IMAGE" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ("TOPOLOGY=nonsense", "TOPOLOGY=nonsense is not two or three whole numbers"),
+        ("TOPOLOGY=4", "TOPOLOGY=4 is not two or three whole numbers"),
+        ("TOPOLOGY=0x4", "TOPOLOGY=0x4 is not two or three whole numbers"),
+        ("TOPOLOGY=1x1", "TOPOLOGY=1x1 does not divide into machines of CHIPS=4"),
+        ("CHIPS=3", "TOPOLOGY=4x4 does not divide into machines of CHIPS=3"),
+        ("CHIPS=x", "CHIPS=x is no whole number above 0"),
+        ("SLICES=x", "SLICES=x is no whole number above 0"),
+        ("SLICES=0", "SLICES=0 is no whole number above 0"),
+        ("RESTARTS=-1", "RESTARTS=-1 is no whole number above 0"),
+        ("NAME=My_Job", "NAME=My_Job is not up to 40 of a-z"),
+        ("NAME=1st", "NAME=1st is not up to 40 of a-z"),
+        ("NAME=end-", "NAME=end- is not up to 40 of a-z"),
+        (f"NAME={'a' * 41}", "is not up to 40 of a-z"),
+    ],
+)
+def test_gke_mistakes(tmp_path, mistake, message):
+    program(tmp_path / "kubectl", "#!/bin/sh\necho applied\n")
+    variables = {"IMAGE": "host/clara:1", **dict([mistake.split("=")])}
+    result = bash("gke/submit.sh", *GKE_RUN, path=tmp_path, **variables)
+    assert result.returncode == 2 and not result.stdout
+    assert message in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["--dry-run"], HOSTILE])
+def test_gke_asks_for_a_run(tmp_path, arguments):
+    program(tmp_path / "kubectl", "#!/bin/sh\necho applied\n")
+    result = bash("gke/submit.sh", *arguments, path=tmp_path, IMAGE="host/clara:1")
+    assert result.returncode == 2 and not result.stdout
+    assert "--workdir is missing" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_gke_longest_and_shortest():
+    found = manifest(NAME="a" * 40, TOPOLOGY="1x1", CHIPS="1", RESTARTS="0")
+    assert found["metadata"]["name"] == "a" * 40
+    assert found["spec"]["failurePolicy"]["maxRestarts"] == 0
+    assert found["spec"]["replicatedJobs"][0]["template"]["spec"]["parallelism"] == 1
 
 
 def test_gke_image_has_what_the_program_reads():

@@ -23,11 +23,20 @@ done
 cd "$(dirname "$0")/../.."
 source launch/run.sh
 [ -n "${IMAGE:-}" ] || fail "set IMAGE"
-TOPOLOGY=${TOPOLOGY:-4x4} CHIPS=${CHIPS:-4}
-MACHINES=$((${TOPOLOGY//x/*} / CHIPS))
-[ "$MACHINES" -gt 0 ] || MACHINES=1
-export IMAGE TOPOLOGY CHIPS MACHINES NAME=${NAME:-clara} SLICES=${SLICES:-1} SPOT=${SPOT:-1}
-export ACCELERATOR=${ACCELERATOR:-tpu-v5-lite-podslice} RESTARTS=${RESTARTS:-100} ACCOUNT=${ACCOUNT:-default}
+given workdir ${REST[@]+"${REST[@]}"} || fail "--workdir is missing"
+export IMAGE NAME=${NAME:-clara} TOPOLOGY=${TOPOLOGY:-4x4} CHIPS=${CHIPS:-4} SLICES=${SLICES:-1}
+export ACCELERATOR=${ACCELERATOR:-tpu-v5-lite-podslice} SPOT=${SPOT:-1} RESTARTS=${RESTARTS:-100}
+export ACCOUNT=${ACCOUNT:-default}
+[ "$RESTARTS" = 0 ] || whole RESTARTS
+whole CHIPS SLICES
+# What names a Service, and leaves room in the names of Pods for slice, machine and five letters.
+(LC_ALL=C; [[ $NAME =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]]) ||
+  fail "NAME=$NAME is not up to 40 of a-z, 0-9 and -, from a letter to a letter or digit"
+[[ $TOPOLOGY =~ ^[1-9][0-9]{0,3}(x[1-9][0-9]{0,3}){1,2}$ ]] ||
+  fail "TOPOLOGY=$TOPOLOGY is not two or three whole numbers with x between"
+export MACHINES=$((${TOPOLOGY//x/*} / CHIPS))
+[ $((MACHINES * CHIPS)) = $((${TOPOLOGY//x/*})) ] ||
+  fail "TOPOLOGY=$TOPOLOGY does not divide into machines of CHIPS=$CHIPS"
 
 # Every value goes in as JSON, which is YAML too, so that no character of an option can break it.
 MANIFEST=$(python3 - ${REST[@]+"${REST[@]}"} <<'PYTHON'
