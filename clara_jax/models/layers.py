@@ -139,8 +139,8 @@ class Linear(nn.Module):
         kernel = self.layout.constrain(kernel, *_GATHERED[self.name])
         y = matmul(x, kernel, True)
         if self.has_variable("params", "scale"):
-            scale_O = self.get_variable("params", "scale").reshape((1,) * (y.ndim - 1) + (-1,))
-            y = (y * scale_O).astype(dtype)  # the scale stays in float32
+            scale_O = self.get_variable("params", "scale").astype(dtype)
+            y = y * scale_O.reshape((1,) * (y.ndim - 1) + (-1,))
         if self.has_variable("lora", "a"):
             a_RI = self.get_variable("lora", "a").astype(dtype)
             b_RO = self.get_variable("lora", "b").astype(dtype)

@@ -12,11 +12,14 @@ import jax.numpy as jnp
 
 
 def quantize(kernel: jax.Array) -> dict[str, jax.Array]:
-    """`{"kernel": int8 [..., in, out], "scale": float32 [..., out]}`; the largest is 127."""
+    """`{"kernel": int8 [..., in, out], "scale": float32 [..., out]}`; the largest is 127 or nearly.
+
+    Scales are numbers that bfloat16 holds too, so that activations in it lose nothing by them.
+    """
     # In the kernel's own dtype: a float32 copy would be used twice, and so be held as a whole.
     largest = jnp.maximum(kernel.max(-2), -kernel.min(-2)).astype(jnp.float32)
-    scale = jnp.where(largest > 0, largest / 127, 1.0)
-    steps = jnp.round(kernel.astype(jnp.float32) / scale[..., None, :])
+    scale = jnp.where(largest > 0, largest / 127, 1.0).astype(jnp.bfloat16).astype(jnp.float32)
+    steps = jnp.clip(jnp.round(kernel.astype(jnp.float32) / scale[..., None, :]), -127, 127)
     return {"kernel": steps.astype(jnp.int8), "scale": scale}
 
 

@@ -401,6 +401,7 @@ def test_int8_is_as_exact_as_its_steps(small):
     error = jnp.abs(dequantize(held) - gate["kernel"])
     assert (error <= held["scale"][:, None, :] / 2 + 1e-7).all()
     assert int(jnp.abs(held["kernel"]).max()) == 127
+    assert (held["scale"].astype(jnp.bfloat16) == held["scale"]).all()
     assert dequantize(quantize(jnp.zeros((3, 2)))).sum() == 0
 
     whole = jax.tree.map(
