@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from clara_jax.errors import UserError
-from clara_jax.models.config import LINEAR_NAMES
+from clara_jax.models.config import LINEAR_NAMES, is_remat
 
 # Repeats the tables of models/scores.py and models/topk.py: to import those takes JAX.
 CHOICES = {
@@ -90,10 +90,9 @@ def validate(config: Any) -> None:
     if not 0 <= config.seed < 2**32:
         raise UserError(f"config.seed={config.seed} must be from 0 to 2**32 - 1")
     _validate_prompts(config.prompts)
-    remat = config.model.remat
-    if remat not in ("none", "dots", "full") and not set(remat.split(",")) <= set(LINEAR_NAMES):
+    if not is_remat(config.model.remat):
         raise UserError(
-            f"config.model.remat={remat!r} is not one of none, dots, full, nor some "
+            f"config.model.remat={config.model.remat!r} is not one of none, dots, full, nor some "
             f"of {','.join(LINEAR_NAMES)}"
         )
     if config.train.full and config.model.param_dtype == "int8":

@@ -119,11 +119,6 @@ def abstract(mesh: Mesh, name: str, tree: Any) -> Any:
     )
 
 
-def platform(mesh: Mesh) -> str:
-    """Of the mesh's devices: cpu, gpu or tpu."""
-    return mesh.devices.flat[0].platform
-
-
 def layout(mesh: Mesh) -> Layout:
     """What the decoder needs of this file: the mesh and MESH_AXES."""
     return Layout(mesh, tuple(MESH_AXES.items()))

@@ -109,9 +109,7 @@ class _Walk:
         """The collective that a line is, or that the fusion it starts holds."""
         if line.collective:
             return line
-        if line.opcode == "async-start" or (line.opcode == "fusion" and "start" in line.name):
-            return self.module.first_collective(line.called())
-        return None
+        return self.module.first_collective(line.called()) if _is_start(line) else None
 
     def _move(self, cost: Cost, line: Instruction, read: float | None) -> float:
         """Seconds of a collective, entered in `cost`."""

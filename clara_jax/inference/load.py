@@ -50,7 +50,7 @@ def _from_release(path: str | os.PathLike[str], how: Model) -> Setup:
         select=Select(k=settings.top_k),
     )
     mesh = sharding.make_mesh(config.mesh)
-    model = setup_lib.model_config(config, sharding.platform(mesh))
+    model = setup_lib.model_config(config, sharding.layout(mesh).platform)
     release = clara_release.read(path, model)
     trained = {**release.adapters, "memory": release.memory, "added": release.added}
     trees = jax.device_put(trained, sharding.replicated(mesh))

@@ -32,6 +32,11 @@ class RopeScaling:
     original_length: int = 8192
 
 
+def is_remat(remat: str) -> bool:
+    """Whether this is `none`, `dots`, `full`, or names of linear layers with commas between."""
+    return remat in ("none", "dots", "full") or set(remat.split(",")) <= set(LINEAR_NAMES)
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Architecture of one decoder, and how it is computed.
@@ -63,8 +68,7 @@ class ModelConfig:
             raise ValueError(
                 f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}"
             )
-        kept = set() if self.remat in ("none", "dots", "full") else set(self.remat.split(","))
-        if kept - set(LINEAR_NAMES):
+        if not is_remat(self.remat):
             raise ValueError(
                 f"remat {self.remat!r} is neither none, dots nor full, nor some of "
                 f"{', '.join(LINEAR_NAMES)} with commas between"

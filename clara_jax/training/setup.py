@@ -115,7 +115,7 @@ def create(config: Config, mesh: Mesh | None = None, runs: Sequence[Run] = ()) -
             "set config.model.base to a model (directory, hub id or .gguf file), or for random "
             "weights config.model.tokenizer: no tokenizer is known"
         )
-    model = model_config(config, sharding.platform(mesh))
+    model = model_config(config, sharding.layout(mesh).platform)
     tokenizer = load_tokenizer(name)
     if tokenizer.size > model.vocab_size:
         raise UserError(
@@ -203,7 +203,7 @@ def abstract(config: Config, mesh: Mesh) -> Setup:
     Raises:
         UserError: the preset is unknown, or a dimension does not divide by the mesh.
     """
-    model = model_config(config, sharding.platform(mesh))
+    model = model_config(config, sharding.layout(mesh).platform)
     adapters = () if config.train.full else {*TRAINED[config.stage], "compressor"} & {*ADAPTERS}
     base = abstract_params(model)
     trees = {
