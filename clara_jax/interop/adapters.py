@@ -1,0 +1,178 @@
+"""Adapters as checkpoints of torch models hold them: two matrices for each linear layer.
+
+Such a checkpoint names them after the base's tensors, `….q_proj.lora_A.weight` [R, in] and
+`….q_proj.lora_B.weight` [out, R]. Where the base has one tensor for several of our linear layers
+(a fused projection), these have one A in common and each its rows of B.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.traverse_util
+import numpy as np
+
+from clara_jax.errors import UserError
+from clara_jax.interop import layout
+from clara_jax.models.config import LoraConfig, ModelConfig
+from clara_jax.models.decoder import abstract_params
+from clara_jax.models.lora import Adapter
+
+_A, _B = "lora_A.weight", "lora_B.weight"
+
+
+class Part(NamedTuple):
+    """Where the base's checkpoint holds a linear layer.
+
+    Attributes:
+        module: name of the torch module, with {layer} in it.
+        start: first row of the module's output that is ours.
+        stop: the row after the last one.
+    """
+
+    module: str
+    start: int
+    stop: int
+
+
+Parts = Mapping[str, Part]
+
+
+def parts(config: ModelConfig) -> dict[str, Part]:
+    """Where each linear layer is, by its path ("layers/attention/q")."""
+    kernels = flax.traverse_util.flatten_dict(abstract_params(config), sep="/")
+    return {
+        row.path.removesuffix("/kernel"): Part(
+            row.hf.removesuffix(".weight"), 0, kernels[row.path].shape[-1]
+        )
+        for row in layout.TABLE
+        if row.stacked and row.transposed
+    }
+
+
+def modules(config: ModelConfig, found: Parts | None = None) -> dict[str, list[str]]:
+    """Names of the torch modules that hold each linear layer, by our name ("q"), one a layer."""
+    return {
+        path.rpartition("/")[2]: [part.module.format(layer=i) for i in range(config.n_layers)]
+        for path, part in (found or parts(config)).items()
+    }
+
+
+def to_tree(
+    tensors: Mapping[str, np.ndarray],
+    where: str,
+    lora: LoraConfig,
+    config: ModelConfig,
+    *,
+    prefix: str = "",
+    found: Parts | None = None,
+) -> Adapter:
+    """Makes an adapter of tensors.
+
+    Args:
+        tensors: by name: A [R, in] and B [out, R] of every module of the targets, and no others.
+        where: their file, for error messages.
+        lora: rank and targets.
+        config: the architecture of the base.
+        prefix: what all names begin with.
+        found: where the base holds its linear layers; `parts(config)` unless given.
+
+    Returns:
+        The `lora` tree in float32: a [L, R, in], b [L, R, out] for each target.
+
+    Raises:
+        UserError: a tensor is missing, unknown, mis-shaped, or not of finite numbers.
+    """
+    found = found or parts(config)
+    kernels = flax.traverse_util.flatten_dict(abstract_params(config), sep="/")
+    tree, used = {}, set()
+
+    def take(name: str, shape: tuple[int, int]) -> np.ndarray:
+        used.add(prefix + name)
+        return _checked(tensors, prefix + name, shape, where)
+
+    for path, part in found.items():
+        if path.rpartition("/")[2] not in lora.targets:
+            continue
+        n_layers, n_in, n_out = kernels[f"{path}/kernel"].shape
+        a = tree[f"{path}/a"] = np.empty((n_layers, lora.rank, n_in), np.float32)
+        b = tree[f"{path}/b"] = np.empty((n_layers, lora.rank, n_out), np.float32)
+        n_rows = _rows(found, part.module)
+        for i in range(n_layers):
+            module = part.module.format(layer=i)
+            a[i] = take(f"{module}.{_A}", (lora.rank, n_in))
+            b[i] = take(f"{module}.{_B}", (n_rows, lora.rank))[part.start : part.stop].T
+    unknown = sorted(set(tensors) - used)
+    if unknown:
+        raise UserError(
+            f"{where}: unknown tensor {unknown[0]} ({len(unknown)} in all); the base has no such "
+            "layer, or it is none of the adapter's targets"
+        )
+    return flax.traverse_util.unflatten_dict(tree, sep="/")
+
+
+def to_tensors(
+    adapter: Adapter, config: ModelConfig, *, found: Parts | None = None
+) -> dict[str, np.ndarray]:
+    """Makes tensors of an adapter, the reverse of `to_tree`; all have the same rank.
+
+    Linear layers that share a module there, but have an A each here, get all of these one below the
+    other, and a B that is zero but for their own block. The rank is then several times the
+    adapter's, for all modules (padded with zeros), and the caller has to keep the scale: alpha /
+    rank.
+
+    Returns:
+        A [R, in] and B [out, R] by name, in the adapter's dtype.
+    """
+    found = found or parts(config)
+    leaves = flax.traverse_util.flatten_dict(adapter, sep="/")
+    fused: dict[str, list[tuple[Part, Any, Any]]] = {}
+    for path, part in found.items():
+        if f"{path}/a" in leaves:
+            a, b = np.asarray(leaves[f"{path}/a"]), np.asarray(leaves[f"{path}/b"])
+            fused.setdefault(part.module, []).append((part, a, b))
+    made = {
+        module: _join(members, _rows(found, module)) for module, members in sorted(fused.items())
+    }
+    rank = max(a.shape[1] for a, _ in made.values())
+    tensors = {}
+    for module, (a, b) in made.items():
+        pad = ((0, 0), (0, rank - a.shape[1]), (0, 0))
+        a, b = np.pad(a, pad), np.pad(b, pad)
+        for i in range(len(a)):
+            name = module.format(layer=i)
+            tensors[f"{name}.{_A}"] = a[i]
+            tensors[f"{name}.{_B}"] = np.ascontiguousarray(b[i].T)
+    return tensors
+
+
+def _join(members: list[tuple[Part, Any, Any]], n_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """A [L, R, in] and B [L, R, out] of a module, from those of the linear layers in it."""
+    _, first, b = members[0]
+    n_layers, rank, _ = first.shape
+    shared = all(np.array_equal(a, first) for _, a, _ in members)
+    copies = 1 if shared else len(members)
+    joined_b = np.zeros((n_layers, copies * rank, n_rows), b.dtype)
+    for i, (part, _, b) in enumerate(members):
+        block = 0 if shared else i * rank
+        joined_b[:, block : block + rank, part.start : part.stop] = b
+    return first if shared else np.concatenate([a for _, a, _ in members], axis=1), joined_b
+
+
+def _rows(found: Parts, module: str) -> int:
+    return max(part.stop for part in found.values() if part.module == module)
+
+
+def _checked(
+    tensors: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...], where: str
+) -> np.ndarray:
+    if name not in tensors:
+        raise UserError(f"{where}: tensor {name} is missing")
+    tensor = tensors[name]
+    if tensor.shape != shape:
+        raise UserError(
+            f"{where}: tensor {name} has shape {list(tensor.shape)}, but this base and the "
+            f"adapter's rank ask for {list(shape)}; is it the right base?"
+        )
+    if not np.isfinite(tensor).all():
+        raise UserError(f"{where}: tensor {name} holds numbers that are infinite or none")
+    return tensor
