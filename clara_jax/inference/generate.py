@@ -227,12 +227,13 @@ def generate(
     """
     decoder, trees = setup.decoder, needed(setup.trees, role)
     for length in {len(prompt.tokens) for prompt in prompts}:
-        if crosses(setup.model, length, length + max_new_tokens):
+        # The newest token of all has no key yet.
+        if crosses(setup.model, length, length + max_new_tokens - 1):
             edge = setup.model.rope_scaling.original_length
             raise UserError(
-                f"max_new_tokens={max_new_tokens} after a prompt of {length} tokens crosses {edge}, "
-                "the length at which this model's rotary frequencies change: ask for at most "
-                f"{edge - length} new tokens, or give a prompt of more than {edge}"
+                f"max_new_tokens={max_new_tokens} after a prompt of {length} tokens crosses "
+                f"{edge}, the length at which this model's rotary frequencies change: ask for at "
+                f"most {edge - length + 1} new tokens, or give a prompt of more than {edge}"
             )
     size = setup.model.vocab_size
     if "head" in trees["added"]:

@@ -153,7 +153,7 @@ def residual_variance(config: ModelConfig) -> float:
 
 
 class Linear(nn.Module):
-    """y = x W + bias + scale * (x' A) B, the last term only where the `lora` collection has A and B.
+    """y = x W + b + scale * (x' A) B, the last only where the `lora` collection has A and B.
 
     W is a `kernel`, or an int8 one with a `scale` (models/quantize.py); few layers have a bias.
     """

@@ -1,8 +1,8 @@
 """Weight-only int8 of the base's matrices: half the bytes of bfloat16 to hold and to gather.
 
 A kernel [.., in, out] is int8 beside a float32 `scale` [.., out] of its columns; products are in
-the activations' dtype. Embeddings, norms and biases stay in bfloat16. Gradients pass through, so adapters
-can be trained on such a base (QLoRA), but not the base itself.
+the activations' dtype. Embeddings, norms and biases stay in bfloat16. Gradients pass through, so
+adapters can be trained on such a base (QLoRA), but not the base itself.
 """
 
 from typing import Any
