@@ -130,6 +130,9 @@ def read_config(directory: str | os.PathLike[str]) -> ModelConfig:
 def hf_config(config: ModelConfig, dtype: str | None = None) -> dict[str, Any]:
     """The config.json of a model, as transformers and `read_config` read it.
 
+    A ModelConfig knows no special tokens: their ids are null, for whoever has the tokenizer to fill
+    in. Left out, they would be those of the family's first model.
+
     Args:
         config: the architecture.
         dtype: of the weights beside it; that in which the base is held by default.
@@ -168,6 +171,7 @@ def hf_config(config: ModelConfig, dtype: str | None = None) -> dict[str, Any]:
         "rope_theta": config.rope_theta,
         "rope_scaling": _rope_scaling(config.rope_scaling),
         "torch_dtype": dtype or config.held_dtype,
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
     }
     if family.windows != "none":
         data["sliding_window"] = config.sliding_window
