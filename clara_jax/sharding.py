@@ -26,6 +26,8 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"base/head/kernel", ("embed", "vocab")),
     (r"base/layers/attention/[qkv]/kernel", (None, "embed", "heads")),
     (r"base/layers/attention/[qkv]/scale", (None, "heads")),
+    (r"base/layers/attention/[qkv]/bias", (None, "heads")),
+    (r"base/layers/attention/[qk]_norm/scale", ()),
     (r"base/layers/mlp/(gate|up)/scale", (None, "mlp")),
     (r"base/(layers/(attention/o|mlp/down)/scale)", (None, "embed")),
     (r"base/head/scale", ("vocab",)),

@@ -88,7 +88,10 @@ def _matches_one_rule(path: str, shape: tuple[int, ...]) -> None:
 
 
 def test_no_rule_is_dead():
-    every = [*every_array(TINY), *every_array(dataclasses.replace(TINY, param_dtype="int8"))]
+    kinds = {"param_dtype": "int8"}, {"qkv_bias": True, "qk_norm": True}
+    every = [*every_array(TINY)]
+    for changes in kinds:
+        every += every_array(dataclasses.replace(TINY, **changes))
     for pattern, _ in sharding.RULES:
         assert any(re.fullmatch(pattern, path) for path in every), pattern
 

@@ -15,11 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from clara_jax import sharding
+from clara_jax.errors import UserError
 from clara_jax.inference.sampling import GREEDY, Draws, Sampling, before_stop, stop_ids, stop_texts
 from clara_jax.models import clara
 from clara_jax.models.clara import Trees
 from clara_jax.models.config import ExtraTokens, ModelConfig
 from clara_jax.models.decoder import EMPTY, Cache, Decoder, head_logits
+from clara_jax.models.layers import crosses
 from clara_jax.training.setup import Setup
 
 BUCKET = 64  # lengths of prompts are rounded up to multiples of it
@@ -220,9 +222,19 @@ def generate(
         report: called with the number of prompts finished after each batch.
 
     Raises:
-        UserError: `stop` is neither a text nor several.
+        UserError: `stop` is neither a text nor several, or an answer may grow over the length at
+            which the model changes its rotary frequencies.
     """
     decoder, trees = setup.decoder, needed(setup.trees, role)
+    for length in {len(prompt.tokens) for prompt in prompts}:
+        # The newest token of all has no key yet.
+        if crosses(setup.model, length, length + max_new_tokens - 1):
+            edge = setup.model.rope_scaling.original_length
+            raise UserError(
+                f"max_new_tokens={max_new_tokens} after a prompt of {length} tokens crosses "
+                f"{edge}, the length at which this model's rotary frequencies change: ask for at "
+                f"most {edge - length + 1} new tokens, or give a prompt of more than {edge}"
+            )
     size = setup.model.vocab_size
     if "head" in trees["added"]:
         size += trees["added"]["head"].shape[1]

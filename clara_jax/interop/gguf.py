@@ -83,6 +83,7 @@ def read_config(path: str | os.PathLike[str]) -> ModelConfig:
             norm_eps=get("attention.layer_norm_rms_epsilon", 1e-5),
             tied_embeddings="output.weight" not in tensors,
             sliding_window=get("attention.sliding_window"),
+            context_length=get("context_length"),
         )
     except KeyError as e:
         raise UserError(f"{path}: tensor {e} is missing") from e

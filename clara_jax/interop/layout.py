@@ -1,7 +1,7 @@
-"""Names of the base weights in checkpoints, and loading them straight into device shards.
+"""Loading base weights straight into device shards.
 
-One table serves every format and both directions. A checkpoint only has to say which tensors it
-holds and to read slices of them; which slices, transposing and stacking of layers are decided here.
+A checkpoint only has to say which tensors it holds and to read slices of them; which slices,
+transposing and stacking of layers are decided here, by the names of interop/names.py.
 """
 
 import dataclasses
@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from clara_jax.errors import UserError
+from clara_jax.interop.names import TABLE, Part, Row, part
+from clara_jax.interop.names import tensor_names as tensor_names
 from clara_jax.models.config import ModelConfig
 from clara_jax.models.decoder import abstract_params
 from clara_jax.models.quantize import quantize
@@ -26,81 +28,6 @@ Convert = Callable[[jax.Array], dict[str, jax.Array]]
 
 # Elements of a tensor's whole rows that are read and converted at a time.
 _BLOCK = 2**22
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One base parameter: our path, and its name in each format.
-
-    Checkpoints hold linear layers as [out, in], one tensor a layer; we hold [in, out], layers
-    stacked in front.
-    """
-
-    path: str
-    hf: str
-    gguf: str
-
-    @property
-    def stacked(self) -> bool:
-        """Whether the checkpoint has one tensor for each layer."""
-        return "{layer}" in self.hf
-
-    @property
-    def transposed(self) -> bool:
-        """Whether the checkpoint's last two axes are ours swapped."""
-        return self.path.endswith("/kernel")
-
-
-TABLE = (
-    Row("embed/embedding", "model.embed_tokens.weight", "token_embd.weight"),
-    Row(
-        "layers/attention_norm/scale",
-        "model.layers.{layer}.input_layernorm.weight",
-        "blk.{layer}.attn_norm.weight",
-    ),
-    Row(
-        "layers/attention/q/kernel",
-        "model.layers.{layer}.self_attn.q_proj.weight",
-        "blk.{layer}.attn_q.weight",
-    ),
-    Row(
-        "layers/attention/k/kernel",
-        "model.layers.{layer}.self_attn.k_proj.weight",
-        "blk.{layer}.attn_k.weight",
-    ),
-    Row(
-        "layers/attention/v/kernel",
-        "model.layers.{layer}.self_attn.v_proj.weight",
-        "blk.{layer}.attn_v.weight",
-    ),
-    Row(
-        "layers/attention/o/kernel",
-        "model.layers.{layer}.self_attn.o_proj.weight",
-        "blk.{layer}.attn_output.weight",
-    ),
-    Row(
-        "layers/mlp_norm/scale",
-        "model.layers.{layer}.post_attention_layernorm.weight",
-        "blk.{layer}.ffn_norm.weight",
-    ),
-    Row(
-        "layers/mlp/gate/kernel",
-        "model.layers.{layer}.mlp.gate_proj.weight",
-        "blk.{layer}.ffn_gate.weight",
-    ),
-    Row(
-        "layers/mlp/up/kernel",
-        "model.layers.{layer}.mlp.up_proj.weight",
-        "blk.{layer}.ffn_up.weight",
-    ),
-    Row(
-        "layers/mlp/down/kernel",
-        "model.layers.{layer}.mlp.down_proj.weight",
-        "blk.{layer}.ffn_down.weight",
-    ),
-    Row("norm/scale", "model.norm.weight", "output_norm.weight"),
-    Row("head/kernel", "lm_head.weight", "output.weight"),
-)
 
 
 class Checkpoint(Protocol):
@@ -153,7 +80,8 @@ def load(checkpoint: Checkpoint, config: ModelConfig, sharding_of: ShardingOf | 
     tree = {}
     for row in rows:
         leaf = wanted[row.path]
-        read = _part_reader(checkpoint, row, leaf.shape, leaf.dtype)
+        where = part(row, config, checkpoint.format)
+        read = _part_reader(checkpoint, row, where, leaf.shape, leaf.dtype)
         put = functools.partial(_put, read, leaf.shape, sharding_of(row.path, leaf.shape))
         if not row.transposed or not (row.stacked or int8):
             tree[row.path] = put()
@@ -228,12 +156,6 @@ def _insert(
     return jax.tree.map(write, stacked, convert(layer))
 
 
-def tensor_names(row: Row, format: str, n_layers: int) -> list[str]:
-    """Names of the tensors that make up a parameter: one, or one a layer."""
-    pattern = getattr(row, format)
-    return [pattern.format(layer=i) for i in range(n_layers)] if row.stacked else [pattern]
-
-
 def _check(
     checkpoint: Checkpoint,
     config: ModelConfig,
@@ -243,8 +165,9 @@ def _check(
     expected = {}
     for row in rows:
         shape = shapes[row.path][1:] if row.stacked else shapes[row.path]
-        for name in tensor_names(row, checkpoint.format, config.n_layers):
-            expected[name] = shape[::-1] if row.transposed else shape
+        where = part(row, config, checkpoint.format)
+        for name in where.names(config.n_layers):
+            expected[name] = (where.rows, *(shape[::-1] if row.transposed else shape)[1:])
     for name, shape in expected.items():
         if name not in checkpoint.shapes:
             raise UserError(f"{checkpoint.where}: tensor {name} is missing")
@@ -262,10 +185,10 @@ def _check(
 
 
 def _part_reader(
-    checkpoint: Checkpoint, row: Row, shape: tuple[int, ...], dtype: np.dtype
+    checkpoint: Checkpoint, row: Row, where: Part, shape: tuple[int, ...], dtype: np.dtype
 ) -> Callable[[Index], np.ndarray]:
     """A function that reads parameter[index], whose slices are explicit and have step 1."""
-    names = tensor_names(row, checkpoint.format, shape[0] if row.stacked else 1)
+    names = where.names(shape[0] if row.stacked else 1)
 
     def read(index: Index) -> np.ndarray:
         out = np.empty([s.stop - s.start for s in index], dtype)
@@ -274,11 +197,12 @@ def _part_reader(
             index = index[1:]
         else:
             targets = zip(names, [out], strict=True)
+        if row.transposed:
+            index = index[::-1]
+        first = slice(index[0].start + where.start, index[0].stop + where.start)
         for name, target in targets:
-            if row.transposed:
-                _read_blocks(checkpoint, name, index[::-1], target.T)
-            else:
-                _read_blocks(checkpoint, name, index, target)
+            target = target.T if row.transposed else target
+            _read_blocks(checkpoint, name, (first, *index[1:]), target)
         return out
 
     return read

@@ -9,12 +9,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from clara_jax.models.config import LINEAR_NAMES, LoraConfig, ModelConfig
-from clara_jax.models.layers import MLP, Attention, RMSNorm, rotary_tables
+from clara_jax.models.layers import EMPTY, MLP, Attention, RMSNorm, rotary_tables
 from clara_jax.models.layout import Layout
 from clara_jax.models.quantize import quantize_params
-
-# Position of a cache slot that holds no token: no query attends to it.
-EMPTY = 2**30
 
 
 def _kept(remat: str) -> tuple[str, ...]:
@@ -155,6 +152,7 @@ class Decoder(nn.Module):
                 is padding. None: every row is one sequence. Not used with a cache.
             cache: keys and values of the tokens before these; EMPTY positions mark padding. One
                 with T slots must be empty: it is filled, and these tokens attend to themselves.
+                With LongRope no row may cross its length between calls (layers.py: crosses).
 
         Returns:
             Hidden states [B, T, D] after the final norm, and the cache with these tokens added.

@@ -10,8 +10,11 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from clara_jax.models.attention import attend, for_rows
-from clara_jax.models.config import LoraConfig, ModelConfig, RopeScaling
+from clara_jax.models.config import LongRope, LoraConfig, ModelConfig, RopeScaling
 from clara_jax.models.layout import Layout
+
+# Position of a token that is none: padding, and cache slots not yet used. No query attends to it.
+EMPTY = 2**30
 
 # Logical axes of the kernels as matmuls read them: whole along what fsdp cuts.
 _GATHERED = {
@@ -43,9 +46,12 @@ class RMSNorm(nn.Module):
         return (x32 * scale_D).astype(x.dtype)
 
 
-def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> jax.Array:
-    """Angular frequencies [C/2] in float32, with the `llama3` scaling if given."""
-    frequencies = theta ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+def rope_frequencies(width: int, theta: float, scaling: RopeScaling | None = None) -> jax.Array:
+    """Angular frequencies [width/2] in float32, with the `llama3` scaling if given.
+
+    `width` is how much of each head is rotated.
+    """
+    frequencies = theta ** -(jnp.arange(0, width, 2, dtype=jnp.float32) / width)
     if scaling is None:
         return frequencies
     # Long wavelengths are divided by the factor, short ones kept, those between interpolated.
@@ -56,14 +62,47 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = 
 
 
 def rotary_tables(config: ModelConfig, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines [B, T, 1, C/2] in float32: at 100k positions bfloat16 angles are noise."""
-    frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-    angles = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None, :]
-    return jnp.cos(angles), jnp.sin(angles)
+    """Cosines and sines [B, T, 1, width/2] in float32: at 100k bfloat16 angles are noise.
+
+    With LongRope a row's largest position, of all sequences packed into it, decides on the factors.
+    (transformers decides so for all rows of a call together.) Keys in a cache stay as they were
+    rotated: a row must not cross the length after its first call, see `crosses`.
+    """
+    scaling = config.rope_scaling
+    if not isinstance(scaling, LongRope):
+        frequencies = rope_frequencies(config.rotated, config.rope_theta, scaling)
+        angles = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None]
+        return jnp.cos(angles), jnp.sin(angles)
+    last_B = jnp.max(jnp.where(positions_BT < EMPTY, positions_BT, 0), axis=1)
+    factors = jnp.where(
+        (last_B >= scaling.original_length)[:, None],
+        jnp.asarray(scaling.long_factor, jnp.float32)[None],
+        jnp.asarray(scaling.short_factor, jnp.float32)[None],
+    )
+    frequencies = rope_frequencies(config.rotated, config.rope_theta)[None] / factors
+    angles = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies[:, None, None]
+    return jnp.cos(angles) * scaling.attention_factor, jnp.sin(angles) * scaling.attention_factor
+
+
+def crosses(config: ModelConfig, length: int, longest: int) -> bool:
+    """Whether a row of `length` tokens changes its rotary frequencies on its way to `longest`.
+
+    Its keys in a cache would then not fit the queries that follow. Only LongRope has such a length;
+    transformers starts again with an empty cache there.
+    """
+    scaling = config.rope_scaling
+    return isinstance(scaling, LongRope) and length <= scaling.original_length < longest
 
 
 def rotate(x_BTHC: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotates the pairs (c, c + C/2) of each head, as Hugging Face checkpoints are laid out."""
+    """Rotates the pairs (c, c + width/2) of each head, as Hugging Face checkpoints are laid out.
+
+    The part of each head after `width`, twice that of the tables, stays as it is.
+    """
+    width = 2 * cos.shape[-1]
+    if width < x_BTHC.shape[-1]:
+        turned = rotate(x_BTHC[..., :width], cos, sin)
+        return jnp.concatenate([turned, x_BTHC[..., width:]], axis=-1)
     first, second = jnp.split(x_BTHC.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x_BTHC.dtype)
@@ -114,9 +153,9 @@ def residual_variance(config: ModelConfig) -> float:
 
 
 class Linear(nn.Module):
-    """y = x W + scale * (x' A) B, the second term only where the `lora` collection has A and B.
+    """y = x W + b + scale * (x' A) B, the last only where the `lora` collection has A and B.
 
-    W is a `kernel`, or an int8 one with a `scale` (models/quantize.py).
+    W is a `kernel`, or an int8 one with a `scale` (models/quantize.py); few layers have a bias.
     """
 
     features: int
@@ -124,6 +163,7 @@ class Linear(nn.Module):
     lora: LoraConfig
     init_variance: float = 1.0  # of the output over that of the input, at random weights
     layout: Layout = Layout()
+    bias: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, x_dropped: jax.Array) -> jax.Array:
@@ -141,6 +181,10 @@ class Linear(nn.Module):
         if self.has_variable("params", "scale"):
             scale_O = self.get_variable("params", "scale").astype(dtype)
             y = y * scale_O.reshape((1,) * (y.ndim - 1) + (-1,))
+        if self.bias:
+            held = jnp.dtype(self.config.held_dtype)
+            bias_O = self.param("bias", nn.initializers.zeros, (self.features,), held)
+            y = y + bias_O.astype(dtype).reshape((1,) * (y.ndim - 1) + (-1,))
         if self.has_variable("lora", "a"):
             a_RI = self.get_variable("lora", "a").astype(dtype)
             b_RO = self.get_variable("lora", "b").astype(dtype)
@@ -200,12 +244,12 @@ class Attention(nn.Module):
         c = self.config
         B, T, _ = x_BTD.shape
         linear = {
-            name: Linear(features, c, self.lora, variance, self.layout, name=name)
-            for name, features, variance in (
-                ("q", c.n_heads * c.head_dim, 1.0),
-                ("k", c.n_kv_heads * c.head_dim, 1.0),
-                ("v", c.n_kv_heads * c.head_dim, 1.0),
-                ("o", c.d_model, residual_variance(c)),
+            name: Linear(features, c, self.lora, variance, self.layout, bias, name=name)
+            for name, features, variance, bias in (
+                ("q", c.n_heads * c.head_dim, 1.0, c.qkv_bias),
+                ("k", c.n_kv_heads * c.head_dim, 1.0, c.qkv_bias),
+                ("v", c.n_kv_heads * c.head_dim, 1.0, c.qkv_bias),
+                ("o", c.d_model, residual_variance(c), False),
             )
         }
         dropout = AdapterDropout(self.lora.dropout)
@@ -213,6 +257,9 @@ class Attention(nn.Module):
         q = linear["q"](x_BTD, x_dropped).reshape(B, T, c.n_heads, c.head_dim)
         k = linear["k"](x_BTD, x_dropped).reshape(B, T, c.n_kv_heads, c.head_dim)
         v = linear["v"](x_BTD, x_dropped).reshape(B, T, c.n_kv_heads, c.head_dim)
+        if c.qk_norm:
+            q = RMSNorm(c.norm_eps, c.held_dtype, name="q_norm")(q)
+            k = RMSNorm(c.norm_eps, c.held_dtype, name="k_norm")(k)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         decoding = cache is not None and T < cache.slots
         if cache is not None:

@@ -45,7 +45,7 @@ def merge(params: Any, adapter: Adapter, lora: LoraConfig) -> Any:
             base = layers[group][name]
             product = jnp.einsum("lri,lro->lio", leaf["a"], leaf["b"])
             merged = dequantize(base) + lora.scale * product
-            layers[group][name] = (
+            layers[group][name] = base | (  # beside a bias
                 quantize(merged)
                 if "scale" in base
                 else {"kernel": merged.astype(base["kernel"].dtype)}

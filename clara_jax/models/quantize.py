@@ -1,8 +1,8 @@
 """Weight-only int8 of the base's matrices: half the bytes of bfloat16 to hold and to gather.
 
 A kernel [.., in, out] is int8 beside a float32 `scale` [.., out] of its columns; products are in
-the activations' dtype. Embeddings and norms stay in bfloat16. Gradients pass through, so adapters
-can be trained on such a base (QLoRA), but not the base itself.
+the activations' dtype. Embeddings, norms and biases stay in bfloat16. Gradients pass through, so
+adapters can be trained on such a base (QLoRA), but not the base itself.
 """
 
 from typing import Any
@@ -33,6 +33,5 @@ def quantize_params(params: Any) -> Any:
     """The base's tree with every kernel quantised, and the rest in bfloat16."""
     if not isinstance(params, dict):
         return params.astype(jnp.bfloat16)
-    if "kernel" in params:
-        return quantize(params["kernel"])
-    return {name: quantize_params(tree) for name, tree in params.items()}
+    rest = {name: quantize_params(tree) for name, tree in params.items() if name != "kernel"}
+    return rest | (quantize(params["kernel"]) if "kernel" in params else {})

@@ -11,6 +11,7 @@ from clara_jax.inference import generate as generate_lib
 from clara_jax.inference.generate import NONE, Prompt, generate, prompt_batches
 from clara_jax.inference.sampling import Draws, Sampling, before_stop, nucleus, stop_ids
 from clara_jax.models import clara
+from clara_jax.models.config import LongRope
 from clara_jax.models.decoder import Decoder, head_logits
 from clara_jax.sharding import make_mesh, replicated, shardings
 
@@ -333,3 +334,18 @@ def test_greedy_neither_sorts_nor_draws(setup):
 def test_values_that_cannot_be_meant(values, message):
     with pytest.raises(UserError, match=message):
         Sampling(**values)
+
+
+def test_answers_over_the_length_of_longrope_are_refused(setup):
+    """Keys in the cache would not fit. A longer prompt, or an answer that ends before, is fine."""
+    half = (1.0,) * (setup.model.head_dim // 2)
+    model = dataclasses.replace(setup.model, rope_scaling=LongRope(half, half, 20, 1.0))
+    decoder = dataclasses.replace(setup.decoder, config=model)
+    setup = dataclasses.replace(setup, decoder=decoder)
+    prompts = [Prompt([5] * 21), Prompt([5] * 9)]
+    with pytest.raises(
+        UserError, match=r"13 after a prompt of 9 .* 20, .* at most 12 new"
+    ) as error:
+        generate(setup, prompts, 13)
+    assert "\n" not in str(error.value)
+    assert len(generate(setup, prompts, 12)) == 2

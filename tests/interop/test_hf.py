@@ -275,7 +275,10 @@ def test_config_layouts(tmp_path, changes, expected):
     ("changes", "message"),
     [
         ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported; supported: llama, mistral"),
-        ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope type 'linear'.*default, llama3"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2}},
+            "rope type 'linear'.*default, llama3, longrope",
+        ),
         ({"rope_scaling": {"rope_type": "llama3"}}, "'factor' is missing"),
         ({"attention_bias": True}, "attention_bias=True is not supported"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),

@@ -17,11 +17,16 @@ def rms_norm(x, scale, eps):
     return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * scale
 
 
-def rotate(x_THC, positions_T, theta):
-    half = x_THC.shape[-1] // 2
-    angles = positions_T[:, None, None] * theta ** -(np.arange(half) / half)
-    turned = (x_THC[..., :half] + 1j * x_THC[..., half:]) * np.exp(1j * angles)
-    return np.concatenate([turned.real, turned.imag], axis=-1)
+def rotate(x_THC, positions_T, config):
+    half = config.rotated // 2
+    divisors, factor = 1.0, 1.0
+    if scaling := config.rope_scaling:  # LongRope
+        long = positions_T.max() + 1 > scaling.original_length
+        divisors = np.array(scaling.long_factor if long else scaling.short_factor)
+        factor = scaling.attention_factor
+    angles = positions_T[:, None, None] * config.rope_theta ** -(np.arange(half) / half) / divisors
+    turned = (x_THC[..., :half] + 1j * x_THC[..., half : 2 * half]) * np.exp(1j * angles) * factor
+    return np.concatenate([turned.real, turned.imag, x_THC[..., 2 * half :]], axis=-1)
 
 
 def numpy_decoder(
@@ -40,7 +45,7 @@ def numpy_decoder(
         low_rank = jax.tree.map(lambda leaf, i=i: leaf[i], (adapter or {}).get("layers", {}))
 
         def linear(y, part, name, layer=layer, low_rank=low_rank):
-            out = y @ layer[part][name]["kernel"]
+            out = y @ layer[part][name]["kernel"] + layer[part][name].get("bias", 0)
             if name in low_rank.get(part, {}):
                 leaf = low_rank[part][name]
                 out += scale * (y @ leaf["a"].T) @ leaf["b"]
@@ -48,7 +53,10 @@ def numpy_decoder(
 
         y = rms_norm(x, layer["attention_norm"]["scale"], config.norm_eps)
         q, k, v = (linear(y, "attention", n).reshape(T, -1, config.head_dim) for n in "qkv")
-        q, k = rotate(q, positions, config.rope_theta), rotate(k, positions, config.rope_theta)
+        if config.qk_norm:
+            norm = {n: layer["attention"][f"{n}_norm"]["scale"] for n in "qk"}
+            q, k = rms_norm(q, norm["q"], config.norm_eps), rms_norm(k, norm["k"], config.norm_eps)
+        q, k = rotate(q, positions, config), rotate(k, positions, config)
         attended = np.zeros_like(q)
         for h in range(config.n_heads):
             for t in range(T):

@@ -10,6 +10,7 @@ from clara_jax.models.config import (
     LINEAR_NAMES,
     PRESETS,
     ExtraTokens,
+    LongRope,
     LoraConfig,
     ModelConfig,
 )
@@ -25,11 +26,21 @@ def count(tree) -> int:
     ("name", "parameters"),
     [
         ("smollm2_135m", 134_515_008),
+        ("smollm2_360m", 361_821_120),
+        ("smollm2_1_7b", 1_711_376_384),
         ("llama2_7b", 6_738_415_616),
+        ("llama2_13b", 13_015_864_320),
         ("llama2_70b", 68_976_648_192),
         ("llama3_8b", 8_030_261_248),
         ("llama3_1_8b", 8_030_261_248),
         ("mistral_7b", 7_241_732_096),
+        ("qwen2_5_0_5b", 494_032_768),
+        ("qwen2_5_7b", 7_615_616_512),
+        ("qwen3_0_6b", 596_049_920),
+        ("qwen3_4b", 4_022_468_096),
+        ("qwen3_8b", 8_190_735_360),
+        ("phi3_mini", 3_821_079_552),
+        ("phi4_mini", 3_836_021_760),
     ],
 )
 def test_presets_have_the_published_sizes(name, parameters):
@@ -62,7 +73,13 @@ SHAPE = {
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"n_kv_heads": 3}, "not a multiple of n_kv_heads 3"), ({"head_dim": 3}, "head_dim 3 is odd")],
+    [
+        ({"n_kv_heads": 3}, "not a multiple of n_kv_heads 3"),
+        ({"head_dim": 3}, "head_dim 3 is odd"),
+        ({"rotary_dim": 4}, "rotary_dim 4 is no even part of 2"),
+        ({"rotary_dim": 1}, "rotary_dim 1 is no even part of 2"),
+        ({"rope_scaling": LongRope((1.0,), (1.0, 2.0), 8, 1.0)}, "long_factor has 2 numbers"),
+    ],
 )
 def test_impossible_shapes_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):

@@ -11,7 +11,7 @@ from jax.extend import core
 from jax.sharding import AxisType
 
 from clara_jax.models.attention import attend, splash
-from clara_jax.models.config import LoraConfig, ModelConfig, RopeScaling
+from clara_jax.models.config import LongRope, LoraConfig, ModelConfig, RopeScaling
 from clara_jax.models.decoder import (
     EMPTY,
     Cache,
@@ -21,11 +21,17 @@ from clara_jax.models.decoder import (
     head_logits,
     init_params,
 )
-from clara_jax.models.layers import RMSNorm, rope_frequencies, rotary_tables, rotate
+from clara_jax.models.layers import RMSNorm, crosses, rope_frequencies, rotary_tables, rotate
 from clara_jax.models.layout import Layout
 from clara_jax.models.quantize import dequantize, quantize, quantize_params
 
 LORA = LoraConfig(rank=4, alpha=8.0, dropout=0.0)
+SHORT, LONG = (1.0, 1.2, 1.5, 2.0), (2.0, 3.0, 5.0, 9.0)
+
+
+def longrope(config: ModelConfig, original_length: int) -> LongRope:
+    half = config.rotated // 2
+    return LongRope(SHORT[:half], LONG[:half], original_length, attention_factor=1.2)
 
 
 def inputs(config: ModelConfig, rows: int, length: int, seed: int = 0) -> jax.Array:
@@ -58,12 +64,19 @@ def run(config, params, x, positions=None, segments=None, cache=None, *, adapter
         ({}, False),
         ({"sliding_window": 3, "n_kv_heads": 4, "remat": "full"}, False),
         ({"n_kv_heads": 1, "head_dim": 12, "rope_theta": 1e6, "norm_eps": 1e-2}, True),
+        ({"qkv_bias": True}, True),
+        ({"qk_norm": True, "norm_eps": 1e-2, "remat": "full"}, True),
+        ({"rotary_dim": 6, "longrope": 8}, True),  # rows of 9: the long factors
+        ({"longrope": 9, "remat": "q,gate"}, False),  # the short ones
     ],
 )
 def test_scanned_layers_equal_layers_one_by_one(
     small, reference, random_adapter, changes, adapted, random_params
 ):
-    config = dataclasses.replace(small, **changes)
+    edge = changes.get("longrope")
+    config = dataclasses.replace(small, **{k: v for k, v in changes.items() if k != "longrope"})
+    if edge:
+        config = dataclasses.replace(config, rope_scaling=longrope(config, edge))
     params, x = random_params(config), inputs(config, 2, 9)
     adapter = random_adapter(config, LORA) if adapted else None
     hidden, cache = run(config, params, x, adapter=adapter)
@@ -170,6 +183,27 @@ def test_cache_with_rows_of_unequal_length(small, random_params):
     for row in range(2):
         alone, _ = run(small, params, x[row : row + 1, : done[row]])
         np.testing.assert_allclose(np.concatenate(outputs[row]), alone[0], atol=2e-5)
+
+
+def test_longrope_decides_by_the_row_and_not_by_padding_or_other_rows(small, random_params):
+    config = dataclasses.replace(small, rope_scaling=longrope(small, 5))
+    params, x = random_params(config), inputs(config, 2, 8)
+    lengths = np.array([8, 5])
+    positions = np.where(np.arange(8)[None] < lengths[:, None], np.arange(8)[None], EMPTY)
+    hidden, _ = run(config, params, x, positions, cache=Cache.create(config, 2, 8))
+    for row, (length, edge) in enumerate(zip(lengths, (1, 100), strict=True)):
+        # One that always takes the long factors, and one that never does.
+        always = dataclasses.replace(small, rope_scaling=longrope(small, edge))
+        alone, _ = run(always, params, x[row : row + 1, :length])
+        np.testing.assert_allclose(hidden[row, :length], alone[0], atol=2e-5)
+
+
+def test_which_rows_would_change_their_frequencies(small):
+    config = dataclasses.replace(small, rope_scaling=longrope(small, 10))
+    assert not crosses(small, 5, 10**6)
+    assert [crosses(config, *lengths) for lengths in ((5, 10), (5, 11), (10, 11), (11, 40))] == [
+        False, True, True, False,
+    ]  # fmt: skip
 
 
 # --- Recomputation -------------------------------------------------------------------------------

@@ -71,6 +71,21 @@ def test_merged_base_equals_adapter(small, params, random_adapter):
     np.testing.assert_allclose(found, with_adapter, atol=0.2)
 
 
+@pytest.mark.parametrize("param_dtype", ["float32", "int8"])
+def test_merging_keeps_biases_and_norms(small, random_params, random_adapter, param_dtype):
+    config = dataclasses.replace(small, qkv_bias=True, qk_norm=True)
+    params, adapter = random_params(config), random_adapter(config, LORA)
+    with_adapter = hidden_states(config, LORA, params, adapter)
+    if param_dtype == "int8":
+        config = dataclasses.replace(config, param_dtype="int8")
+        params = quantize_params(params)
+        assert params["layers"]["attention"]["q"]["bias"].dtype == jnp.bfloat16
+    merged = merge(params, adapter, LORA)
+    assert jax.tree.structure(merged) == jax.tree.structure(params)
+    atol = 2e-5 if param_dtype == "float32" else 0.2
+    np.testing.assert_allclose(hidden_states(config, LORA, merged, None), with_adapter, atol=atol)
+
+
 @pytest.mark.parametrize("targets", [("q", "down"), ("gate",)])
 def test_subset_of_targets(small, params, random_adapter, reference, targets):
     lora = dataclasses.replace(LORA, targets=targets)
