@@ -6,7 +6,7 @@ Such a checkpoint names them after the base's tensors, `….q_proj.lora_A.weight
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.traverse_util
 import numpy as np
@@ -21,17 +21,19 @@ _A, _B = "lora_A.weight", "lora_B.weight"
 
 
 class Part(NamedTuple):
-    """Where the base's checkpoint holds a linear layer.
+    """Where the base's checkpoint has the kernel of a linear layer: rows of a tensor a layer.
 
     Attributes:
-        module: name of the torch module, with {layer} in it.
-        start: first row of the module's output that is ours.
-        stop: the row after the last one.
+        pattern: the tensor's name, with {layer} in it.
+        start: first row; of a linear layer [out, in] rows are outputs.
+        stop: row after the last.
+        rows: of the whole tensor.
     """
 
-    module: str
+    pattern: str
     start: int
     stop: int
+    rows: int
 
 
 Parts = Mapping[str, Part]
@@ -40,19 +42,18 @@ Parts = Mapping[str, Part]
 def parts(config: ModelConfig) -> dict[str, Part]:
     """Where each linear layer is, by its path ("layers/attention/q")."""
     kernels = flax.traverse_util.flatten_dict(abstract_params(config), sep="/")
-    return {
-        row.path.removesuffix("/kernel"): Part(
-            row.hf.removesuffix(".weight"), 0, kernels[row.path].shape[-1]
-        )
-        for row in layout.TABLE
-        if row.stacked and row.transposed
-    }
+    found = {}
+    for row in layout.TABLE:
+        if row.stacked and row.transposed:
+            n_out = kernels[row.path].shape[-1]
+            found[row.path.removesuffix("/kernel")] = Part(row.hf, 0, n_out, n_out)
+    return found
 
 
 def modules(config: ModelConfig, found: Parts | None = None) -> dict[str, list[str]]:
     """Names of the torch modules that hold each linear layer, by our name ("q"), one a layer."""
     return {
-        path.rpartition("/")[2]: [part.module.format(layer=i) for i in range(config.n_layers)]
+        path.rpartition("/")[2]: [_module(part, i) for i in range(config.n_layers)]
         for path, part in (found or parts(config)).items()
     }
 
@@ -96,11 +97,10 @@ def to_tree(
         n_layers, n_in, n_out = kernels[f"{path}/kernel"].shape
         a = tree[f"{path}/a"] = np.empty((n_layers, lora.rank, n_in), np.float32)
         b = tree[f"{path}/b"] = np.empty((n_layers, lora.rank, n_out), np.float32)
-        n_rows = _rows(found, part.module)
         for i in range(n_layers):
-            module = part.module.format(layer=i)
+            module = _module(part, i)
             a[i] = take(f"{module}.{_A}", (lora.rank, n_in))
-            b[i] = take(f"{module}.{_B}", (n_rows, lora.rank))[part.start : part.stop].T
+            b[i] = take(f"{module}.{_B}", (part.rows, lora.rank))[part.start : part.stop].T
     unknown = sorted(set(tensors) - used)
     if unknown:
         raise UserError(
@@ -125,41 +125,38 @@ def to_tensors(
     """
     found = found or parts(config)
     leaves = flax.traverse_util.flatten_dict(adapter, sep="/")
-    fused: dict[str, list[tuple[Part, Any, Any]]] = {}
+    fused: dict[str, list[tuple[Part, np.ndarray, np.ndarray]]] = {}
     for path, part in found.items():
         if f"{path}/a" in leaves:
             a, b = np.asarray(leaves[f"{path}/a"]), np.asarray(leaves[f"{path}/b"])
-            fused.setdefault(part.module, []).append((part, a, b))
-    made = {
-        module: _join(members, _rows(found, module)) for module, members in sorted(fused.items())
-    }
-    rank = max(a.shape[1] for a, _ in made.values())
+            fused.setdefault(part.pattern, []).append((part, a, b))
+    joined = [(members[0][0], *_join(members)) for members in fused.values()]
+    rank = max(a.shape[1] for _, a, _ in joined)
     tensors = {}
-    for module, (a, b) in made.items():
+    for part, a, b in joined:
         pad = ((0, 0), (0, rank - a.shape[1]), (0, 0))
         a, b = np.pad(a, pad), np.pad(b, pad)
         for i in range(len(a)):
-            name = module.format(layer=i)
-            tensors[f"{name}.{_A}"] = a[i]
-            tensors[f"{name}.{_B}"] = np.ascontiguousarray(b[i].T)
+            tensors[f"{_module(part, i)}.{_A}"] = a[i]
+            tensors[f"{_module(part, i)}.{_B}"] = np.ascontiguousarray(b[i].T)
     return tensors
 
 
-def _join(members: list[tuple[Part, Any, Any]], n_rows: int) -> tuple[np.ndarray, np.ndarray]:
+def _join(members: list[tuple[Part, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     """A [L, R, in] and B [L, R, out] of a module, from those of the linear layers in it."""
-    _, first, b = members[0]
+    part, first, b = members[0]
     n_layers, rank, _ = first.shape
     shared = all(np.array_equal(a, first) for _, a, _ in members)
     copies = 1 if shared else len(members)
-    joined_b = np.zeros((n_layers, copies * rank, n_rows), b.dtype)
+    joined_b = np.zeros((n_layers, copies * rank, part.rows), b.dtype)
     for i, (part, _, b) in enumerate(members):
         block = 0 if shared else i * rank
         joined_b[:, block : block + rank, part.start : part.stop] = b
     return first if shared else np.concatenate([a for _, a, _ in members], axis=1), joined_b
 
 
-def _rows(found: Parts, module: str) -> int:
-    return max(part.stop for part in found.values() if part.module == module)
+def _module(part: Part, layer: int) -> str:
+    return part.pattern.removesuffix(".weight").format(layer=layer)
 
 
 def _checked(

@@ -24,14 +24,17 @@ LINEARS = {
 }
 
 # The layout of bases whose projections are joined: q, k, v below each other, then gate, up.
+QKV, GATE_UP = (
+    f"model.layers.{{layer}}.{name}_proj.weight" for name in ("self_attn.qkv", "mlp.gate_up")
+)
 FUSED = {
-    "layers/attention/q": Part("model.layers.{layer}.self_attn.qkv_proj", 0, 12),
-    "layers/attention/k": Part("model.layers.{layer}.self_attn.qkv_proj", 12, 18),
-    "layers/attention/v": Part("model.layers.{layer}.self_attn.qkv_proj", 18, 24),
-    "layers/attention/o": Part("model.layers.{layer}.self_attn.o_proj", 0, 8),
-    "layers/mlp/gate": Part("model.layers.{layer}.mlp.gate_up_proj", 0, 12),
-    "layers/mlp/up": Part("model.layers.{layer}.mlp.gate_up_proj", 12, 24),
-    "layers/mlp/down": Part("model.layers.{layer}.mlp.down_proj", 0, 8),
+    "layers/attention/q": Part(QKV, 0, 12, 24),
+    "layers/attention/k": Part(QKV, 12, 18, 24),
+    "layers/attention/v": Part(QKV, 18, 24, 24),
+    "layers/attention/o": Part("model.layers.{layer}.self_attn.o_proj.weight", 0, 8, 8),
+    "layers/mlp/gate": Part(GATE_UP, 0, 12, 24),
+    "layers/mlp/up": Part(GATE_UP, 12, 24, 24),
+    "layers/mlp/down": Part("model.layers.{layer}.mlp.down_proj.weight", 0, 8, 8),
 }
 FUSED_LINEARS = {
     "self_attn.qkv_proj": (24, 8),
