@@ -1,5 +1,6 @@
-"""What every mode of the command line shares: parsing, the flags that a mode takes, its log."""
+"""What all modes of the command line share: parsing, the flags that a mode takes, its log."""
 
+import dataclasses
 import logging as stdlib_logging
 import os
 from collections.abc import Iterable, Sequence
@@ -8,6 +9,20 @@ from typing import Any
 from absl import flags, logging
 
 from clara_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """What a mode runs: `function(**flags)` of a module of ours, which returns the exit code.
+
+    It gets the flags that it `needs` and `may` have, `config` frozen. `on_devices`: it runs here.
+    """
+
+    module: str
+    function: str
+    needs: tuple[str, ...]
+    may: tuple[str, ...] = ()
+    on_devices: bool = True
 
 
 def parse(argv: Sequence[str]) -> None:

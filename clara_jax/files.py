@@ -3,6 +3,8 @@
 import contextlib
 import hashlib
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -88,6 +90,37 @@ def make_folder(name: Name) -> None:
         folder.exists()
     except Exception as e:
         raise UserError(f"{name}: cannot be reached ({reason(e)})") from e
+
+
+@contextlib.contextmanager
+def whole_folder(name: str) -> Iterator[str]:
+    """Yields a folder to write to, which gets its name when all of it is written, or is removed.
+
+    Raises:
+        UserError: there is something of that name already, or it cannot be written.
+    """
+    if is_remote(name):
+        raise UserError(f"{name}: must be a local folder; copy it from there")
+    final = absolute(name)
+    if os.path.exists(final) and (not os.path.isdir(final) or os.listdir(final)):
+        raise UserError(f"{name}: is there already; give another name, or remove it first")
+    try:
+        parent, own = os.path.split(final)
+        os.makedirs(parent, exist_ok=True)
+        folder = tempfile.mkdtemp(prefix=f".{own}.", dir=parent)
+    except OSError as e:
+        raise UserError(f"{name}: cannot be written here ({e.strerror})") from e
+    try:
+        yield folder
+        for place, _, names in os.walk(folder):  # mkdtemp and safetensors let nobody else read
+            os.chmod(place, 0o755)
+            for file in names:
+                os.chmod(os.path.join(place, file), 0o644)
+        os.replace(folder, final)
+    except OSError as e:
+        raise UserError(f"{name}: cannot be written ({e.strerror or e}); nothing is left") from e
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def local(name: str) -> str:

@@ -5,6 +5,8 @@
     evaluate  the same, with --mode=evaluate
     ask       --mode=ask --workdir=… --documents=… [--question=…] [--base=…] [--top_k=…]
               [--max_new_tokens=…] [--temperature=…] [--top_p=…]
+    import    --mode=import --source=… --base=… --workdir=…, a checkpoint of the PyTorch release
+    export    --mode=export --workdir=… --format=… --output=… [--base=…]
     compile   --mode=compile --config=… [--topology=v5e:4x4] [--program=…], without any TPU
 
 Exit codes: 0 done, 2 a mistake that the printed line tells how to mend, 143 SIGTERM after saving;
@@ -12,7 +14,6 @@ Exit codes: 0 done, 2 a mistake that the printed line tells how to mend, 143 SIG
 """
 
 import contextlib
-import dataclasses
 import importlib
 import sys
 from collections.abc import Sequence
@@ -22,22 +23,8 @@ from ml_collections import config_flags
 
 from clara_jax import command_line
 from clara_jax import config as config_lib
+from clara_jax.command_line import Mode
 from clara_jax.errors import command
-
-
-@dataclasses.dataclass(frozen=True)
-class Mode:
-    """What a mode runs: `function(**flags)` of a module of ours, which returns the exit code.
-
-    It gets the flags that it `needs` and `may` have, `config` frozen. `on_devices`: it runs here.
-    """
-
-    module: str
-    function: str
-    needs: tuple[str, ...]
-    may: tuple[str, ...] = ()
-    on_devices: bool = True
-
 
 MODES = {
     "train": Mode("training.train", "train", ("config", "workdir")),
@@ -45,6 +32,10 @@ MODES = {
     "ask": Mode(
         "inference.ask", "run", ("workdir", "documents"),
         ("base", "question", "top_k", "max_new_tokens", "temperature", "top_p"),
+    ),
+    "import": Mode("inference.import_model", "run", ("source", "workdir"), ("base",), False),
+    "export": Mode(
+        "inference.export_model", "run", ("workdir", "format", "output"), ("base",), False
     ),
     "compile": Mode("aot.compile", "run", ("config",), ("topology", "program"), False),
 }  # fmt: skip
@@ -57,6 +48,9 @@ config_flags.DEFINE_config_file(
 )  # fmt: skip
 _MODE = flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
 flags.DEFINE_string("workdir", None, "Folder of the run: config, metrics, checkpoints.")
+flags.DEFINE_string("source", None, "Checkpoint to import: a directory or owner/name[/subfolder].")
+flags.DEFINE_string("output", None, "Folder that is made.")
+flags.DEFINE_enum("format", None, ["release", "peft", "merged", "native"], "What to export to.")
 flags.DEFINE_string("documents", None, "File of documents: .jsonl, or paragraphs of plain text.")
 flags.DEFINE_string("base", None, "The base model, if it is not where the run found it.")
 flags.DEFINE_string("question", None, "What to ask. Without it, standard input is read.")

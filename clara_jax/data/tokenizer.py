@@ -6,6 +6,7 @@ memory and separator ids need no entry in the tokenizer.
 """
 
 import itertools
+import os
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -81,6 +82,10 @@ class Tokenizer:
 
     def __reduce__(self):
         return Tokenizer, (self._hf,)
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Writes tokenizer.json and what belongs to it, for transformers and `load_tokenizer`."""
+        self._hf.save_pretrained(os.fspath(directory))
 
     def encode(self, parts: Parts) -> list[int]:
         """Ids of the parts, tokenised together as one string with added tokens at the ints.

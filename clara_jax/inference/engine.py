@@ -22,7 +22,7 @@ from clara_jax.errors import UserError
 from clara_jax.inference import checks, rank
 from clara_jax.inference.checks import Documents
 from clara_jax.inference.encode import Compressed, compress, encode_query
-from clara_jax.inference.generate import Prompt, generate
+from clara_jax.inference.generate import Prompt, generate, needed, prompt_batches, to_host
 from clara_jax.inference.load import load_setup
 from clara_jax.inference.sampling import GREEDY, Sampling, stop_texts
 from clara_jax.training.setup import Setup
@@ -69,6 +69,7 @@ class Clara:
 
         How many were longer than that is logged.
         """
+        checks.can(self.setup, "compress")
         return compress(self.setup, documents, self.batch).memories
 
     def encode_query(self, questions: Sequence[str]) -> np.ndarray:
@@ -77,6 +78,7 @@ class Clara:
         The query reasoner reads them. Where the model has none yet (after scp or instruct) the
         compressor serves, of which the reasoner is a copy at the start of e2e.
         """
+        checks.can(self.setup, "encode_query")
         return encode_query(self.setup, questions, self.batch)
 
     def rank(self, questions: Sequence[str], candidates: Sequence[Documents]) -> np.ndarray:
@@ -114,6 +116,7 @@ class Clara:
         Candidates are as for `rank`. `top_k` is `config.select.k` unless given; where there are
         fewer candidates, all are taken.
         """
+        checks.can(self.setup, "ask")
         top_k = self.setup.config.select.k if top_k is None else top_k
         checks.at_least_one("top_k", top_k)
         how = _how(max_new_tokens, temperature, top_p, seed, stop)
@@ -139,10 +142,29 @@ class Clara:
         stop: str | Sequence[str] = "",
     ) -> list[str]:
         """Answers each question from all of its documents, in their order."""
+        checks.can(self.setup, "answer")
         how = _how(max_new_tokens, temperature, top_p, seed, stop)
         questions, given = checks.documents_of_each(self.setup, questions, "documents", documents)
         asked = answer_prompts(self.setup, questions, list(self._memories_of_each(given)))
         return answers(self.setup, asked, **how, batch=self.batch)
+
+    def prompt_embeddings(
+        self, questions: Sequence[str], documents: Sequence[Documents]
+    ) -> list[np.ndarray]:
+        """The generator's input for each question and its documents, float32 [T, D].
+
+        What `answer` reads: embeddings of the prompt's tokens, memories at their places. For other
+        engines that serve the merged model (`--mode=export --format=merged`).
+        """
+        setup = self.setup
+        questions, given = checks.documents_of_each(setup, questions, "documents", documents)
+        asked = answer_prompts(setup, questions, list(self._memories_of_each(given)))
+        out: list[np.ndarray] = [np.empty(0)] * len(asked)
+        for index, batch in prompt_batches(asked, setup.extra, self.batch):
+            x_BTD = to_host(setup, batch.embed(setup.model, needed(setup.trees, None)))
+            for i, x_TD, length in zip(index, x_BTD, batch.lengths_B, strict=False):
+                out[i] = x_TD[:length].astype(np.float32)
+        return out
 
     def paraphrase(
         self,
@@ -156,6 +178,7 @@ class Clara:
     ) -> list[str]:
         """Says in other words what each document says, given as text or as its memory."""
         setup = self.setup
+        checks.can(setup, "paraphrase")
         how = _how(max_new_tokens, temperature, top_p, seed, stop)
         memories = self._memories(checks.documents(setup, "documents", documents))
         slots = prompts.slots(setup.extra)

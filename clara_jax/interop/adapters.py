@@ -6,13 +6,13 @@ Such a checkpoint names them after the base's tensors, `….q_proj.lora_A.weight
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import flax.traverse_util
 import numpy as np
 
 from clara_jax.errors import UserError
-from clara_jax.interop import layout
+from clara_jax.interop import names
+from clara_jax.interop.names import Part
 from clara_jax.models.config import LoraConfig, ModelConfig
 from clara_jax.models.decoder import abstract_params
 from clara_jax.models.lora import Adapter
@@ -20,41 +20,20 @@ from clara_jax.models.lora import Adapter
 _A, _B = "lora_A.weight", "lora_B.weight"
 
 
-class Part(NamedTuple):
-    """Where the base's checkpoint has the kernel of a linear layer: rows of a tensor a layer.
-
-    Attributes:
-        pattern: the tensor's name, with {layer} in it.
-        start: first row; of a linear layer [out, in] rows are outputs.
-        stop: row after the last.
-        rows: of the whole tensor.
-    """
-
-    pattern: str
-    start: int
-    stop: int
-    rows: int
-
-
-Parts = Mapping[str, Part]
-
-
-def parts(config: ModelConfig) -> dict[str, Part]:
+def parts(config: ModelConfig) -> Mapping[str, Part]:
     """Where each linear layer is, by its path ("layers/attention/q")."""
-    kernels = flax.traverse_util.flatten_dict(abstract_params(config), sep="/")
-    found = {}
-    for row in layout.TABLE:
-        if row.stacked and row.transposed:
-            n_out = kernels[row.path].shape[-1]
-            found[row.path.removesuffix("/kernel")] = Part(row.hf, 0, n_out, n_out)
-    return found
+    return {
+        row.path.removesuffix("/kernel"): names.part(row, config, "hf")
+        for row in names.TABLE
+        if row.stacked and row.transposed
+    }
 
 
-def modules(config: ModelConfig, found: Parts | None = None) -> dict[str, list[str]]:
+def modules(config: ModelConfig) -> dict[str, list[str]]:
     """Names of the torch modules that hold each linear layer, by our name ("q"), one a layer."""
     return {
         path.rpartition("/")[2]: [_module(part, i) for i in range(config.n_layers)]
-        for path, part in (found or parts(config)).items()
+        for path, part in parts(config).items()
     }
 
 
@@ -65,7 +44,6 @@ def to_tree(
     config: ModelConfig,
     *,
     prefix: str = "",
-    found: Parts | None = None,
 ) -> Adapter:
     """Makes an adapter of tensors.
 
@@ -75,7 +53,6 @@ def to_tree(
         lora: rank and targets.
         config: the architecture of the base.
         prefix: what all names begin with.
-        found: where the base holds its linear layers; `parts(config)` unless given.
 
     Returns:
         The `lora` tree in float32: a [L, R, in], b [L, R, out] for each target.
@@ -83,7 +60,6 @@ def to_tree(
     Raises:
         UserError: a tensor is missing, unknown, mis-shaped, or not of finite numbers.
     """
-    found = found or parts(config)
     kernels = flax.traverse_util.flatten_dict(abstract_params(config), sep="/")
     tree, used = {}, set()
 
@@ -91,7 +67,7 @@ def to_tree(
         used.add(prefix + name)
         return _checked(tensors, prefix + name, shape, where)
 
-    for path, part in found.items():
+    for path, part in parts(config).items():
         if path.rpartition("/")[2] not in lora.targets:
             continue
         n_layers, n_in, n_out = kernels[f"{path}/kernel"].shape
@@ -110,9 +86,7 @@ def to_tree(
     return flax.traverse_util.unflatten_dict(tree, sep="/")
 
 
-def to_tensors(
-    adapter: Adapter, config: ModelConfig, *, found: Parts | None = None
-) -> dict[str, np.ndarray]:
+def to_tensors(adapter: Adapter, config: ModelConfig) -> dict[str, np.ndarray]:
     """Makes tensors of an adapter, the reverse of `to_tree`; all have the same rank.
 
     Linear layers that share a module there, but have an A each here, get all of these one below the
@@ -123,10 +97,9 @@ def to_tensors(
     Returns:
         A [R, in] and B [out, R] by name, in the adapter's dtype.
     """
-    found = found or parts(config)
     leaves = flax.traverse_util.flatten_dict(adapter, sep="/")
     fused: dict[str, list[tuple[Part, np.ndarray, np.ndarray]]] = {}
-    for path, part in found.items():
+    for path, part in parts(config).items():
         if f"{path}/a" in leaves:
             a, b = np.asarray(leaves[f"{path}/a"]), np.asarray(leaves[f"{path}/b"])
             fused.setdefault(part.pattern, []).append((part, a, b))

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from clara_jax.errors import UserError
@@ -22,6 +23,7 @@ class Base:
 
 
 _READERS = {"hf": hf, "gguf": gguf}
+_TENSORS = {"hf": hf.Safetensors, "gguf": gguf.Tensors}
 
 
 def is_hub_id(name: str) -> bool:
@@ -63,10 +65,21 @@ def read_config(base: str | os.PathLike[str]) -> ModelConfig:
     return _READERS[found.format].read_config(found.path)
 
 
+def open_tensors(base: str | os.PathLike[str], config: ModelConfig) -> layout.Checkpoint:
+    """A base model's weights, to be read in parts.
+
+    Raises:
+        UserError: they cannot be found or are broken.
+    """
+    found = resolve(base)
+    return _TENSORS[found.format](found.path, config)
+
+
 def load_params(
     base: str | os.PathLike[str],
     config: ModelConfig,
     sharding_of: layout.ShardingOf | None = None,
+    parts: Sequence[str] = (),
 ) -> Any:
     """Loads a base model's weights into `config.param_dtype`, each shard straight to its device.
 
@@ -75,6 +88,7 @@ def load_params(
         config: the architecture, from `read_config`; its dtypes may have been replaced.
         sharding_of: gives the sharding of a parameter from its path ("layers/attention/q/kernel")
             and shape; None puts everything on the first device.
+        parts: the only ones wanted of `embed`, `layers`, `norm` and `head`; all if none is named.
 
     Returns:
         The `params` tree of the decoder.
@@ -83,4 +97,4 @@ def load_params(
         UserError: a file or tensor is missing, unknown, mis-shaped or broken.
     """
     found = resolve(base)
-    return _READERS[found.format].load_params(found.path, config, sharding_of)
+    return _READERS[found.format].load_params(found.path, config, sharding_of, parts)

@@ -1,4 +1,4 @@
-"""Checkpoints in the layout of the PyTorch release of CLaRa, read without torch.
+"""Checkpoints in the layout of the PyTorch release of CLaRa, and PISCO's, read without torch.
 
 A directory holds `config.json`, `adapters.pth` ({adapter: {parameter: tensor}}) and
 `decoder_first_last_layers.pth` (embedding and head with rows for the added tokens). The base model
@@ -6,80 +6,43 @@ itself is not in it.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
+import re
 from typing import Any
 
-import flax.traverse_util
 import numpy as np
 
 from clara_jax.errors import UserError
-from clara_jax.interop.layout import TABLE, tensor_names
+from clara_jax.interop import adapters, hub_ids, layout
+from clara_jax.interop.layout import TABLE
+from clara_jax.interop.release_config import CONFIG, Settings, read_settings
 from clara_jax.interop.torch_zip import Tensor, TorchFile
 from clara_jax.models.config import LoraConfig, ModelConfig
-from clara_jax.models.decoder import abstract_params
 
-_CONFIG, _ADAPTERS, _LAYERS = "config.json", "adapters.pth", "decoder_first_last_layers.pth"
+ADAPTERS_FILE, TABLES_FILE = "adapters.pth", "decoder_first_last_layers.pth"
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
-_ADDED_TOKENS = 3  # AE, ENC, SEP, after the memory tokens
+ADDED_TOKENS = 3  # AE, ENC, SEP, after the memory tokens
 
-_ADAPTER_NAMES = {
+ADAPTER_NAMES = {
     "encoder_adapter": "compressor",
     "query_reasoner_adapter": "reasoner",
     "decoder_adapter": "generator",
 }
 
-# Our name of each training stage, and the adapters that it leaves behind.
-_STAGES = {
-    "stage1": ("scp", ("compressor", "generator")),
-    "stage1_2": ("instruct", ("compressor", "generator")),
-    "stage2": ("e2e", ("compressor", "reasoner", "generator")),
-    "stage2_pretrain_retrieval": ("contrastive", ("compressor", "reasoner")),
-}
-
-# Settings that change the computation, with the only value that is supported.
-_ONLY = {
-    "lora": True,
-    "different_mem_tokens": True,
-    "sep": True,
-    "compr_use_mlp": False,
-    "compr_model_name": None,  # a compressor of another architecture
-    "kbtc_training": False,
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """The part of a release's config.json that matters here.
-
-    Attributes:
-        stage: the last stage it was trained in, by our name.
-        adapters: names of those that a checkpoint of this stage must have.
-        document_length: longest document in tokens.
-        rate: compression rate.
-        memory_tokens: M, document_length // rate.
-        top_k: documents in a prompt.
-        lora: rank and scale of its adapters; the release has alpha = 2 rank and dropout 0.1.
-        base: what it calls its base model, often a path of its authors' machine.
-    """
-
-    stage: str
-    adapters: tuple[str, ...]
-    document_length: int
-    rate: int
-    memory_tokens: int
-    top_k: int
-    lora: LoraConfig
-    base: str
+# Rows of the embedding that are compared with the base's, and how far apart they may be.
+_COMPARED = 64
+_FAR = {"hf": 0.01, "gguf": 0.3}
 
 
 @dataclasses.dataclass(frozen=True)
 class Release:
-    """A release's trained parts, as float32 numpy arrays.
+    """A checkpoint's trained parts, as float32 numpy arrays.
 
     Attributes:
         settings: how it was trained.
+        lora: rank, alpha and targets of its adapters.
         adapters: `lora` trees by name (compressor, reasoner, generator).
         memory: [M, D] embeddings of the memory tokens.
         added: {"embed": [3, D] embeddings of AE, ENC, SEP, "head": [D, M + 3] head columns of the
@@ -87,154 +50,175 @@ class Release:
     """
 
     settings: Settings
+    lora: LoraConfig
     adapters: dict[str, Any]
     memory: np.ndarray
     added: dict[str, np.ndarray]
 
+    @property
+    def trees(self) -> dict[str, Any]:
+        """All of them by name (models/clara.py)."""
+        return {**self.adapters, "memory": self.memory, "added": self.added}
+
 
 def is_release(directory: str | os.PathLike[str]) -> bool:
     """Whether a directory looks like a checkpoint of the release."""
-    return all((pathlib.Path(directory) / name).is_file() for name in (_CONFIG, _ADAPTERS, _LAYERS))
+    names = (CONFIG, ADAPTERS_FILE, TABLES_FILE)
+    return all((pathlib.Path(directory) / name).is_file() for name in names)
 
 
-def read_settings(directory: str | os.PathLike[str]) -> Settings:
-    """Reads a release's config.json.
+def looks_like(directory: str | os.PathLike[str]) -> list[str]:
+    """Hub ids of well-known base models whose shapes a checkpoint has.
 
     Raises:
-        UserError: it is missing, incomplete, or asks for what is not supported.
+        UserError: a file is missing or damaged.
     """
-    path = pathlib.Path(directory) / _CONFIG
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        for key, value in _ONLY.items():
-            if data.get(key, value) != value:
-                raise UserError(f"{path}: {key}={data[key]!r} is not supported, only {value!r}")
-        stage, length, rate = data["training_stage"], data["doc_max_length"], data["compr_rate"]
-        if stage not in _STAGES:
-            raise UserError(
-                f"{path}: training_stage {stage!r} is not supported; "
-                f"supported: {', '.join(_STAGES)}"
-            )
-        if not length >= rate >= 1:
-            raise UserError(f"{path}: doc_max_length={length}, compr_rate={rate} leave no memory")
-        return Settings(
-            stage=_STAGES[stage][0],
-            adapters=_STAGES[stage][1],
-            document_length=length,
-            rate=rate,
-            memory_tokens=length // rate,
-            top_k=data.get("generation_top_k", 1),
-            lora=LoraConfig(rank=data["lora_r"], alpha=2.0 * data["lora_r"]),
-            base=str(data.get("decoder_model_name", "")),
-        )
-    except FileNotFoundError as e:
-        raise UserError(f"{path}: no such file; is this a CLaRa release directory?") from e
-    except KeyError as e:
-        raise UserError(f"{path}: {e} is missing; is this a CLaRa release directory?") from e
-    except (OSError, ValueError, TypeError, AttributeError) as e:
-        raise UserError(f"{path}: not a CLaRa config ({e})") from e
+    settings = read_settings(directory)
+    tables = TorchFile(pathlib.Path(directory) / TABLES_FILE)
+    file = TorchFile(pathlib.Path(directory) / ADAPTERS_FILE)
+    embed = _dict(tables, tables.content).get(EMBED)
+    trees = list(_dict(file, file.content).values())
+    if not isinstance(embed, Tensor) or len(embed.shape) != 2 or not trees:
+        return []
+    shapes = {k: t.shape for k, t in _dict(file, trees[0]).items() if isinstance(t, Tensor)}
+
+    def rows(name: str) -> int:
+        found = [s for k, s in shapes.items() if k.endswith(f".{name}.lora_B.weight")]
+        return found[0][0] if found else 0
+
+    q, kv, d_ff = rows("q_proj"), rows("k_proj"), rows("gate_proj") or rows("gate_up_proj") // 2
+    layers = {match[1] for name in shapes if (match := re.search(r"\.layers\.(\d+)\.", name))}
+    vocab = embed.shape[0] - settings.memory_tokens - ADDED_TOKENS
+    found = hub_ids.like(vocab, embed.shape[1], d_ff, len(layers), q, kv)
+    if fused := rows("qkv_proj"):
+        found += hub_ids.like(vocab, embed.shape[1], d_ff, len(layers), 0, fused)
+    return found
 
 
-def read(directory: str | os.PathLike[str], config: ModelConfig) -> Release:
+def read(
+    directory: str | os.PathLike[str],
+    config: ModelConfig,
+    base: layout.Checkpoint | None = None,
+    tokens: int | None = None,
+) -> Release:
     """Reads a release checkpoint for a base of the given architecture.
 
     Tensors that are no adapter's (some checkpoints repeat embedding and head in every adapter) are
     left out.
 
+    Args:
+        directory: of the checkpoint.
+        config: of the base.
+        base: the base's weights, whose embedding is compared with the checkpoint's copy.
+        tokens: of the base's tokenizer; the release cuts the vocabulary to them where the base's
+            tables are larger. None: as many as the tables have.
+
     Raises:
-        UserError: a file is missing, damaged or not plain tensors; a tensor is missing, unknown or
-            mis-shaped; the base does not fit.
+        UserError: a file is missing, damaged or not plain tensors; a tensor is missing, unknown,
+            mis-shaped or not finite; the base does not fit.
     """
     directory = pathlib.Path(directory)
     settings = read_settings(directory)
-    memory, added = _added_tokens(directory / _LAYERS, settings.memory_tokens, config)
-    return Release(
-        settings=settings,
-        adapters=_adapters(directory / _ADAPTERS, settings, config),
-        memory=memory,
-        added=added,
-    )
+    memory, added = _added_tokens(directory / TABLES_FILE, settings, config, base, tokens)
+    trees, lora = _adapters(directory / ADAPTERS_FILE, settings, config)
+    return Release(settings, lora, trees, memory, added)
 
 
-def _adapters(path: pathlib.Path, settings: Settings, config: ModelConfig) -> dict[str, Any]:
+def _adapters(
+    path: pathlib.Path, settings: Settings, config: ModelConfig
+) -> tuple[dict[str, Any], LoraConfig]:
     file = TorchFile(path)
-    adapters = {}
+    found = {}
     for name, tensors in _dict(file, file.content).items():
-        if name not in _ADAPTER_NAMES:
-            raise UserError(f"{path}: unknown adapter {name!r}; known: {', '.join(_ADAPTER_NAMES)}")
-        tensors = {k: v for k, v in _dict(file, tensors).items() if "lora_" in k}
-        adapters[_ADAPTER_NAMES[name]] = _adapter(file, name, tensors, settings.lora, config)
-    for name, ours in _ADAPTER_NAMES.items():
-        if ours in settings.adapters and ours not in adapters:
-            raise UserError(f"{path}: adapter {name} is missing")
-    return adapters
-
-
-def _adapter(
-    file: TorchFile, adapter: str, tensors: dict[str, Any], lora: LoraConfig, config: ModelConfig
-) -> dict[str, Any]:
-    """The `lora` tree of one adapter: a [L, R, in], b [L, R, out]."""
-    kernels = flax.traverse_util.flatten_dict(abstract_params(config), sep="/")
-    tree, used = {}, set()
-    for row in TABLE:
-        if not (row.stacked and row.transposed):
-            continue
-        n_layers, n_in, n_out = kernels[row.path].shape
-        for leaf, torch_leaf, shape, axes in (
-            ("a", "lora_A", (lora.rank, n_in), (0, 1)),
-            ("b", "lora_B", (n_out, lora.rank), (1, 0)),
-        ):
-            names = [
-                name.removesuffix("weight") + f"{torch_leaf}.weight"
-                for name in tensor_names(row, "hf", n_layers)
-            ]
-            used.update(names)
-            out = np.empty((n_layers, *(shape[axis] for axis in axes)), np.float32)
-            for layer, name in enumerate(names):
-                tensor = _array(file, f"{adapter}: {name}", tensors.get(name), shape)
-                out[layer] = tensor.transpose(axes)
-            tree[row.path.removesuffix("kernel") + leaf] = out
-    unknown = sorted(set(tensors) - used)
-    if unknown:
-        raise UserError(
-            f"{file.path}: unknown tensor {adapter}: {unknown[0]}; the base has no such layer"
+        if name not in ADAPTER_NAMES:
+            raise UserError(f"{path}: unknown adapter {name!r}; known: {', '.join(ADAPTER_NAMES)}")
+        found[name] = {k: v for k, v in _dict(file, tensors).items() if "lora_" in k}
+    for name, ours in ADAPTER_NAMES.items():
+        if ours in settings.adapters and name not in found:
+            have = ", ".join(found) or "none"
+            raise UserError(
+                f"{path}: adapter {name} is missing (there is {have}), but {CONFIG} says that this "
+                f"checkpoint was trained in stage {settings.stage}, which trains it"
+            )
+    modules = {name.rpartition(".lora_")[0] for tensors in found.values() for name in tensors}
+    targets = [n for n, own in adapters.modules(config).items() if modules.intersection(own)]
+    lora = LoraConfig(settings.rank, 2.0 * settings.rank, targets=tuple(targets))
+    trees = {}
+    for name, tensors in found.items():
+        arrays = {f"{name}: {k}": _array(file, f"{name}: {k}", t) for k, t in tensors.items()}
+        trees[ADAPTER_NAMES[name]] = adapters.to_tree(
+            arrays, str(path), lora, config, prefix=f"{name}: "
         )
-    return flax.traverse_util.unflatten_dict(tree, sep="/")
+    return trees, lora
 
 
 def _added_tokens(
-    path: pathlib.Path, memory_tokens: int, config: ModelConfig
+    path: pathlib.Path,
+    settings: Settings,
+    config: ModelConfig,
+    base: layout.Checkpoint | None,
+    tokens: int | None,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    file = TorchFile(path)
+    file, M = TorchFile(path), settings.memory_tokens
     tensors = _dict(file, file.content)
-    embed, head = "model.embed_tokens.weight", "lm_head.weight"
-    unknown = sorted(set(tensors) - {embed, head})
+    unknown = sorted(set(tensors) - {EMBED, HEAD})
     if unknown:
         raise UserError(f"{path}: unknown tensor {unknown[0]}")
-    n_added = memory_tokens + _ADDED_TOKENS
-    shape = (config.vocab_size + n_added, config.d_model)
+    sizes = {size + M + ADDED_TOKENS: size for size in (tokens, config.vocab_size) if size}
 
-    def rows(name: str) -> np.ndarray:
-        # Rows below the vocabulary are the base's own, which training never touches.
-        table = _array(file, name, tensors.get(name), shape)
-        return table[config.vocab_size :].astype(np.float32)
+    def table(name: str) -> tuple[np.ndarray, int]:
+        array = _array(file, name, tensors.get(name))
+        wanted = (config.vocab_size + M + ADDED_TOKENS, config.d_model)
+        if array.ndim != 2 or array.shape[1] != wanted[1] or len(array) not in sizes:
+            raise UserError(
+                f"{path}: tensor {name} has shape {list(array.shape)}, but this base and {CONFIG} "
+                f"ask for {list(wanted)}; is it the right base?"
+            )
+        return array, sizes[len(array)]
 
-    embed_rows = rows(embed)
-    head_rows = embed_rows if config.tied_embeddings else rows(head)
-    added = {"embed": embed_rows[memory_tokens:], "head": np.ascontiguousarray(head_rows.T)}
-    return embed_rows[:memory_tokens], added
+    embed, n_base = table(EMBED)
+    if base is not None:
+        _compare(path, embed, n_base, base)
+    # Rows below the vocabulary are the base's own, which training never touches.
+    embed_rows = _finite(file, EMBED, embed[n_base:])
+    head_rows = embed_rows
+    if not config.tied_embeddings:
+        head, n_head = table(HEAD)
+        head_rows = _finite(file, HEAD, head[n_head:])
+    added = {"embed": embed_rows[M:], "head": np.ascontiguousarray(head_rows.T)}
+    return embed_rows[:M], added
 
 
-def _array(file: TorchFile, name: str, tensor: Any, shape: tuple[int, ...]) -> np.ndarray:
+def _compare(path: pathlib.Path, embed: np.ndarray, n_base: int, base: layout.Checkpoint) -> None:
+    """Refuses a base of the same shapes whose embedding is another one.
+
+    The file has a copy of it, which bfloat16 rounds by 0.2 % and GGUF's 4 bits by 10 %.
+    """
+    name = getattr(TABLE[0], base.format)
+    rows = np.linspace(0, n_base - 1, min(n_base, _COMPARED)).astype(int)
+    columns = slice(0, embed.shape[1])
+    theirs = np.concatenate([base.read(name, (slice(i, i + 1), columns)) for i in rows])
+    ours, theirs = (x.astype(np.float32) for x in (embed[rows], theirs))
+    distance = np.linalg.norm(ours - theirs) / max(np.linalg.norm(theirs), 1e-30)
+    if not distance < _FAR[base.format]:
+        raise UserError(
+            f"{path}: its copy of the embedding is another than that of the base {base.where} "
+            f"({distance:.0%} apart): it was trained on another base of the same shapes"
+        )
+
+
+def _finite(file: TorchFile, name: str, array: np.ndarray) -> np.ndarray:
+    array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        raise UserError(f"{file.path}: tensor {name} holds NaN or infinity; the file is damaged")
+    return array
+
+
+def _array(file: TorchFile, name: str, tensor: Any) -> np.ndarray:
     if tensor is None:
         raise UserError(f"{file.path}: tensor {name} is missing")
     if not isinstance(tensor, Tensor):
         raise UserError(f"{file.path}: {name} is not a tensor")
-    if tensor.shape != shape:
-        raise UserError(
-            f"{file.path}: tensor {name} has shape {list(tensor.shape)}, but this base and "
-            f"{_CONFIG} ask for {list(shape)}; is it the right base?"
-        )
     return file.array(name, tensor)
 
 

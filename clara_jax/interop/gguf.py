@@ -6,7 +6,7 @@ needs are touched, so no second copy of the model exists at any time.
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gguf
@@ -95,6 +95,7 @@ def load_params(
     path: str | os.PathLike[str],
     config: ModelConfig,
     sharding_of: layout.ShardingOf | None = None,
+    parts: Sequence[str] = (),
 ) -> Any:
     """Loads the weights of a GGUF file, expanded to `config.param_dtype`.
 
@@ -102,6 +103,7 @@ def load_params(
         path: the file.
         config: the architecture, as `read_config` gives it.
         sharding_of: gives the sharding of a parameter from its path and shape.
+        parts: the only ones wanted, as `layout.load` takes them.
 
     Returns:
         The `params` tree of the decoder.
@@ -109,7 +111,7 @@ def load_params(
     Raises:
         UserError: a tensor is missing, unknown, mis-shaped, or of a type that cannot be expanded.
     """
-    return layout.load(_Tensors(path, config), config, sharding_of)
+    return layout.load(Tensors(path, config), config, sharding_of, parts)
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> transformers.PreTrainedTokenizerFast:
@@ -159,10 +161,11 @@ def load_tokenizer(path: str | os.PathLike[str]) -> transformers.PreTrainedToken
     )
 
 
-class _Tensors:
+class Tensors:
     """The tensors of a GGUF file (`layout.Checkpoint`)."""
 
     format = "gguf"
+    is_bfloat16 = False  # llama.cpp's types are expanded to float32
 
     def __init__(self, path: str | os.PathLike[str], config: ModelConfig) -> None:
         self.where = str(path)

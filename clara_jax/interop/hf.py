@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import huggingface_hub
@@ -29,6 +30,7 @@ def load_params(
     directory: str | os.PathLike[str],
     config: ModelConfig,
     sharding_of: layout.ShardingOf | None = None,
+    parts: Sequence[str] = (),
 ) -> Any:
     """Loads the weights of a model directory: one safetensors file, or several with an index.
 
@@ -36,6 +38,7 @@ def load_params(
         directory: holds model.safetensors or model.safetensors.index.json.
         config: the architecture, as `read_config` gives it; `param_dtype` is the result's dtype.
         sharding_of: gives the sharding of a parameter from its path and shape.
+        parts: the only ones wanted, as `layout.load` takes them.
 
     Returns:
         The `params` tree of the decoder.
@@ -43,7 +46,7 @@ def load_params(
     Raises:
         UserError: a file or tensor is missing, unknown, mis-shaped or broken.
     """
-    return layout.load(_Safetensors(pathlib.Path(directory), config), config, sharding_of)
+    return layout.load(Safetensors(pathlib.Path(directory), config), config, sharding_of, parts)
 
 
 def download(hub_id: str) -> pathlib.Path:
@@ -62,7 +65,7 @@ def download(hub_id: str) -> pathlib.Path:
     return pathlib.Path(folder)
 
 
-class _Safetensors:
+class Safetensors:
     """The tensors of a model directory (`layout.Checkpoint`)."""
 
     format = "hf"
@@ -86,6 +89,12 @@ class _Safetensors:
                     )
                 self._files[name] = (file, view)
                 self.shapes[name] = tuple(view.get_shape())
+
+    @property
+    def is_bfloat16(self) -> bool:
+        """Whether the weights are stored in bfloat16, most of them or all."""
+        kinds = [view.get_dtype() for _, view in self._files.values()]
+        return 2 * kinds.count("BF16") > len(kinds)
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """Reads tensor[index] from its file."""

@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from clara_jax import distributed
 from clara_jax.errors import UserError
 from clara_jax.interop.hf import INDEX, SINGLE
+from clara_jax.interop.layout import Stored
 from clara_jax.interop.names import TABLE, Part, Row, part
 from clara_jax.models.config import LoraConfig, ModelConfig
 from clara_jax.models.quantize import dequantize
@@ -59,7 +60,7 @@ def save_params(
 
     Args:
         directory: where to write; made if it is not there. config.json is `hf_config`'s.
-        params: base weights, which may lie on a mesh, and may be int8.
+        params: base weights, which may lie on a mesh, may be int8, and may be `layout.stored`.
         config: their architecture.
         adapter: folded in, W + scale * A B in float32, a matrix at a time.
         lora: the adapter's settings.
@@ -173,10 +174,15 @@ def _fetch(
         if row.transposed:
             leaf |= {key: flat[f"{name}/{key}"] for key in ["scale"] if f"{name}/{key}" in flat}
             pair = {key: low_rank[f"{name}/{key}"] for key in "ab" if f"{name}/a" in low_rank}
+        layer = None if tensor.layer is None else np.int32(tensor.layer)
+        if isinstance(leaf["kernel"], Stored):
+            leaf = {"kernel": jnp.asarray(leaf["kernel"].layer(tensor.layer))}
+            if layer is not None:  # the only one that was read
+                pair = {key: x[layer : layer + 1] for key, x in pair.items()}
+                layer = np.int32(0)
         sharding = leaf["kernel"].sharding
         if isinstance(sharding, NamedSharding):
             sharding = NamedSharding(sharding.mesh, PartitionSpec())
-        layer = None if tensor.layer is None else np.int32(tensor.layer)
         array = _program(sharding, scale, dtype, row.transposed)(leaf, pair, layer)
         where = part(row, config, "hf")
         out[where.start : where.stop] = np.asarray(array.addressable_data(0))

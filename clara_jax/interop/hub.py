@@ -50,12 +50,15 @@ def resolve_source(name: str | os.PathLike[str]) -> pathlib.Path:
             raise UserError(f"{name}: holds no checkpoint itself{_choice(name, inside)}")
         return path
     match = _NAME.fullmatch(name)
+    # A slip in a local name is nothing to ask the network about.
+    for parent in {path.parent, pathlib.Path(match["repo"] if match else path)}:
+        inside = _checkpoints(_local_files(parent)) if parent.is_dir() else []
+        if inside and parent.name:
+            where = path.relative_to(parent).as_posix()
+            raise UserError(f"{parent}: has no folder {where!r}{_choice(str(parent), inside)}")
     if match is None or path.exists():
         raise UserError(f"{name!r} is neither a folder nor a hub id (owner/name)")
     repo, folder = match["repo"], match["folder"].strip("/")
-    if os.path.isdir(repo):  # a slip in a local name is nothing to ask the network about
-        inside = _checkpoints(_local_files(pathlib.Path(repo)))
-        raise UserError(f"{repo}: has no folder {folder!r}{_choice(repo, inside)}")
     if not base.is_hub_id(repo):
         raise UserError(f"{name!r} is neither a folder nor a hub id (owner/name)")
     return _download(repo, match["revision"], folder)

@@ -7,7 +7,7 @@ transposing and stacking of layers are decided here, by the names of interop/nam
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import flax.traverse_util
@@ -37,18 +37,25 @@ class Checkpoint(Protocol):
         where: path for error messages.
         format: column of TABLE that its tensors are named by, `hf` or `gguf`.
         shapes: shape of each tensor that it holds, [out, in] for linear layers.
+        is_bfloat16: whether most of them are stored in bfloat16.
     """
 
     where: str
     format: str
     shapes: dict[str, tuple[int, ...]]
+    is_bfloat16: bool
 
     def read(self, name: str, index: Index) -> np.ndarray:
         """Reads tensor[index]; the slices are explicit and have step 1."""
         ...
 
 
-def load(checkpoint: Checkpoint, config: ModelConfig, sharding_of: ShardingOf | None = None) -> Any:
+def load(
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    sharding_of: ShardingOf | None = None,
+    parts: Sequence[str] = (),
+) -> Any:
     """Loads the base weights; a process asks only for what its own devices hold, each part once.
 
     Beside the devices' arrays the host holds one device's part of one layer's matrix, or of the
@@ -62,6 +69,7 @@ def load(checkpoint: Checkpoint, config: ModelConfig, sharding_of: ShardingOf | 
         sharding_of: gives the sharding of a parameter from its path ("layers/attention/q/kernel")
             and shape; it keeps the layers of a matrix together. None puts everything on the first
             device.
+        parts: the only ones wanted of `embed`, `layers`, `norm` and `head`; all if none is named.
 
     Returns:
         The `params` tree of the decoder in `config.param_dtype`.
@@ -79,6 +87,8 @@ def load(checkpoint: Checkpoint, config: ModelConfig, sharding_of: ShardingOf | 
     int8 = config.param_dtype == "int8"
     tree = {}
     for row in rows:
+        if parts and row.path.split("/")[0] not in parts:
+            continue
         leaf = wanted[row.path]
         where = part(row, config, checkpoint.format)
         read = _part_reader(checkpoint, row, where, leaf.shape, leaf.dtype)
@@ -96,6 +106,46 @@ def load(checkpoint: Checkpoint, config: ModelConfig, sharding_of: ShardingOf | 
             made = jax.block_until_ready(jax.jit(convert, out_shardings=shardings)(put()))
         tree |= {f"{name}/{key}": array for key, array in made.items()}
     return flax.traverse_util.unflatten_dict(tree, sep="/")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A parameter that is still in its checkpoint.
+
+    Attributes:
+        shape: as the decoder has it, layers in front.
+        read: gives parameter[index] in float32; the slices are explicit and have step 1.
+    """
+
+    shape: tuple[int, ...]
+    read: Callable[[Index], np.ndarray]
+
+    def layer(self, layer: int | None) -> np.ndarray:
+        """One layer [1, ...], or the whole of what has no layers."""
+        whole = [slice(0, n) for n in self.shape]
+        return self.read(tuple(whole if layer is None else [slice(layer, layer + 1), *whole[1:]]))
+
+
+def stored(checkpoint: Checkpoint, config: ModelConfig) -> Any:
+    """The `params` tree with `Stored` in place of arrays; nothing is read yet.
+
+    Raises:
+        UserError: a tensor is unknown, missing or mis-shaped.
+    """
+    held = dataclasses.replace(config, param_dtype="float32")
+    wanted = flax.traverse_util.flatten_dict(abstract_params(held), sep="/")
+    rows = [row for row in TABLE if row.path in wanted]
+    _check(checkpoint, config, rows, {path: leaf.shape for path, leaf in wanted.items()})
+    return flax.traverse_util.unflatten_dict({
+        row.path: Stored(
+            leaf.shape,
+            _part_reader(
+                checkpoint, row, part(row, config, checkpoint.format), leaf.shape, leaf.dtype
+            ),
+        )
+        for row in rows
+        for leaf in [wanted[row.path]]
+    }, sep="/")  # fmt: skip
 
 
 def _put(

@@ -46,6 +46,11 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 _EMPTY = (None, False, [], {}, "")
 
 
+def is_adapter(directory: str | os.PathLike[str]) -> bool:
+    """Whether a directory holds a PEFT adapter."""
+    return (pathlib.Path(directory) / _CONFIG).is_file()
+
+
 def write(
     directory: str | os.PathLike[str],
     adapter: Adapter,

@@ -9,6 +9,7 @@ from clara_jax import files
 from clara_jax.config import Config
 from clara_jax.config_checks import get
 from clara_jax.errors import UserError
+from clara_jax.interop import native
 from clara_jax.training.checkpoint import newest_step
 
 # Options that the trees of earlier runs were trained with and that no shape gives away.
@@ -29,6 +30,16 @@ class Run:
     workdir: str
     config: Config
     step: int | None = None
+
+    @property
+    def is_native(self) -> bool:
+        """Whether its weights were imported or exported (interop/native.py), not trained there."""
+        return bool(self.workdir) and native.is_native(self.workdir)
+
+    @property
+    def trees(self) -> tuple[str, ...]:
+        """Names of the trees that it holds."""
+        return native.names(self.workdir) if self.is_native else self.config.trained
 
 
 def lineage(config: Config, child: str = "") -> list[Run]:

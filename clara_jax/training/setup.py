@@ -16,6 +16,7 @@ from clara_jax.config import ADAPTERS, TRAINED, Config
 from clara_jax.data.tokenizer import Tokenizer, load_tokenizer
 from clara_jax.errors import UserError
 from clara_jax.interop import base as base_lib
+from clara_jax.interop import native
 from clara_jax.models import clara
 from clara_jax.models.clara import Trees
 from clara_jax.models.config import PRESETS, ExtraTokens, ModelConfig
@@ -37,6 +38,7 @@ class Setup:
         extra: ids beyond it.
         trees: all weights (`models.clara`), on the mesh.
         step: training steps that the trees have seen.
+        base_trained: the base itself was trained to compress and to read, without adapters.
     """
 
     config: Config
@@ -46,6 +48,7 @@ class Setup:
     extra: ExtraTokens
     trees: Trees
     step: int = 0
+    base_trained: bool = False
 
     @property
     def model(self) -> ModelConfig:
@@ -97,13 +100,16 @@ def _architecture(config: Config) -> ModelConfig:
     return dataclasses.replace(PRESETS[config.model.preset], **how)
 
 
-def create(config: Config, mesh: Mesh | None = None, runs: Sequence[Run] = ()) -> Setup:
+def create(
+    config: Config, mesh: Mesh | None = None, runs: Sequence[Run] = (), parts: Sequence[str] = ()
+) -> Setup:
     """Loads the base, or draws it at random, and makes fresh adapters and memory embeddings.
 
     Args:
         config: the run's config; its `init_from` is not looked at.
         mesh: where the arrays lie; that of `config.mesh` by default.
         runs: whose trees will be put in: there are adapters for these as well.
+        parts: of the base, as `load_base` takes them.
 
     Raises:
         UserError: base, tokenizer or mesh cannot be had or do not fit.
@@ -124,9 +130,9 @@ def create(config: Config, mesh: Mesh | None = None, runs: Sequence[Run] = ()) -
     decoder = Decoder(model, config.lora, sharding.layout(mesh))
     # What no run trains is as the first of them drew it.
     seed = runs[-1].config.seed if runs else config.seed
-    base = load_base(config, model, mesh, seed)
+    base = load_base(config, model, mesh, seed, parts)
     own = () if config.train.full else TRAINED[config.stage]
-    names = {*own, *(name for run in runs for name in run.config.trained)}
+    names = {*own, *(name for run in runs for name in run.trees)}
     adapters = [name for name in ADAPTERS if name in names]
     trees = {"base": base, **fresh_trees(config, model, base, mesh, adapters, seed)}
     extra = ExtraTokens(model.vocab_size, config.memory_tokens)
@@ -147,7 +153,7 @@ def start(config: Config, workdir: str = "") -> Setup:
     """
     runs = lineage(config, workdir)
     if config.stage in ("e2e", "contrastive") and not any(
-        {"compressor", "base"} & set(run.config.trained) for run in runs
+        {"compressor", "base"} & set(run.trees) for run in runs
     ):
         raise UserError(
             f"config.stage={config.stage} needs a trained compressor: set config.init_from to the "
@@ -157,17 +163,33 @@ def start(config: Config, workdir: str = "") -> Setup:
     return with_runs(create(config, runs=runs), runs, skip=("generator",) if fresh else ())
 
 
-def load_base(config: Config, model: ModelConfig, mesh: Mesh, seed: int = 0) -> Any:
-    """The base weights, read or, by the seed, drawn straight into their sharding."""
+def load_base(
+    config: Config, model: ModelConfig, mesh: Mesh, seed: int = 0, parts: Sequence[str] = ()
+) -> Any:
+    """The base weights, read or, by the seed, drawn straight into their sharding.
+
+    Args:
+        config: of the run.
+        model: the architecture.
+        mesh: where they lie.
+        seed: of the draw.
+        parts: the only ones wanted, such as `embed` and `head`; all if none is named.
+    """
     if config.model.base:
         return base_lib.load_params(
             config.model.base,
             model,
             lambda path, shape: sharding.array_sharding(mesh, f"base/{path}", shape),
+            parts,
         )
+
+    def draw(rng: jax.Array) -> Any:
+        params = init_params(model, rng)
+        return {name: tree for name, tree in params.items() if not parts or name in parts}
+
     rng = jax.random.key(seed)
-    shardings = sharding.shardings(mesh, "base", abstract_params(model))
-    return jax.jit(lambda rng: init_params(model, rng), out_shardings=shardings)(rng)
+    shardings = sharding.shardings(mesh, "base", jax.eval_shape(draw, rng))
+    return jax.jit(draw, out_shardings=shardings)(rng)
 
 
 def fresh_trees(
@@ -176,8 +198,7 @@ def fresh_trees(
     """Zero-effect adapters of these names and new memory embeddings, on the mesh."""
     make = jax.jit(lambda base: _fresh(config, model, base, adapters, seed))
     out = make(base)
-    return {name: jax.device_put(tree, sharding.shardings(mesh, name, tree))
-            for name, tree in out.items()}  # fmt: skip
+    return put(mesh, out)
 
 
 def _fresh(
@@ -233,33 +254,50 @@ def with_runs(setup: Setup, runs: Sequence[Run], skip: tuple[str, ...] = ()) -> 
     """
     trees, taken = dict(setup.trees), set(skip)
     for run in runs:
-        if "base" in run.config.trained and setup.config.model.param_dtype == "int8":
+        if "base" in run.trees and setup.config.model.param_dtype == "int8":
             raise UserError(
                 f"{run.workdir} trained the base itself, which config.model.param_dtype=int8 "
                 "cannot hold; set float32 or bfloat16"
             )
-        names = [n for n in run.config.trained if n in trees and n not in taken]
+        names = [n for n in run.trees if n in trees and n not in taken]
         if {"compressor", "base"} & taken:  # a reasoner from before does not fit the new memories
             names = [name for name in names if name != "reasoner"]
         taken |= set(names)
         if names:
-            abstract = {name: trees[name] for name in names}
-            step, loaded = load_trees(run.workdir, abstract, run.step)
+            step, loaded = _load(run, {name: trees[name] for name in names}, setup)
             logging.info("weights: %s of %s, step %d", ", ".join(names), run.workdir, step)
             trees |= loaded
     copied = "reasoner" in trees and "reasoner" not in taken and "compressor" in trees
     if copied and setup.config.reasoner_init == "copy":
         # A copy of its own, since the step gives the memory of what it trains away.
         trees["reasoner"] = jax.tree.map(jnp.copy, trees["compressor"])
-    return dataclasses.replace(setup, trees=trees)
+    base_trained = setup.base_trained or any("base" in run.trees for run in runs)
+    return dataclasses.replace(setup, trees=trees, base_trained=base_trained)
 
 
-def restore(workdir: str, mesh: Mesh | None = None, **model: Any) -> Setup:
+def _load(run: Run, expected: Trees, setup: Setup) -> tuple[int, Trees]:
+    """Step and trees of a run, with the names, shapes and shardings of `expected`."""
+    if run.is_native:
+        trees = native.read(run.workdir, expected, setup.model)
+        return native.step(run.workdir), put(setup.mesh, trees)
+    return load_trees(run.workdir, expected, run.step)
+
+
+def put(mesh: Mesh, trees: Trees) -> Trees:
+    """Trees of host arrays, adapters and memory embeddings, on the mesh."""
+    return {name: jax.device_put(tree, sharding.shardings(mesh, name, tree))
+            for name, tree in trees.items()}  # fmt: skip
+
+
+def restore(
+    workdir: str, mesh: Mesh | None = None, parts: Sequence[str] = (), **model: Any
+) -> Setup:
     """The newest checkpoint of a run with everything it needs, ready for evaluation or inference.
 
     Args:
         workdir: of the run.
         mesh: devices; by default as in the run, or all in `fsdp` where that does not fit these.
+        parts: of the base, as `load_base` takes them; all of a base that was trained itself.
         **model: options of `config.model` that are not as in the run: `base`, where the base model
             is now, `dtype`, `param_dtype` or `attention`. None: as in the run.
 
@@ -267,6 +305,9 @@ def restore(workdir: str, mesh: Mesh | None = None, **model: Any) -> Setup:
         UserError: no such run, no checkpoint, or a base that does not fit.
     """
     config = config_lib.load(os.path.join(workdir, "config.json"))
+    own_base = config.model.base == native.OWN_BASE
+    if own_base:
+        model["base"] = model.get("base") or os.path.join(workdir, native.BASE)
     given = {name: value for name, value in model.items() if value is not None}
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **given))
     config = config_lib.freeze(dataclasses.asdict(config))  # what was given is checked as well
@@ -275,6 +316,10 @@ def restore(workdir: str, mesh: Mesh | None = None, **model: Any) -> Setup:
             mesh = sharding.make_mesh(config.mesh)
         except UserError:
             mesh = sharding.make_mesh(config_lib.Mesh())
-    runs = [Run(workdir, config), *lineage(config, workdir)]
-    setup = with_runs(create(config, mesh, runs), runs)
-    return dataclasses.replace(setup, step=newest_step(workdir))
+    run = Run(workdir, config)
+    runs = [run, *lineage(config, workdir)]
+    if any("base" in run.trees for run in runs):
+        parts = ()
+    setup = with_runs(create(config, mesh, runs, parts), runs)
+    step = native.step(workdir) if run.is_native else newest_step(workdir)
+    return dataclasses.replace(setup, step=step, base_trained=setup.base_trained or own_base)

@@ -22,6 +22,7 @@ from clara_jax.config import Config
 from clara_jax.config_checks import get
 from clara_jax.data import streams
 from clara_jax.errors import UserError
+from clara_jax.interop import native
 from clara_jax.models.clara import Trees
 from clara_jax.progress import Progress
 from clara_jax.training import writers
@@ -303,6 +304,11 @@ def _check_same_run(workdir: str, config: Config) -> None:
     Raises:
         UserError: options differ; it names them.
     """
+    if native.is_native(workdir):
+        raise UserError(
+            f"{workdir} holds an imported or exported model; train in another --workdir, with "
+            f"--config.init_from={workdir}"
+        )
     earlier = _begun(workdir)
     if earlier is None:
         return

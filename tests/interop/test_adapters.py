@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import ml_dtypes
 import numpy as np
@@ -5,7 +7,6 @@ import pytest
 
 from clara_jax.errors import UserError
 from clara_jax.interop import adapters
-from clara_jax.interop.adapters import Part
 from clara_jax.models.config import LoraConfig, ModelConfig
 from clara_jax.models.decoder import abstract_params
 
@@ -23,19 +24,8 @@ LINEARS = {
     "mlp.down_proj": (8, 12),
 }
 
-# The layout of bases whose projections are joined: q, k, v below each other, then gate, up.
-QKV, GATE_UP = (
-    f"model.layers.{{layer}}.{name}_proj.weight" for name in ("self_attn.qkv", "mlp.gate_up")
-)
-FUSED = {
-    "layers/attention/q": Part(QKV, 0, 12, 24),
-    "layers/attention/k": Part(QKV, 12, 18, 24),
-    "layers/attention/v": Part(QKV, 18, 24, 24),
-    "layers/attention/o": Part("model.layers.{layer}.self_attn.o_proj.weight", 0, 8, 8),
-    "layers/mlp/gate": Part(GATE_UP, 0, 12, 24),
-    "layers/mlp/up": Part(GATE_UP, 12, 24, 24),
-    "layers/mlp/down": Part("model.layers.{layer}.mlp.down_proj.weight", 0, 8, 8),
-}
+# Bases whose projections are joined: q, k, v below each other, then gate, up.
+FUSED = dataclasses.replace(MODEL, family="phi3")
 FUSED_LINEARS = {
     "self_attn.qkv_proj": (24, 8),
     "self_attn.o_proj": (8, 12),
@@ -159,7 +149,7 @@ def test_tensors_of_no_target_are_refused():
 
 def test_fused_tensors_are_split_among_linear_layers_and_joined_again():
     tensors = random_tensors(FUSED_LINEARS)
-    tree = adapters.to_tree(tensors, "file", LORA, MODEL, found=FUSED)
+    tree = adapters.to_tree(tensors, "file", LORA, FUSED)
     attention = tree["layers"]["attention"]
     for i in range(MODEL.n_layers):
         key = f"model.layers.{i}.self_attn.qkv_proj"
@@ -168,7 +158,7 @@ def test_fused_tensors_are_split_among_linear_layers_and_joined_again():
             np.testing.assert_array_equal(leaf["a"][i], tensors[f"{key}.lora_A.weight"])
             np.testing.assert_array_equal(leaf["b"][i], tensors[f"{key}.lora_B.weight"][rows].T)
     # All of a module have the same A: it stays one, and the rank as it was.
-    back = adapters.to_tensors(tree, MODEL, found=FUSED)
+    back = adapters.to_tensors(tree, FUSED)
     assert back.keys() == tensors.keys()
     for name, tensor in back.items():
         np.testing.assert_array_equal(tensor, tensors[name])
@@ -176,30 +166,29 @@ def test_fused_tensors_are_split_among_linear_layers_and_joined_again():
 
 def test_linear_layers_with_an_a_each_are_joined_at_a_higher_rank():
     tree = random_adapter()
-    tensors = adapters.to_tensors(tree, MODEL, found=FUSED)
+    tensors = adapters.to_tensors(tree, FUSED)
     assert {name.split(".")[4] for name in tensors} == {
         "qkv_proj", "o_proj", "gate_up_proj", "down_proj",
     }  # fmt: skip
     ranks = {tensor.shape["lora_B" in name] for name, tensor in tensors.items()}
     assert ranks == {9}  # three of 3; modules of fewer are padded to the same
     wide = LoraConfig(rank=9, alpha=9 * LORA.scale)
-    again = adapters.to_tree(tensors, "file", wide, MODEL, found=FUSED)
+    again = adapters.to_tree(tensors, "file", wide, FUSED)
     expected = products(tree)
     for name, product in products(again).items():
         np.testing.assert_allclose(product, expected[name], atol=1e-6)
     # Once joined, they are joined for good: the rank does not grow at every export.
     assert {
-        name: tensor.tobytes()
-        for name, tensor in adapters.to_tensors(again, MODEL, found=FUSED).items()
+        name: tensor.tobytes() for name, tensor in adapters.to_tensors(again, FUSED).items()
     } == {name: tensor.tobytes() for name, tensor in tensors.items()}
 
 
 def test_fused_tensors_of_a_subset():
     tree = random_adapter(LoraConfig(rank=3, targets=("q", "v")))
-    tensors = adapters.to_tensors(tree, MODEL, found=FUSED)
+    tensors = adapters.to_tensors(tree, FUSED)
     assert {tensor.shape for tensor in tensors.values()} == {(6, 8), (24, 6)}
     lora = LoraConfig(rank=6, targets=("q", "k", "v"))
-    again = products(adapters.to_tree(tensors, "file", lora, MODEL, found=FUSED))
+    again = products(adapters.to_tree(tensors, "file", lora, FUSED))
     assert (again["k"] == 0).all()
     for name, product in products(tree).items():
         np.testing.assert_allclose(again[name], product, atol=1e-6)
@@ -208,4 +197,4 @@ def test_fused_tensors_of_a_subset():
 def test_fused_tensor_of_another_base_is_refused():
     tensors = random_tensors(FUSED_LINEARS | {"self_attn.qkv_proj": (30, 8)})
     with pytest.raises(UserError, match=r"qkv_proj.lora_B.weight has shape \[30, 3\].*\[24, 3\]"):
-        adapters.to_tree(tensors, "file", LORA, MODEL, found=FUSED)
+        adapters.to_tree(tensors, "file", LORA, FUSED)

@@ -126,14 +126,14 @@ def test_sharded_equals_unsharded_and_reads_only_its_part(tmp_path, monkeypatch)
     directory = write(tmp_path, random_tensors())
     config = base.read_config(directory)
     read_elements = []
-    original = hf._Safetensors.read
+    original = hf.Safetensors.read
 
     def counting(self, name, index):
         values = original(self, name, index)
         read_elements.append(values.size)
         return values
 
-    monkeypatch.setattr(hf._Safetensors, "read", counting)
+    monkeypatch.setattr(hf.Safetensors, "read", counting)
     whole = base.load_params(directory, config)
     once, read_elements[:] = sum(read_elements), []
     mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)

@@ -51,7 +51,7 @@ def test_memory_does_not_hold_a_parameter_twice(checkpoint, monkeypatch, param_d
 
 def reads(checkpoint: pathlib.Path, **mesh: int) -> int:
     """Bytes that this process reads of a checkpoint."""
-    read, count = hf._Safetensors.read, 0
+    read, count = hf.Safetensors.read, 0
 
     def counting(self, name, index):
         nonlocal count
@@ -59,13 +59,13 @@ def reads(checkpoint: pathlib.Path, **mesh: int) -> int:
         count += values.nbytes
         return values
 
-    hf._Safetensors.read = counting
+    hf.Safetensors.read = counting
     try:
         config = Config(model=Model(base=str(checkpoint)))
         made = sharding.make_mesh(Mesh(**mesh))
         params = setup.load_base(config, setup.model_config(config), made)
     finally:
-        hf._Safetensors.read = read
+        hf.Safetensors.read = read
     for x in jax.tree.leaves(params):
         assert len(x.addressable_shards) == jax.local_device_count()
     return count

@@ -13,15 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clara_jax.config import Config, Data, Mesh
-from clara_jax.interop import clara_release, hf
+from clara_jax.config import Mesh
+from clara_jax.inference import import_model
 from clara_jax.models import clara
-from clara_jax.models.config import ExtraTokens
-from clara_jax.models.decoder import Decoder, head_logits
+from clara_jax.models.decoder import head_logits
 from clara_jax.sharding import make_mesh
 from clara_jax.training.losses import IGNORE
 from clara_jax.training.objectives import Draw, scp
-from clara_jax.training.setup import Setup
+from clara_jax.training.setup import Setup, restore
 from clara_jax.training.step import means, totals
 
 MSE_WEIGHT = 0.1
@@ -40,25 +39,19 @@ class Golden:
 
 
 @pytest.fixture(scope="module")
-def golden(shared) -> Golden:
-    folder = shared / "golden"
-    model = hf.read_config(folder / "base_mistral")
-    release = clara_release.read(folder / "ckpt_mistral_stage1", model)
-    assert release.settings.stage == "scp"
-    trees = {
-        "base": hf.load_params(folder / "base_mistral", model),
-        **{name: release.adapters[name] for name in ADAPTERS.values()},
-        "memory": release.memory,
-        "added": release.added,
-    }
-    lora = dataclasses.replace(release.settings.lora, dropout=0.0)
-    setup = Setup(
-        config=Config(lora=lora, data=Data(row_examples=8)),
-        mesh=make_mesh(Mesh(data=1, fsdp=1), jax.devices()[:1]),
-        decoder=Decoder(model, lora),
-        tokenizer=None,
-        extra=ExtraTokens(model.vocab_size, release.settings.memory_tokens),
-        trees=jax.tree.map(jnp.asarray, trees),
+def golden(shared, tmp_path_factory) -> Golden:
+    folder, workdir = shared / "golden", tmp_path_factory.mktemp("golden") / "imported"
+    import_model.run(
+        str(folder / "ckpt_mistral_stage1"), str(workdir), str(folder / "base_mistral")
+    )
+    setup = restore(str(workdir), make_mesh(Mesh(data=1, fsdp=1), jax.devices()[:1]))
+    assert setup.config.stage == "scp"
+    lora = dataclasses.replace(setup.config.lora, dropout=0.0)
+    data = dataclasses.replace(setup.config.data, row_examples=8)
+    setup = dataclasses.replace(
+        setup,
+        config=dataclasses.replace(setup.config, lora=lora, data=data),
+        decoder=dataclasses.replace(setup.decoder, lora=lora),
     )
     with np.load(folder / "golden_mistral.npz") as file:
         arrays = dict(file)

@@ -14,17 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clara_jax.config import Config, Data, Mesh, Select
+from clara_jax.config import Mesh
 from clara_jax.data.question_shapes import measure
 from clara_jax.data.questions import Reader, Shapes
 from clara_jax.data.records import QaRecord
-from clara_jax.data.tokenizer import load_tokenizer
-from clara_jax.interop import clara_release, hf
-from clara_jax.models.config import ExtraTokens
-from clara_jax.models.decoder import Decoder
+from clara_jax.inference import import_model
 from clara_jax.sharding import make_mesh
 from clara_jax.training.objectives import OBJECTIVES, Draw, weights
-from clara_jax.training.setup import Setup
+from clara_jax.training.setup import Setup, restore
 from clara_jax.training.step import means, totals
 
 STAGES = {"instruct": "stage1_2", "e2e": "stage2", "contrastive": "stage2_pretrain_retrieval"}
@@ -37,28 +34,19 @@ PARTS = {"self_attn": "attention", "mlp": "mlp"}
 
 
 @pytest.fixture(scope="module")
-def golden(shared):
-    folder = shared / "golden"
-    model = hf.read_config(folder / "base_mistral")
-    release = clara_release.read(folder / "ckpt_mistral_stage2", model)
-    trees = {
-        "base": hf.load_params(folder / "base_mistral", model),
-        **release.adapters,
-        "memory": release.memory,
-        "added": release.added,
-    }
-    lora = dataclasses.replace(release.settings.lora, dropout=0.0)
-    setup = Setup(
-        config=Config(
-            lora=lora,
-            data=Data(document_length=64, rate=16),
-            select=Select(k=2, candidates=5, compat=True),
-        ),
-        mesh=make_mesh(Mesh(data=1, fsdp=1), jax.devices()[:1]),
-        decoder=Decoder(model, lora),
-        tokenizer=load_tokenizer(str(folder / "base_mistral")),
-        extra=ExtraTokens(model.vocab_size, release.settings.memory_tokens),
-        trees=jax.tree.map(jnp.asarray, trees),
+def golden(shared, tmp_path_factory):
+    folder, workdir = shared / "golden", tmp_path_factory.mktemp("golden") / "imported"
+    import_model.run(
+        str(folder / "ckpt_mistral_stage2"), str(workdir), str(folder / "base_mistral")
+    )
+    setup = restore(str(workdir), make_mesh(Mesh(data=1, fsdp=1), jax.devices()[:1]))
+    lora = dataclasses.replace(setup.config.lora, dropout=0.0)
+    select = dataclasses.replace(setup.config.select, candidates=5, compat=True)
+    assert select.k == 2
+    setup = dataclasses.replace(
+        setup,
+        config=dataclasses.replace(setup.config, lora=lora, select=select),
+        decoder=dataclasses.replace(setup.decoder, lora=lora),
     )
     with np.load(folder / "golden_mistral.npz") as file:
         arrays = dict(file)

@@ -1,0 +1,119 @@
+"""Trained trees in one safetensors file: what `--mode=import` makes and `--mode=export` writes.
+
+A directory holds `config.json`, a run's config, and `weights.safetensors`, every leaf by its path
+such as `generator/layers/mlp/up/a`. An adapter may lie in a PEFT directory of its name instead
+(`--format=peft`). Unlike a workdir it needs no earlier run; the base stays where it is.
+"""
+
+import os
+from typing import Any
+
+import flax.traverse_util
+import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy, which safetensors then returns)
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from clara_jax import files
+from clara_jax.config import ADAPTERS
+from clara_jax.errors import UserError, reason
+from clara_jax.interop import peft
+from clara_jax.models.config import ModelConfig
+
+WEIGHTS = "weights.safetensors"
+# A base that no hub holds, in the Hugging Face layout; how a config.json names it from beside it.
+BASE = "base"
+OWN_BASE = f"./{BASE}"
+
+
+def is_native(directory: str | os.PathLike[str]) -> bool:
+    """Whether the weights of a directory are in this form."""
+    return (files.path(directory) / WEIGHTS).exists()
+
+
+def write(directory: str | os.PathLike[str], trees: dict[str, Any], step: int) -> None:
+    """Writes trees (compressor, reasoner, generator, memory, added) of host arrays.
+
+    Args:
+        directory: exists.
+        trees: by name.
+        step: training steps that they have seen; 0 if that is unknown.
+    """
+    flat = flax.traverse_util.flatten_dict(trees, sep="/")
+    safetensors.numpy.save_file(
+        {path: np.ascontiguousarray(leaf) for path, leaf in flat.items()},
+        os.path.join(directory, WEIGHTS),
+        metadata={"format": "clara_jax", "step": str(step)},
+    )
+
+
+def names(directory: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Names of the trees that a directory holds.
+
+    Raises:
+        UserError: the file is broken.
+    """
+    with _open(directory) as file:
+        found = {path.split("/")[0] for path in file.keys()}
+    return tuple(sorted(found | {n for n in ADAPTERS if peft.is_adapter(_beside(directory, n))}))
+
+
+def step(directory: str | os.PathLike[str]) -> int:
+    """Training steps that the weights have seen; 0 if that is unknown."""
+    with _open(directory) as file:
+        text = (file.metadata() or {}).get("step", "0")
+    return int(text) if text.isdecimal() else 0
+
+
+def read(
+    directory: str | os.PathLike[str], expected: dict[str, Any], config: ModelConfig
+) -> dict[str, Any]:
+    """Reads trees.
+
+    Args:
+        directory: holds `weights.safetensors`.
+        expected: the wanted trees by name, with leaves that have a shape. `added` may hold a
+            `head` that is not among them: only the release's checkpoints have one.
+        config: of the base.
+
+    Returns:
+        Trees of numpy arrays.
+
+    Raises:
+        UserError: the file is broken, or a leaf is missing, unknown or of another shape.
+    """
+    where = f"{directory}/{WEIGHTS}"
+    wanted = flax.traverse_util.flatten_dict(expected, sep="/")
+    flat = {}
+    with _open(directory) as file:
+        for path in file.keys():
+            if path.split("/")[0] not in expected:
+                continue
+            if path not in wanted and path != "added/head":
+                raise UserError(f"{where}: {path} is unknown to this model; is it the right base?")
+            flat[path] = file.get_tensor(path)
+    for name in set(expected) & set(ADAPTERS):
+        if peft.is_adapter(folder := _beside(directory, name)):
+            tree, _ = peft.read(folder, config)
+            flat |= flax.traverse_util.flatten_dict({name: tree}, sep="/")
+    for path, leaf in wanted.items():
+        if path not in flat:
+            raise UserError(f"{where}: {path} is missing")
+        if flat[path].shape != leaf.shape:
+            raise UserError(
+                f"{where}: {path} has shape {list(flat[path].shape)}, but config.json and base ask "
+                f"for {list(leaf.shape)}; is it the right base?"
+            )
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _beside(directory: str | os.PathLike[str], name: str) -> str:
+    return os.path.join(directory, name)
+
+
+def _open(directory: str | os.PathLike[str]) -> Any:
+    path = files.local(os.path.join(directory, WEIGHTS))
+    try:
+        return safetensors.safe_open(path, framework="numpy")
+    except (safetensors.SafetensorError, OSError) as e:
+        raise UserError(f"{path}: not a readable safetensors file ({reason(e)})") from e

@@ -1,0 +1,150 @@
+"""`config.json` of checkpoints in the layout of the PyTorch release, and of PISCO's, both ways."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+from clara_jax.errors import UserError
+
+CONFIG = "config.json"
+
+# Our name of each training stage, and the adapters that it leaves behind.
+STAGES = {
+    "stage1": ("scp", ("compressor", "generator")),
+    "stage1_2": ("instruct", ("compressor", "generator")),
+    "stage2": ("e2e", ("compressor", "reasoner", "generator")),
+    "stage2_pretrain_retrieval": ("contrastive", ("compressor", "reasoner")),
+}
+
+# Whose checkpoints these are, by model_type; PISCO's have two adapters, trained on teachers'
+# answers, which is our stage instruct, and name no stage.
+_STAGE_OF = {"CLaRa": None, "COCOM": "stage1_2", "PISCO": "stage1_2"}
+
+# Settings that change the computation, with the only value that is supported.
+_ONLY = {
+    "lora": True,
+    "different_mem_tokens": True,
+    "sep": True,
+    "compr_use_mlp": False,
+    "compr_model_name": None,  # a compressor of another architecture
+    "kbtc_training": False,
+}
+
+# What the release's config class has beside this and what its inference takes from there.
+_REST = {
+    "ae_mode": "token",
+    "attn_implementation": None,
+    "auto_map": {"AutoConfig": "modeling_clara.CLaRaConfig", "AutoModel": "modeling_clara.CLaRa"},
+    "compr_every_n_layer": None,
+    "compr_linear_type": "concat",
+    "compr_mlp_hidden_dim": 8096,
+    "compr_n_layers": 5,
+    "compr_rms_norm": False,
+    "device_map": None,
+    "load_adapters": True,
+    "load_pretrained_checkpoint": False,
+    "lora_compressor": False,
+    "max_new_tokens": 128,
+    "model_type": "CLaRa",
+    "optimize_mem_tokens": True,
+    "pure_inference": False,
+    "quantization": "no",
+    "stage2_retrieval_top_n": 1,
+    "training_form": "both_separately",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The part of a checkpoint's config.json that matters here.
+
+    Attributes:
+        stage: the last stage it was trained in, by our name.
+        adapters: names of those that a checkpoint of this stage must have.
+        document_length: longest document in tokens.
+        rate: compression rate.
+        top_k: documents in a prompt.
+        rank: of its adapters; their alpha is 2 rank, their dropout 0.1.
+        base: what it calls its base model, often a path of its authors' machine.
+    """
+
+    stage: str
+    adapters: tuple[str, ...]
+    document_length: int
+    rate: int
+    top_k: int
+    rank: int
+    base: str
+
+    @property
+    def memory_tokens(self) -> int:
+        """M, memory vectors of one document."""
+        return self.document_length // self.rate
+
+
+def read_settings(directory: str | os.PathLike[str]) -> Settings:
+    """Reads a release's config.json.
+
+    Raises:
+        UserError: it is missing, incomplete, or asks for what is not supported.
+    """
+    path = pathlib.Path(directory) / CONFIG
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        for key, value in _ONLY.items():
+            if data.get(key, value) != value:
+                raise UserError(f"{path}: {key}={data[key]!r} is not supported, only {value!r}")
+        kind = data.get("model_type", "CLaRa")
+        if kind not in _STAGE_OF:
+            raise UserError(
+                f"{path}: model_type {kind!r} is not supported; supported: {', '.join(_STAGE_OF)}"
+            )
+        stage = _STAGE_OF[kind] or data["training_stage"]
+        if stage not in STAGES:
+            raise UserError(
+                f"{path}: training_stage {stage!r} is not supported; supported: {', '.join(STAGES)}"
+            )
+        length, rate = _positive(data, "doc_max_length", path), _positive(data, "compr_rate", path)
+        if length < rate:
+            raise UserError(f"{path}: doc_max_length={length}, compr_rate={rate} leave no memory")
+        return Settings(
+            stage=STAGES[stage][0],
+            adapters=STAGES[stage][1],
+            document_length=length,
+            rate=rate,
+            top_k=_positive({"generation_top_k": 1, **data}, "generation_top_k", path),
+            rank=_positive(data, "lora_r", path),
+            base=str(data.get("decoder_model_name") or ""),
+        )
+    except FileNotFoundError as e:
+        raise UserError(f"{path}: no such file; is this a CLaRa release directory?") from e
+    except KeyError as e:
+        raise UserError(f"{path}: {e} is missing; is this a CLaRa release directory?") from e
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as e:
+        raise UserError(f"{path}: not a CLaRa config ({e})") from e
+
+
+def to_json(settings: Settings) -> dict[str, Any]:
+    """What the release's `config.json` says of a checkpoint; it names the base as `settings` do."""
+    stage = next(theirs for theirs, (ours, _) in STAGES.items() if ours == settings.stage)
+    return dict(sorted({
+        **_REST,
+        **_ONLY,
+        "training_stage": stage,
+        "doc_max_length": settings.document_length,
+        "compr_rate": settings.rate,
+        "generation_top_k": settings.top_k,
+        "lora_r": settings.rank,
+        "lora_r_compressor": settings.rank,
+        "decoder_model_name": settings.base,
+        "compr_base_model_name": settings.base,
+    }.items()))  # fmt: skip
+
+
+def _positive(data: dict[str, Any], key: str, path: pathlib.Path) -> int:
+    value = data[key]
+    if type(value) is not int or not 0 < value < 2**31:
+        raise UserError(f"{path}: {key}={value!r} is not a whole number above 0")
+    return value
