@@ -185,11 +185,12 @@ class Tokenizer:
         return True
 
 
-def load_tokenizer(name: str) -> Tokenizer:
+def load_tokenizer(name: str, chat_template: str | None = None) -> Tokenizer:
     """Loads a tokenizer by name.
 
     Args:
         name: a key of NAMED, a `.gguf` file, a directory with `tokenizer.json`, or a hub id.
+        chat_template: in place of its own.
 
     Raises:
         UserError: nothing of that name can be loaded, or it is broken.
@@ -197,6 +198,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     if name in NAMED:
         return Tokenizer(NAMED[name]())
     hf = gguf.load_tokenizer(name) if name.endswith(".gguf") else _from_files(name)
+    hf.chat_template = chat_template or hf.chat_template
     try:
         tokenizer = Tokenizer(hf)
         for assistant in (None, "the answer"):

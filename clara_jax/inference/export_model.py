@@ -21,6 +21,7 @@ from absl import logging
 from clara_jax import config as config_lib
 from clara_jax import files
 from clara_jax.config import ADAPTERS, Config, Mesh
+from clara_jax.data.tokenizer import NAMED
 from clara_jax.errors import UserError
 from clara_jax.inference.export_notes import NOTES
 from clara_jax.inference.load import load_setup
@@ -73,7 +74,7 @@ def run(workdir: str, format: str, output: str, base: str | None = None) -> int:
 
 def _native(setup: Setup, folder: str, base: str) -> None:
     native.write(folder, _trees(setup), setup.step)
-    config = portable(setup.config, base)
+    config = portable(setup, folder, base)
     if setup.base_trained or not base:
         own = os.path.join(folder, native.BASE)
         _write_base(setup, own)
@@ -85,12 +86,14 @@ def _native(setup: Setup, folder: str, base: str) -> None:
 def _peft(setup: Setup, folder: str, base: str) -> None:
     _needs_base(setup, base, "peft")
     trees, lora = _trees(setup), setup.config.lora
+    rank = lora.rank
     for name in set(ADAPTERS) & set(trees):
         own = os.path.join(folder, name)
         peft.write(own, trees.pop(name), lora, setup.model, base)
-        lora_there = peft.read_settings(own, setup.model)  # of fused projections the rank is larger
+        rank = max(rank, peft.read_settings(own, setup.model).rank)  # larger for fused projections
     native.write(folder, trees, setup.step)
-    config = dataclasses.replace(portable(setup.config, base), lora=lora_there)
+    lora = dataclasses.replace(lora, rank=rank, alpha=lora.scale * rank)
+    config = dataclasses.replace(portable(setup, folder, base), lora=lora)
     config_lib.save(config, os.path.join(folder, "config.json"))
 
 
@@ -163,18 +166,19 @@ def _write_base(setup: Setup, folder: str, adapter: Any = None) -> None:
 FORMATS = {"release": _release, "peft": _peft, "merged": _merged, "native": _native}
 
 
-def portable(config: Config, base: str) -> Config:
-    """A config that names nothing of this machine.
+def portable(setup: Setup, folder: str, base: str) -> Config:
+    """A model's config with nothing of this machine in it.
 
     Args:
-        config: of the run.
+        setup: the model.
+        folder: gets its tokenizer if that is a local one that is not the base's.
         base: what to call the base.
     """
-    model = dataclasses.replace(
-        config.model,
-        base=base,
-        tokenizer=hub_ids.name_of(config.model.tokenizer)[0] if config.model.tokenizer else "",
-    )
+    config, tokenizer = setup.config, setup.config.model.tokenizer
+    if tokenizer and tokenizer not in NAMED and not base_lib.is_hub_id(tokenizer):
+        setup.tokenizer.save(os.path.join(folder, native.TOKENIZER))
+        tokenizer = native.OWN_TOKENIZER
+    model = dataclasses.replace(config.model, base=base, tokenizer=tokenizer)
     data = dataclasses.replace(config.data, sources="", tfds_dir="", memories="")
     evaluation = dataclasses.replace(config.eval, sources="")
     return dataclasses.replace(

@@ -59,7 +59,8 @@ def read(directory: str | os.PathLike[str], base: str | None, dtype: str | None 
         )
     model = base_lib.read_config(base)
     weights = base_lib.open_tensors(base, model)
-    tokenizer = load_tokenizer(base)
+    template = release_config.read_chat_template(directory)
+    tokenizer = load_tokenizer(base, template)
     try:
         release = clara_release.read(directory, model, weights, tokenizer.size)
     except UserError as e:
@@ -68,7 +69,12 @@ def read(directory: str | os.PathLike[str], base: str | None, dtype: str | None 
     dtype = dtype or ("bfloat16" if weights.is_bfloat16 else "float32")
     config = Config(
         stage=settings.stage,
-        model=Model(base=os.fspath(base), dtype=dtype, param_dtype=dtype),
+        model=Model(
+            base=os.fspath(base),
+            tokenizer=os.fspath(directory) if template else "",  # the base's with that template
+            dtype=dtype,
+            param_dtype=dtype,
+        ),
         lora=release.lora,
         data=Data(document_length=settings.document_length, rate=settings.rate),
         select=Select(k=settings.top_k),
@@ -101,6 +107,10 @@ def run(source: str, workdir: str, base: str | None = None) -> int:
             imported = read(directory, base)
             config, names = imported.config, tuple(imported.release.trees)
             native.write(folder, imported.release.trees, step=0)
+            if config.model.tokenizer:
+                imported.tokenizer.save(os.path.join(folder, native.TOKENIZER))
+                model = dataclasses.replace(config.model, tokenizer=native.OWN_TOKENIZER)
+                config = dataclasses.replace(config, model=model)
         if base:
             config = dataclasses.replace(config, model=dataclasses.replace(config.model, base=base))
         config_lib.save(config_lib.absolute(config), os.path.join(folder, "config.json"))

@@ -115,6 +115,15 @@ def to_tensors(adapter: Adapter, config: ModelConfig) -> dict[str, np.ndarray]:
     return tensors
 
 
+def widen(adapter: Adapter, rank: int) -> Adapter:
+    """The same adapter at a larger rank, the rest of A and B zero: a [L, rank, in]."""
+    flat = flax.traverse_util.flatten_dict(adapter)
+    return flax.traverse_util.unflatten_dict({
+        path: np.pad(leaf, ((0, 0), (0, rank - leaf.shape[1]), (0, 0)))
+        for path, leaf in flat.items()
+    })  # fmt: skip
+
+
 def _join(members: list[tuple[Part, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     """A [L, R, in] and B [L, R, out] of a module, from those of the linear layers in it."""
     part, first, b = members[0]

@@ -9,6 +9,7 @@ import os
 from typing import Any
 
 import flax.traverse_util
+import jax
 import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy, which safetensors then returns)
 import numpy as np
 import safetensors
@@ -17,13 +18,16 @@ import safetensors.numpy
 from clara_jax import files
 from clara_jax.config import ADAPTERS
 from clara_jax.errors import UserError, reason
-from clara_jax.interop import peft
+from clara_jax.interop import adapters, peft
 from clara_jax.models.config import ModelConfig
 
 WEIGHTS = "weights.safetensors"
 # A base that no hub holds, in the Hugging Face layout; how a config.json names it from beside it.
 BASE = "base"
 OWN_BASE = f"./{BASE}"
+# A tokenizer that is not the base's.
+TOKENIZER = "tokenizer"
+OWN_TOKENIZER = f"./{TOKENIZER}"
 
 
 def is_native(directory: str | os.PathLike[str]) -> bool:
@@ -95,6 +99,8 @@ def read(
     for name in set(expected) & set(ADAPTERS):
         if peft.is_adapter(folder := _beside(directory, name)):
             tree, _ = peft.read(folder, config)
+            rank = next(iter(jax.tree.leaves(expected[name]))).shape[1]
+            tree = adapters.widen(tree, rank)  # not all of them have it where they are fused
             flat |= flax.traverse_util.flatten_dict({name: tree}, sep="/")
     for path, leaf in wanted.items():
         if path not in flat:

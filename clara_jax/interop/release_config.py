@@ -18,18 +18,22 @@ STAGES = {
     "stage2_pretrain_retrieval": ("contrastive", ("compressor", "reasoner")),
 }
 
-# Whose checkpoints these are, by model_type; PISCO's have two adapters, trained on teachers'
-# answers, which is our stage instruct, and name no stage.
-_STAGE_OF = {"CLaRa": None, "COCOM": "stage1_2", "PISCO": "stage1_2"}
+# Whose checkpoints these are, by model_type, with what their config.json leaves out. PISCO's class
+# is called COCOM; it was trained on teachers' answers from five documents, our stage instruct.
+_KINDS: dict[str, dict[str, Any]] = {
+    "CLaRa": {"generation_top_k": 1},
+    "COCOM": {"generation_top_k": 5, "training_stage": "stage1_2"},
+}
 
-# Settings that change the computation, with the only value that is supported.
+# Settings that change the computation, with the only value that is supported. Both classes write
+# all of them.
 _ONLY = {
     "lora": True,
     "different_mem_tokens": True,
     "sep": True,
-    "compr_use_mlp": False,
-    "compr_model_name": None,  # a compressor of another architecture
+    "compr_model_name": None,  # a compressor of another architecture, as OSCAR's
     "kbtc_training": False,
+    "training_form": "both_separately",
 }
 
 # What the release's config class has beside this and what its inference takes from there.
@@ -42,6 +46,7 @@ _REST = {
     "compr_mlp_hidden_dim": 8096,
     "compr_n_layers": 5,
     "compr_rms_norm": False,
+    "compr_use_mlp": False,
     "device_map": None,
     "load_adapters": True,
     "load_pretrained_checkpoint": False,
@@ -52,7 +57,6 @@ _REST = {
     "pure_inference": False,
     "quantization": "no",
     "stage2_retrieval_top_n": 1,
-    "training_form": "both_separately",
 }
 
 
@@ -93,15 +97,16 @@ def read_settings(directory: str | os.PathLike[str]) -> Settings:
     path = pathlib.Path(directory) / CONFIG
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        for key, value in _ONLY.items():
-            if data.get(key, value) != value:
-                raise UserError(f"{path}: {key}={data[key]!r} is not supported, only {value!r}")
-        kind = data.get("model_type", "CLaRa")
-        if kind not in _STAGE_OF:
+        kind = data["model_type"]
+        if kind not in _KINDS:
             raise UserError(
-                f"{path}: model_type {kind!r} is not supported; supported: {', '.join(_STAGE_OF)}"
+                f"{path}: model_type {kind!r} is not supported; supported: {', '.join(_KINDS)}"
             )
-        stage = _STAGE_OF[kind] or data["training_stage"]
+        data = {**_KINDS[kind], **data}
+        for key, value in _ONLY.items():
+            if data[key] != value:
+                raise UserError(f"{path}: {key}={data[key]!r} is not supported, only {value!r}")
+        stage = data["training_stage"]
         if stage not in STAGES:
             raise UserError(
                 f"{path}: training_stage {stage!r} is not supported; supported: {', '.join(STAGES)}"
@@ -114,16 +119,36 @@ def read_settings(directory: str | os.PathLike[str]) -> Settings:
             adapters=STAGES[stage][1],
             document_length=length,
             rate=rate,
-            top_k=_positive({"generation_top_k": 1, **data}, "generation_top_k", path),
+            top_k=_positive(data, "generation_top_k", path),
             rank=_positive(data, "lora_r", path),
             base=str(data.get("decoder_model_name") or ""),
         )
     except FileNotFoundError as e:
-        raise UserError(f"{path}: no such file; is this a CLaRa release directory?") from e
+        raise UserError(f"{path}: no such file; is this a checkpoint of CLaRa or PISCO?") from e
     except KeyError as e:
-        raise UserError(f"{path}: {e} is missing; is this a CLaRa release directory?") from e
+        raise UserError(f"{path}: {e} is missing; is this a checkpoint of CLaRa or PISCO?") from e
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as e:
         raise UserError(f"{path}: not a CLaRa config ({e})") from e
+
+
+def read_chat_template(directory: str | os.PathLike[str]) -> str | None:
+    """The chat template that a checkpoint has with it, as published ones do, or None.
+
+    Its adapters were trained with it; that of the base may have changed since.
+
+    Raises:
+        UserError: a file of it cannot be read.
+    """
+    directory = pathlib.Path(directory)
+    try:
+        if (path := directory / "chat_template.jinja").is_file():
+            return path.read_text(encoding="utf-8") or None
+        if (path := directory / "tokenizer_config.json").is_file():
+            template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
+            return template if isinstance(template, str) else None
+    except (OSError, ValueError, AttributeError) as e:
+        raise UserError(f"{path}: cannot be read ({e})") from e
+    return None
 
 
 def to_json(settings: Settings) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Writes the layout of the PyTorch release (clara_release.py reads it), without torch."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -44,13 +45,22 @@ def write(
         tokens: of the base's tokenizer; the release cuts the base's tables to them.
     """
     dtype = np.dtype(ml_dtypes.bfloat16 if _is_bfloat16(trees) else np.float32)
-    content = {
-        theirs: {
-            name: np.asarray(tensor, dtype)
-            for name, tensor in adapters.to_tensors(trees[ours], config).items()
-        }
+    found = {
+        theirs: adapters.to_tensors(trees[ours], config)
         for theirs, ours in ADAPTER_NAMES.items()
         if ours in trees
+    }
+    # All have one rank, larger than ours if projections are fused; alpha is twice that.
+    rank = max(
+        tensor.shape[0]
+        for tensors in found.values()
+        for name, tensor in tensors.items()
+        if "lora_A" in name
+    )
+    settings = dataclasses.replace(settings, rank=rank)
+    content = {
+        adapter: {name: _widened(name, t, rank).astype(dtype) for name, t in tensors.items()}
+        for adapter, tensors in found.items()
     }
     torch_zip_write.write(os.path.join(directory, ADAPTERS_FILE), content)
 
@@ -76,6 +86,14 @@ def _blocks(rows: Rows, new: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
     for start in range(0, tokens, _BLOCK):
         yield rows(start, min(start + _BLOCK, tokens))
     yield new
+
+
+def _widened(name: str, tensor: np.ndarray, rank: int) -> np.ndarray:
+    """A [R, in] or B [out, R] with zeros up to the rank."""
+    axis = 0 if "lora_A" in name else 1
+    pad = [(0, 0), (0, 0)]
+    pad[axis] = (0, rank - tensor.shape[axis])
+    return np.pad(tensor, pad)
 
 
 def _mean(head: Rows, tokens: int, n: int) -> np.ndarray:

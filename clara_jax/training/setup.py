@@ -308,6 +308,8 @@ def restore(
     own_base = config.model.base == native.OWN_BASE
     if own_base:
         model["base"] = model.get("base") or os.path.join(workdir, native.BASE)
+    if config.model.tokenizer == native.OWN_TOKENIZER:
+        model["tokenizer"] = os.path.join(workdir, native.TOKENIZER)
     given = {name: value for name, value in model.items() if value is not None}
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **given))
     config = config_lib.freeze(dataclasses.asdict(config))  # what was given is checked as well

@@ -15,7 +15,7 @@ from absl import flags
 import clara_jax
 from clara_jax import main
 from clara_jax.errors import UserError
-from clara_jax.inference import import_model
+from clara_jax.inference import export_model, import_model
 from clara_jax.interop import native, torch_zip_write
 from clara_jax.interop.torch_zip import TorchFile
 
@@ -257,13 +257,39 @@ def test_base_is_asked_for_with_what_it_looks_like(checkpoint, monkeypatch):
 
 def test_a_pisco_checkpoint_answers(checkpoint, capsys):
     """Two adapters, no stage: PISCO's, trained on teachers' answers."""
-    checkpoint.settings(model_type="COCOM", training_stage=...)
+    gone = dict.fromkeys(("training_stage", "generation_top_k", "stage2_retrieval_top_n"), ...)
+    checkpoint.settings(model_type="COCOM", compr_use_mlp=True, quantization="int8", **gone)
     checkpoint.tensors(ADAPTERS, lambda a: a.pop("query_reasoner_adapter"))
     assert checkpoint.run() == 0
     assert "stage instruct" in capsys.readouterr().out
     model = clara_jax.load(checkpoint.workdir)
     found = model.ask(["who?"], [["a man", "a dog", "a cat"]], max_new_tokens=4)[0]
-    assert len(found.indices) == 2 and found.text
+    assert len(found.indices) == 3 and found.text
+    assert model.setup.config.select.k == 5
+
+
+@pytest.mark.parametrize("file", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_checkpoints_own_chat_template_is_kept(checkpoint, tmp_path, file):
+    own = "{% for m in messages %}<|im_start|>OWN {{ m['content'] }}\n{% endfor %}"
+    text = own if file.endswith("jinja") else json.dumps({"chat_template": own})
+    (checkpoint.source / file).write_text(text)
+    checkpoint.run()
+    for format in ("native", "peft"):
+        export_model.run(str(checkpoint.workdir), format, str(tmp_path / format))
+    for model in (
+        clara_jax.load(checkpoint.source, base=checkpoint.base),
+        clara_jax.load(checkpoint.workdir),
+        clara_jax.load(tmp_path / "native", base=checkpoint.base),
+        clara_jax.load(tmp_path / "peft", base=checkpoint.base),
+    ):
+        shown = model.setup.tokenizer.decode(model.setup.tokenizer.encode(
+            model.setup.tokenizer.chat("a system", "a question")
+        ))  # fmt: skip
+        assert shown == "OWN a system\nOWN a question\n"
+    for folder in (checkpoint.workdir, tmp_path / "native", tmp_path / "peft"):
+        assert json.loads((folder / "config.json").read_text())["model"]["tokenizer"] == (
+            "./tokenizer"
+        )
 
 
 def test_training_goes_on_from_an_import_but_not_in_it(checkpoint, shared):

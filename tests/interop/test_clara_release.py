@@ -82,7 +82,11 @@ LINEARS = {
     "mlp.down_proj": (8, 12),
 }
 SETTINGS = {
+    "model_type": "CLaRa",
     "training_stage": "stage1",
+    "training_form": "both_separately",
+    "compr_model_name": None,
+    "kbtc_training": False,
     "doc_max_length": 64,
     "compr_rate": 32,
     "lora": True,
@@ -246,6 +250,9 @@ def test_base_that_does_not_fit_is_refused(tmp_path, changes):
         ({"compr_rate": 65}, "leave no memory"),
         ({"compr_rate": 0}, "compr_rate=0 is not a whole"),
         ({"compr_rate": "x"}, "compr_rate='x' is not a whole"),
+        ({"sep": ...}, "'sep' is missing"),
+        ({"training_form": "both"}, "training_form='both' is not supported"),
+        ({"model_type": "COCOM", "training_stage": "stage9"}, "training_stage 'stage9'"),
         ({"sep": False}, "sep=False is not supported, only True"),
         ({"different_mem_tokens": False}, "different_mem_tokens"),
         ({"compr_model_name": "bert"}, "compr_model_name='bert'"),
