@@ -178,7 +178,7 @@ def _fetch(
         if isinstance(leaf["kernel"], Stored):
             leaf = {"kernel": jnp.asarray(leaf["kernel"].layer(tensor.layer))}
             if layer is not None:  # the only one that was read
-                pair = {key: x[layer : layer + 1] for key, x in pair.items()}
+                pair = {key: np.asarray(x[layer : layer + 1]) for key, x in pair.items()}
                 layer = np.int32(0)
         sharding = leaf["kernel"].sharding
         if isinstance(sharding, NamedSharding):

@@ -67,10 +67,10 @@ def name_of(base: str) -> tuple[str, bool]:
 
     A hub id is its own name. A folder's is looked for in the hub's cache path and in its
     config.json, a file's or folder's among the well-known ones; if there is none it is the last
-    part of the path.
+    part of the path. That of no base is empty.
     """
-    if is_hub_id(base):
-        return base, True
+    if not base or is_hub_id(base):
+        return base, bool(base)
     path = pathlib.Path(os.path.realpath(base))
     if cached := _CACHED.search(path.as_posix()):
         return "/".join(cached.groups()), True
