@@ -17,6 +17,7 @@ from typing import Any
 from clara_jax.errors import UserError, command
 from clara_jax.evaluation import benchmark_import as importing
 from clara_jax.evaluation import benchmark_programs as programs
+from clara_jax.evaluation import benchmark_release as releasing
 from clara_jax.evaluation.benchmark_measure import HEADER
 from clara_jax.evaluation.benchmark_programs import Options
 
@@ -87,6 +88,20 @@ def print_import(options: Options) -> None:
             print(alone(importing.measure, folder, *how), flush=True)
 
 
+def print_release(options: Options) -> None:
+    """Memory of importing a released checkpoint of Mistral 7B's shapes, and of exporting it."""
+    model = importing.model_of(options.gigabytes)
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        (folder / "base").mkdir()
+        importing.write_checkpoint(folder / "base", model)
+        releasing.write_tokenizer(folder / "base", model.vocab_size)
+        releasing.write_release(folder / "source", folder / "base", model)
+        paths = (str(folder / part) for part in ("source", "base", "workdir"))
+        for found in alone(releasing.measure, *paths):
+            print(found, flush=True)
+
+
 COMMANDS = {
     "scp": print_scp,
     "compress": print_compress,
@@ -94,6 +109,7 @@ COMMANDS = {
     "answer": print_answer,
     "packing": print_packing,
     "import": print_import,
+    "release": print_release,
 }
 
 
@@ -105,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "what", nargs="*",
-        help=f"any of {', '.join(COMMANDS)}; default: all that can be measured, but import",
+        help=f"any of {', '.join(COMMANDS)}; default: all that can be measured, but the last two",
     )  # fmt: skip
     parser.add_argument("--base", default="", help="base model; default: random weights")
     parser.add_argument("--preset", default="smollm2_135m", help="shape of the random weights")
@@ -121,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = Options(
         args.base, args.preset, args.dtype, args.chunks, tuple(args.source), args.gigabytes
     )
-    unmeasured = {"import"} if options.sources else {"import", "packing"}
+    unmeasured = {"import", "release"} | (set() if options.sources else {"packing"})
     default = [name for name in COMMANDS if name not in unmeasured]
     for name in args.what or default:
         COMMANDS[name](options)

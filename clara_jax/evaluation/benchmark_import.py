@@ -162,9 +162,9 @@ def measure(folder: str, param_dtype: str, fsdp: int, tensor: int) -> Import:
     )
     model = setup.model_config(config)
     mesh = sharding.make_mesh(config.mesh)
-    baseline = _memory("RssAnon")
+    baseline = memory("RssAnon")
     start = time.perf_counter()
-    with _sampled() as seen:
+    with sampled() as seen:
         base = jax.block_until_ready(setup.load_base(config, model, mesh))
     seconds = time.perf_counter() - start
     destination = sum(
@@ -173,24 +173,24 @@ def measure(folder: str, param_dtype: str, fsdp: int, tensor: int) -> Import:
     peak = max(seen)
     excess = peak - baseline - destination
     return Import(
-        param_dtype, fsdp, tensor, destination, excess, peak, baseline, _memory("VmHWM"), seconds
+        param_dtype, fsdp, tensor, destination, excess, peak, baseline, memory("VmHWM"), seconds
     )
 
 
-def _memory(key: str) -> int:
+def memory(key: str) -> int:
     """Bytes that this process has of a kind."""
     status = pathlib.Path("/proc/self/status").read_text()
     return 1024 * int(re.search(rf"{key}:\s+(\d+) kB", status)[1])
 
 
 @contextlib.contextmanager
-def _sampled() -> Iterator[list[int]]:
+def sampled() -> Iterator[list[int]]:
     """Bytes of anonymous memory, of every few milliseconds of the block."""
-    seen, done = [_memory("RssAnon")], threading.Event()
+    seen, done = [memory("RssAnon")], threading.Event()
 
     def look() -> None:
         while not done.wait(_SECONDS):
-            seen.append(_memory("RssAnon"))
+            seen.append(memory("RssAnon"))
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
@@ -199,4 +199,4 @@ def _sampled() -> Iterator[list[int]]:
     finally:
         done.set()
         thread.join()
-        seen.append(_memory("RssAnon"))
+        seen.append(memory("RssAnon"))
