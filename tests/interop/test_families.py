@@ -314,6 +314,8 @@ def test_a_directory_with_a_model_is_not_written_over(theirs_of, tmp_path):
     hf_write.save_params(tmp_path, params, config)
     with pytest.raises(UserError, match=r"holds model\.safetensors already"):
         hf_write.save_params(tmp_path, params, config, shard_bytes=6000)
+    with pytest.raises(UserError, match="local directory"):
+        hf_write.save_params("gs://bucket/model", params, config)
 
 
 def test_parts_of_fused_projections():
