@@ -389,7 +389,7 @@ def read(tmp_path, data) -> ModelConfig:
     ("changes", "window"),
     [
         ({}, None),
-        ({"sliding_window": 7}, None),
+        ({"sliding_window": 7, "max_window_layers": 0}, None),
         ({"sliding_window": 7, "use_sliding_window": True}, None),  # the first 28 have none
         ({"sliding_window": 7, "use_sliding_window": True, "max_window_layers": 0}, 7),
         ({"use_sliding_window": True, "max_window_layers": 0}, 4096),

@@ -49,8 +49,9 @@ def test_two_processes_write_one_model(tmp_path, mesh):
     finally:
         for process in processes:
             process.kill()
+    assert not (tmp_path / "to1").exists(), "the first process alone writes"
     wanted, found = {}, {}
-    for folder, tensors in (("from", wanted), ("to", found)):
+    for folder, tensors in (("from", wanted), ("to0", found)):
         files = sorted((tmp_path / folder).glob("*.safetensors"))
         for file in files:
             tensors |= safetensors.numpy.load_file(file)
@@ -67,6 +68,5 @@ if __name__ == "__main__":  # one of the processes
         model = setup.model_config(config)
         params = setup.load_base(config, model, mesh)
         assert not all(x.is_fully_addressable for x in jax.tree.leaves(params))
-        hf_write.save_params(
-            folder / "to", params, model, dtype="bfloat16", shard_bytes=40_000
-        )  # fmt: skip
+        to = folder / f"to{jax.process_index()}"
+        hf_write.save_params(to, params, model, dtype="bfloat16", shard_bytes=40_000)
