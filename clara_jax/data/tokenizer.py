@@ -9,7 +9,7 @@ import itertools
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jinja2
 import tokenizers
@@ -35,7 +35,7 @@ PLAIN_TEMPLATE = (
 _PRIVATE = range(0x100000, 0x10FFFE)
 _SENTINELS = 0x100000  # each stands for an id put in by the program
 _PLACEHOLDERS = 0x101000  # each stands for an int of the user turn while the template is rendered
-_PROTECTED = 0x108000  # each stands for a special token's string in a user's text
+_PROTECTED = 0x108000  # each stands for an added token's string in a user's text
 _REMOVE = re.compile(f"[{chr(_PRIVATE[0])}-{chr(_PRIVATE[-1])}]")
 
 # Tokenizers that are code and not files; every other name is a file, a directory or a hub id.
@@ -73,9 +73,11 @@ class Tokenizer:
         ])  # fmt: skip
         self._sentinel_ids = {self._backend.token_to_id(c) for c in self._sentinels.values()}
         self._specials = {token.content: i for i, token in added.items() if token.special}
-        longest_first = sorted(self._specials, key=len, reverse=True)
-        self._special_pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        self._protection = {s: chr(_PROTECTED + i) for i, s in enumerate(longest_first)}
+        self._special_pattern = _any_of(self._specials)
+        # A template may look for any added token in a text: that of Qwen3 cuts answers at </think>.
+        contents = sorted({token.content for token in added.values()})
+        self._added_pattern = _any_of(contents)
+        self._protection = {s: chr(_PROTECTED + i) for i, s in enumerate(contents)}
         self._restore = str.maketrans({c: s for s, c in self._protection.items()})
         self._template = hf.chat_template or PLAIN_TEMPLATE
         self._has_system = self._takes_system()
@@ -147,7 +149,7 @@ class Tokenizer:
 
     def _protect(self, text: str) -> str:
         text = _REMOVE.sub("", text)
-        return self._special_pattern.sub(lambda match: self._protection[match[0]], text)
+        return self._added_pattern.sub(lambda match: self._protection[match[0]], text)
 
     def _render(self, turns: dict[str, str | None]) -> str:
         return self._hf.apply_chat_template(
@@ -183,6 +185,12 @@ class Tokenizer:
             except jinja2.TemplateError:
                 return False
         return True
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Matches each of the texts, the longest where several begin alike."""
+    longest_first = sorted(texts, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 def load_tokenizer(name: str, chat_template: str | None = None) -> Tokenizer:

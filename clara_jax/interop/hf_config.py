@@ -154,6 +154,7 @@ def hf_config(config: ModelConfig, dtype: str | None = None) -> dict[str, Any]:
     ):
         if wrong:
             raise UserError(f"a {name} model has no {what}={getattr(config, what)}")
+    context_length = config.context_length or family.context_length
     data = {
         "architectures": [family.architecture],
         "model_type": name,
@@ -167,9 +168,9 @@ def hf_config(config: ModelConfig, dtype: str | None = None) -> dict[str, Any]:
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tied_embeddings,
-        "max_position_embeddings": config.context_length or family.context_length,
+        "max_position_embeddings": context_length,
         "rope_theta": config.rope_theta,
-        "rope_scaling": _rope_scaling(config.rope_scaling),
+        "rope_scaling": _rope_scaling(config.rope_scaling, family, context_length),
         "torch_dtype": dtype or config.held_dtype,
         **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
     }
@@ -182,10 +183,7 @@ def hf_config(config: ModelConfig, dtype: str | None = None) -> dict[str, Any]:
     if partial:
         data[_PARTIAL] = config.rotated / config.head_dim
     if family.original_length is not None:
-        scaled = isinstance(config.rope_scaling, LongRope)
-        data[_LENGTH] = (
-            config.rope_scaling.original_length if scaled else data["max_position_embeddings"]
-        )
+        data[_LENGTH] = getattr(config.rope_scaling, "original_length", context_length)
     return data
 
 
@@ -275,14 +273,23 @@ def _rope(
     return fields
 
 
-def _rope_scaling(scaling: RopeScaling | LongRope | None) -> dict[str, Any] | None:
+def _rope_scaling(
+    scaling: RopeScaling | LongRope | None, family: Family, context_length: int
+) -> dict[str, Any] | None:
     """The group `rope_scaling` of a config.json."""
     if scaling is None:
         return None
-    data = dataclasses.asdict(scaling)
-    data = {k: list(v) if isinstance(v, tuple) else v for k, v in data.items()}
-    kind = "longrope" if isinstance(scaling, LongRope) else "llama3"
-    return {"rope_type": kind, _LENGTH: data.pop("original_length"), **data}
+    fields = dataclasses.asdict(scaling)
+    original = fields.pop("original_length")
+    if isinstance(scaling, RopeScaling):
+        return {"rope_type": "llama3", _LENGTH: original, **fields}
+    factor = fields.pop("attention_factor")
+    data = {name: list(numbers) for name, numbers in fields.items()}
+    if factor != LongRope.default_attention_factor(context_length / original, original):
+        data["attention_factor"] = factor
+    if family.original_length is None:
+        return {"rope_type": "longrope", _LENGTH: original, **data}
+    return {"type": "longrope", **data}  # transformers 4 takes no more than it has in Phi's own
 
 
 def _numbers(values: Any, key: str, path: pathlib.Path) -> tuple[float, ...]:

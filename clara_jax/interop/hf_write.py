@@ -16,7 +16,7 @@ import numpy as np
 import safetensors.numpy
 from jax.sharding import NamedSharding, PartitionSpec
 
-from clara_jax import distributed
+from clara_jax import distributed, files
 from clara_jax.errors import UserError
 from clara_jax.interop.hf import INDEX, SINGLE
 from clara_jax.interop.layout import Stored
@@ -68,18 +68,20 @@ def save_params(
         shard_bytes: most bytes of a file's tensors, unless one alone has more.
 
     Raises:
-        UserError: the directory holds model files already, or cannot be written.
+        UserError: the directory is not local, holds model files already, or cannot be written.
     """
+    if files.is_remote(directory):
+        raise UserError(f"{directory}: a model is written into a local directory")
     directory = pathlib.Path(directory)
     if adapter is not None and lora is None:
         raise ValueError("an adapter needs its LoraConfig")
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     low_rank = flax.traverse_util.flatten_dict(adapter or {}, sep="/")
     scale = lora.scale if lora else 0.0
-    files = _files(_tensors(flat, config), np.dtype(dtype).itemsize, shard_bytes)
+    plan = _plan(_tensors(flat, config), np.dtype(dtype).itemsize, shard_bytes)
     if distributed.is_first():
         _prepare(directory)
-    for name, tensors in files.items():
+    for name, tensors in plan.items():
         arrays = {
             tensor.name: _fetch(tensor, flat, low_rank, scale, dtype, config) for tensor in tensors
         }
@@ -89,13 +91,13 @@ def save_params(
             except (safetensors.SafetensorError, OSError) as e:
                 raise UserError(f"{directory / name}: cannot be written ({e})") from e
         del arrays  # before the next file's
-    if distributed.is_first() and len(files) > 1:
+    if distributed.is_first() and len(plan) > 1:
         size = sum(
             math.prod(tensor.shape) * np.dtype(dtype).itemsize
-            for tensors in files.values()
+            for tensors in plan.values()
             for tensor in tensors
         )
-        weight_map = {tensor.name: name for name, tensors in files.items() for tensor in tensors}
+        weight_map = {tensor.name: name for name, tensors in plan.items() for tensor in tensors}
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         (directory / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
     distributed.barrier("save_params")
@@ -139,22 +141,22 @@ def _tensor(rows: list[tuple[Row, Part]], flat: dict[str, Any], layer: int | Non
     return _Tensor(name, shape, tuple(row for row, _ in rows), layer)
 
 
-def _files(tensors: Iterator[_Tensor], itemsize: int, shard_bytes: int) -> dict[str, list[_Tensor]]:
+def _plan(tensors: Iterator[_Tensor], itemsize: int, shard_bytes: int) -> dict[str, list[_Tensor]]:
     """The tensors of each file, in order."""
-    files: list[list[_Tensor]] = [[]]
+    groups: list[list[_Tensor]] = [[]]
     held = 0
     for tensor in tensors:
         size = itemsize * math.prod(tensor.shape)
-        if files[-1] and held + size > shard_bytes:
-            files.append([])
+        if groups[-1] and held + size > shard_bytes:
+            groups.append([])
             held = 0
-        files[-1].append(tensor)
+        groups[-1].append(tensor)
         held += size
-    if len(files) == 1:
-        return {SINGLE: files[0]}
+    if len(groups) == 1:
+        return {SINGLE: groups[0]}
     return {
-        f"model-{number:05}-of-{len(files):05}.safetensors": tensors
-        for number, tensors in enumerate(files, 1)
+        f"model-{number:05}-of-{len(groups):05}.safetensors": tensors
+        for number, tensors in enumerate(groups, 1)
     }
 
 

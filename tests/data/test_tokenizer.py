@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import string
 
 import pytest
 import tokenizers
@@ -10,8 +11,11 @@ from hypothesis import strategies as st
 from tokenizers import models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from clara_jax.data.prompts import dialogue, document_ids
 from clara_jax.data.tokenizer import Tokenizer, load_tokenizer
 from clara_jax.errors import UserError
+from clara_jax.inference.sampling import stop_ids
+from clara_jax.models.config import ExtraTokens
 
 REJECTS = (
     "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}"
@@ -205,6 +209,152 @@ def test_loading(byte_tokenizer, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty: no tokenizer there"):
         load_tokenizer(str(tmp_path / "empty"))
+
+
+# --- Families -------------------------------------------------------------------------------------
+
+TURNS = "{% for m in messages %}{{ START + m['role'] + MIDDLE + m['content'] + END }}{% endfor %}"
+OPEN = "{% if add_generation_prompt %}{{ START + 'assistant' + MIDDLE }}"
+
+
+def turns(start: str, middle: str, end: str, last: str = "") -> str:
+    """A template of turns alike, the assistant's open one the same; `last` ends a closed text."""
+    closing = f"{{% else %}}{last}{{% endif %}}" if last else "{% endif %}"
+    template = TURNS + OPEN + closing
+    for name, text in (("START", start), ("MIDDLE", middle), ("END", end)):
+        template = template.replace(name, repr(text))
+    return template
+
+
+IM = {"start": "<|im_start|>", "middle": "\n", "end": "<|im_end|>\n"}
+THINK = "<think>\n\n</think>\n\n"
+# Takes what an answer says before </think> for thoughts; there are none here, and it says so.
+THINKS = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] + '\n' }}"
+    "{% if m['role'] == 'assistant' and loop.last %}{{ THINK }}{% endif %}"
+    "{{ m['content'].split('</think>')[-1].lstrip('\n') + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and not enable_thinking %}{{ THINK }}{% endif %}{% endif %}"
+).replace("THINK }}", f"{THINK!r} }}}}")
+OWN_SYSTEM = (
+    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nits own<|im_end|>\n' }}"
+    "{% endif %}"
+)
+INST = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
+    "{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'] + TAIL + eos_token }}"
+    "{% else %}{{ raise_exception('only user and assistant') }}{% endif %}{% endfor %}"
+)
+SYS = (
+    "{{ bos_token }}{% set ns = namespace(system='') %}{% for m in messages %}"
+    "{% if m['role'] == 'system' %}"
+    "{% set ns.system = '<<SYS>>\n' + m['content'] + '\n<</SYS>>\n\n' %}"
+    "{% elif m['role'] == 'user' %}{{ '[INST] ' + ns.system + m['content'] + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+HEADERS = turns("<|start_header_id|>", "<|end_header_id|>\n\n", "<|eot_id|>")
+
+# Template, special tokens (those with > swallow blanks after them, those with ! are not special),
+# bos, eos, what the labels are, and how the open prompt ends.
+FAMILIES = {
+    "qwen2.5": (OWN_SYSTEM + turns(**IM), "<|im_start|> <|im_end|>", None, "<|im_end|>",
+                "yes<|im_end|>\n", "<|im_start|>assistant\n"),
+    "qwen3": (THINKS, "<|im_start|> <|im_end|> <think>! </think>!", None, "<|im_end|>",
+              "yes<|im_end|>\n", f"<|im_start|>assistant\n{THINK}"),
+    "phi3": (turns("<|", "|>\n", "<|end|>\n", "{{ eos_token }}"),
+             "<s> <|endoftext|> <|system|>> <|user|>> <|assistant|>> <|end|>>", "<s>",
+             "<|endoftext|>", " yes<|end|><|endoftext|>", "<|end|><|assistant|>"),
+    "phi4-mini": (turns("<|", "|>", "<|end|>", "{{ eos_token }}"),
+                  "<|endoftext|> <|system|> <|user|> <|assistant|> <|end|>", "<|endoftext|>",
+                  "<|endoftext|>", "yes<|end|><|endoftext|>", "<|end|><|assistant|>"),
+    "mistral": ("{{ bos_token }}" + INST.replace("TAIL", "''"), "<s> </s>", "<s>", "</s>",
+                " yes</s>", "ask me [/INST]"),
+    "llama2": (SYS, "<s> </s>", "<s>", "</s>", " yes </s>", "ask me [/INST]"),
+    "llama3": ("{{ bos_token }}" + HEADERS,
+               "<|begin|> <|start_header_id|> <|end_header_id|> <|eot_id|>", "<|begin|>",
+               "<|eot_id|>", "yes<|eot_id|>", "assistant<|end_header_id|>\n\n"),
+}  # fmt: skip
+
+
+def family(name: str) -> PreTrainedTokenizerFast:
+    template, specials, bos, eos, _, _ = FAMILIES[name]
+    if name in ("phi3", "mistral", "llama2"):  # SentencePiece as it is converted
+        vocab = {c: i for i, c in enumerate("▁" + string.printable.replace(" ", ""))}
+        backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
+        backend.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
+    else:
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        vocab = {c: i for i, c in enumerate(alphabet)}
+        merges = [("Ċ", "Ċ")]  # a blank line is one token, whatever follows it
+        backend = tokenizers.Tokenizer(models.BPE(vocab=vocab | {"ĊĊ": len(vocab)}, merges=merges))
+        backend.pre_tokenizer = pre_tokenizers.Sequence([
+            pre_tokenizers.Split(tokenizers.Regex(r"\s*[\r\n]+| ?\w+|\s+"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ])  # fmt: skip
+    for token in specials.split():
+        kind = token[-1] if token[-1] == "!" or token.endswith(">>") else ""
+        content = token.removesuffix(kind)
+        added = tokenizers.AddedToken(
+            content, rstrip=kind == ">", normalized=False, special=kind != "!"
+        )
+        (backend.add_tokens if kind == "!" else backend.add_special_tokens)([added])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=bos, eos_token=eos, chat_template=template
+    )
+
+
+def shown(hf: PreTrainedTokenizerFast, ids: list[int]) -> str:
+    text = "".join(hf.convert_ids_to_tokens(ids))
+    return text.replace("▁", " ").replace("Ġ", " ").replace("Ċ", "\n")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_labels_of_every_family(name):
+    """The answer, its end token and what follows; the prompt before is the open prompt."""
+    hf = family(name)
+    *_, labels, end = FAMILIES[name]
+    tokenizer = Tokenizer(hf)
+    whole, start = dialogue(tokenizer, "be brief", "ask me", "yes")
+    prompt = tokenizer.encode(tokenizer.chat("be brief", "ask me"))
+    assert prompt == whole[:start], "the open prompt is the start of the closed one"
+    assert shown(hf, whole[start:]) == labels
+    assert shown(hf, prompt).endswith(end)
+    assert shown(hf, whole).count("be brief") == 1 and "its own" not in shown(hf, whole)
+    ends = {hf.convert_ids_to_tokens(i) for i in stop_ids(tokenizer)}
+    assert ends == {hf.eos_token, *re.findall(r"<\|end\|>", labels)}
+    # What transformers makes of the same turns, where it takes them.
+    if name != "mistral":
+        messages = [
+            {"role": "system", "content": "be brief"},
+            {"role": "user", "content": "ask me"},
+        ]
+        text = hf.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        assert hf.backend_tokenizer.encode(text, add_special_tokens=False).ids == prompt
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_documents_of_every_family(name):
+    """<ENC>, bos and eos only where the tokenizer has them, the text, memory tokens."""
+    hf = family(name)
+    tokenizer = Tokenizer(hf)
+    extra = ExtraTokens(tokenizer.size, 2)
+    ids, cut = document_ids(tokenizer, extra, "a b", 10)
+    assert not cut and ids[0] == extra.enc and ids[-2:] == list(extra.memory)
+    bos = hf.bos_token or ""
+    assert shown(hf, ids[1:-2]).replace(" ", "") == f"{bos}ab{hf.eos_token}"
+
+
+def test_no_answer_is_taken_for_thoughts():
+    """An answer may speak of </think>, or be written in blank lines: all of it is learned."""
+    hf = family("qwen3")
+    tokenizer = Tokenizer(hf)
+    whole, start = dialogue(tokenizer, "", "ask", "first</think>then")
+    assert shown(hf, whole[start:]) == "first</think>then<|im_end|>\n"
+    assert shown(hf, whole[:start]).endswith(THINK)
 
 
 @pytest.mark.parametrize("name", ["no-such-directory", "/no/such", "../x/y", "a/b/c", "."])

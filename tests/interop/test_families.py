@@ -16,7 +16,7 @@ from clara_jax.config import Mesh
 from clara_jax.errors import UserError
 from clara_jax.interop import base, hf_write, layout
 from clara_jax.interop.hf_config import FAMILIES, hf_config
-from clara_jax.models.config import LongRope, LoraConfig, ModelConfig
+from clara_jax.models.config import PRESETS, LongRope, LoraConfig, ModelConfig
 from clara_jax.models.decoder import EMPTY, Cache, Decoder, abstract_params, embed, head_logits
 from clara_jax.models.lora import init_adapter
 from clara_jax.models.quantize import dequantize
@@ -314,6 +314,8 @@ def test_a_directory_with_a_model_is_not_written_over(theirs_of, tmp_path):
     hf_write.save_params(tmp_path, params, config)
     with pytest.raises(UserError, match=r"holds model\.safetensors already"):
         hf_write.save_params(tmp_path, params, config, shard_bytes=6000)
+    with pytest.raises(UserError, match="local directory"):
+        hf_write.save_params("gs://bucket/model", params, config)
 
 
 def test_parts_of_fused_projections():
@@ -387,7 +389,7 @@ def read(tmp_path, data) -> ModelConfig:
     ("changes", "window"),
     [
         ({}, None),
-        ({"sliding_window": 7}, None),
+        ({"sliding_window": 7, "max_window_layers": 0}, None),
         ({"sliding_window": 7, "use_sliding_window": True}, None),  # the first 28 have none
         ({"sliding_window": 7, "use_sliding_window": True, "max_window_layers": 0}, 7),
         ({"use_sliding_window": True, "max_window_layers": 0}, 4096),
@@ -436,6 +438,37 @@ def test_layouts_of_longrope(tmp_path):
     given = read(tmp_path, old | {"rope_scaling": OLD | {"attention_factor": 1.25}})
     assert given.rope_scaling.attention_factor == 1.25
     assert hash(config) == hash(read(tmp_path, new))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_have_the_tensors_of_transformers(preset, tmp_path):
+    """Names and shapes of the published sizes, and a config that both of us read."""
+    config = PRESETS[preset]
+    (tmp_path / "config.json").write_text(json.dumps(hf_config(config, "bfloat16")))
+    found = base.read_config(tmp_path)
+    assert found == dataclasses.replace(config, context_length=found.context_length)
+    assert config.context_length in (None, found.context_length)
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(theirs)
+    assert theirs.dtype == torch.bfloat16
+    names = {tensor.name: tensor.shape for tensor in expected_tensors(config)}
+    assert {name: tuple(p.shape) for name, p in model.named_parameters()} == names
+
+
+@pytest.mark.parametrize("family", ["phi3", "llama"])
+@pytest.mark.parametrize("attention_factor", [1.0, 1.25])
+def test_longrope_is_written_for_any_family(tmp_path, family, attention_factor):
+    config = ModelConfig(
+        family=family, vocab_size=33000, d_model=D, d_ff=F, n_layers=L, n_heads=H, n_kv_heads=G,
+        head_dim=8, context_length=64,
+        rope_scaling=LongRope((1.0,) * 4, (1.0, 2.0, 3.0, 4.5), 64, attention_factor),
+    )  # fmt: skip
+    assert read(tmp_path, hf_config(config)) == config
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path)
+    with torch.device("meta"):
+        rotary = transformers.AutoModelForCausalLM.from_config(theirs).model.rotary_emb
+    assert rotary.attention_scaling == attention_factor
 
 
 @pytest.mark.parametrize("change", [{"qkv_bias": True}, {"qk_norm": True}, {"rotary_dim": 4},

@@ -237,6 +237,23 @@ def test_remat_changes_memory_and_nothing_else(small, random_adapter, random_par
     assert dots < 0.45 * none and full < 0.75 * dots, (none, dots, full)
 
 
+def test_biases_and_norms_of_heads_are_trained_alike_under_remat(small, random_params):
+    config = dataclasses.replace(small, qkv_bias=True, qk_norm=True)
+    params, x = random_params(config), inputs(config, 2, 7)
+
+    def grads(remat):
+        how = dataclasses.replace(config, remat=remat)
+        return jax.grad(lambda params: jnp.square(run(how, params, x)[0][:, 3:]).sum())(params)
+
+    found, wanted = grads("q,gate"), grads("none")
+    attention = wanted["layers"]["attention"]
+    for name in ("q", "v"):  # softmax sees no bias of k, but for rotation and norm
+        assert (jnp.abs(attention[name]["bias"]).max(-1) > 1e-3).all()
+    for name in ("q_norm", "k_norm"):
+        assert (jnp.abs(attention[name]["scale"]).max(-1) > 1e-3).all()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, wanted)
+
+
 # --- Precision -----------------------------------------------------------------------------------
 
 
