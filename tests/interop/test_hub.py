@@ -8,7 +8,9 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
+import clara_jax
 from clara_jax.errors import UserError
+from clara_jax.inference import export_model, import_model
 from clara_jax.interop import base, hub
 
 # --- A stand-in for the hub on this machine: what its client asks for, and no more ---------------
@@ -304,3 +306,34 @@ def test_files_are_refused(tmp_path, monkeypatch, no_network):
     fill(tmp_path, {"owner/name": b""})
     monkeypatch.chdir(tmp_path)
     assert message("owner/name") == "'owner/name' is neither a folder nor a hub id (owner/name)"
+
+
+def test_a_checkpoint_and_its_base_are_imported_by_their_hub_ids(
+    shared, stand_in, tmp_path, capsys
+):
+    """From names alone to an answer; of the checkpoint only the folder that was asked for."""
+    golden = shared / "golden"
+
+    def files(folder):
+        return {file.name: file.read_bytes() for file in (golden / folder).iterdir()}
+
+    stand_in.repositories = {
+        "someone/clara": {
+            **under("compression-16", files("ckpt_mistral_stage2")),
+            **under("compression-4", files("ckpt_mistral_stage1")),
+        },
+        "someone/base": files("base_mistral"),
+    }
+    with pytest.raises(UserError, match="checkpoints: someone/clara/compression-16, someone/clara"):
+        import_model.run("someone/clara", str(tmp_path / "w"), "someone/base")
+    assert not (tmp_path / "w").exists()
+    import_model.run("someone/clara/compression-16", str(tmp_path / "w"), "someone/base")
+    assert "base      someone/base" in capsys.readouterr().out
+    assert not [path for path in stand_in.fetched() if path.startswith("compression-4/")]
+    config = json.loads((tmp_path / "w" / "config.json").read_text())
+    assert config["model"]["base"] == "someone/base"
+    clara = clara_jax.load(tmp_path / "w")
+    assert clara.ask(["who ?"], [["a man", "a dog"]], max_new_tokens=4)[0].text
+    export_model.run(str(tmp_path / "w"), "release", str(tmp_path / "x"))
+    config = json.loads((tmp_path / "x" / "config.json").read_text())
+    assert config["decoder_model_name"] == "someone/base"

@@ -12,6 +12,7 @@ import pytest
 
 from clara_jax import distributed, sharding
 from clara_jax.config import Config, Mesh, Model
+from clara_jax.evaluation import benchmark_release as releasing
 from clara_jax.evaluation.benchmark import alone
 from clara_jax.evaluation.benchmark_import import measure, write_checkpoint
 from clara_jax.interop import hf
@@ -47,6 +48,18 @@ def test_memory_does_not_hold_a_parameter_twice(checkpoint, monkeypatch, param_d
     assert found.destination == pytest.approx(held, rel=0.05)
     # 28 MB in float32 and 47 in int8, of which 20 are programs; 100 and 170 with a whole parameter.
     assert found.excess < 65e6, found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_importing_a_release_does_not_read_the_base(checkpoint, tmp_path):
+    releasing.write_tokenizer(checkpoint, MODEL.vocab_size)
+    releasing.write_release(tmp_path / "source", checkpoint, MODEL)
+    paths = (str(tmp_path / "source"), str(checkpoint), str(tmp_path / "workdir"))
+    found = {conversion.what: conversion for conversion in alone(releasing.measure, *paths)}
+    assert found["import"].destination > 20e6
+    assert found["import"].excess < 60e6, found  # the base has 184 MB
+    merged = sum(f.stat().st_size for f in tmp_path.glob("workdir-merged/*.safetensors"))
+    assert merged > 180e6
 
 
 def reads(checkpoint: pathlib.Path, **mesh: int) -> int:
