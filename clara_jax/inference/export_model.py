@@ -23,7 +23,7 @@ from clara_jax import files
 from clara_jax.config import ADAPTERS, Config, Mesh
 from clara_jax.data.tokenizer import NAMED
 from clara_jax.errors import UserError
-from clara_jax.inference.export_notes import NOTES
+from clara_jax.inference.export_notes import NOTES, POSITIONS
 from clara_jax.inference.load import load_setup
 from clara_jax.interop import base as base_lib
 from clara_jax.interop import hf_config, hf_write, hub_ids, layout, native, peft, release_write
@@ -58,8 +58,9 @@ def run(workdir: str, format: str, output: str, base: str | None = None) -> int:
         title = os.path.basename(files.absolute(output))
         data, M = setup.config.data, setup.config.memory_tokens
         note = NOTES[format].format(
-            title=title, base=name, tokens=data.document_length, rate=data.rate, M=M
-        )
+            title=title, base=name, tokens=data.document_length, rate=data.rate, M=M,
+            positions=POSITIONS[setup.config.memory.positions].format(M=M),
+        )  # fmt: skip
         files.write(os.path.join(folder, "README.md"), note)
     if name and not is_hub_id and format != "merged":
         logging.warning(

@@ -6,6 +6,13 @@ CLaRa (arXiv 2511.18659): documents of up to {tokens} tokens become {M} memory v
 {rate}), which a language model reads in place of the text. Written by clara_jax.
 """
 
+# By `config.memory.positions`.
+POSITIONS = {
+    "after": "",
+    "spread": "This model's memory tokens do not have the rotary positions after the text, but lie "
+    "evenly over it: token j of {M} at (2 j + 1) T // (2 {M}) of T tokens before it. ",
+}
+
 NOTES = {
     "native": _HEAD
     + """
@@ -38,7 +45,7 @@ memory tokens, and `added/embed` [3, D], those of AE, ENC and SEP (`added/head`,
 their and the memory tokens' columns of the head). A document is compressed by the compressor from
 the embeddings of ENC, bos, text, eos and the memory tokens; the hidden states after the final norm
 at the memory tokens are its vectors. In the generator's prompt they take the place of input
-embeddings, SEP after each document. `clara_jax.load("{title}")` does all of it.
+embeddings, SEP after each document. {positions}`clara_jax.load("{title}")` does all of it.
 """,
     "release": _HEAD
     + """
