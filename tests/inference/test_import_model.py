@@ -1,5 +1,6 @@
 """--mode=import: checkpoints of the release and PISCO's, and what is wrong with others."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -7,17 +8,20 @@ import pickle
 import shutil
 import zipfile
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 from absl import flags
 
 import clara_jax
+from clara_jax import config as config_lib
 from clara_jax import main
 from clara_jax.errors import UserError
 from clara_jax.inference import export_model, import_model
 from clara_jax.interop import native, torch_zip_write
 from clara_jax.interop.torch_zip import TorchFile
+from clara_jax.training.train import train
 
 ADAPTERS, TABLES = "adapters.pth", "decoder_first_last_layers.pth"
 Q = "model.layers.1.self_attn.q_proj.lora_A.weight"
@@ -292,15 +296,34 @@ def test_a_checkpoints_own_chat_template_is_kept(checkpoint, tmp_path, file):
         )
 
 
-def test_training_goes_on_from_an_import_but_not_in_it(checkpoint, shared):
+def test_training_goes_on_from_an_import_but_not_in_it(checkpoint, tmp_path):
+    """And ends in a checkpoint of the release again, with what was not trained as it was."""
+    checkpoint.settings(training_stage="stage1_2")
+    checkpoint.tensors(ADAPTERS, lambda a: a.pop("query_reasoner_adapter"))
     checkpoint.run()
+    imported = config_lib.load(checkpoint.workdir / "config.json")
+    config = dataclasses.replace(
+        imported,
+        stage="e2e",
+        data=dataclasses.replace(imported.data, sources="facts:40"),
+        select=dataclasses.replace(imported.select, candidates=4),
+        train=dataclasses.replace(imported.train, steps=1, batch_rows=8),
+        init_from=str(checkpoint.workdir),
+        mesh=config_lib.Mesh(fsdp=1),
+    )
     with pytest.raises(UserError, match=r"holds an imported .* --config.init_from="):
-        from clara_jax.training import train
-
-        train.train(_config(checkpoint), str(checkpoint.workdir))
-
-
-def _config(checkpoint):
-    from clara_jax import config as config_lib
-
-    return config_lib.load(checkpoint.workdir / "config.json")
+        train(config, str(checkpoint.workdir))
+    other = dataclasses.replace(config.data, document_length=32)
+    with pytest.raises(UserError, match=r"config.data.document_length=32, .* was trained with 64"):
+        train(dataclasses.replace(config, data=other), str(tmp_path / "e2e"))
+    assert train(config, str(tmp_path / "e2e")) == 0
+    export_model.run(str(tmp_path / "e2e"), "release", str(tmp_path / "released"))
+    released = clara_jax.load(tmp_path / "released", base=checkpoint.base).setup.trees
+    before = clara_jax.load(checkpoint.workdir).setup.trees
+    same = {
+        name: all(map(np.array_equal, jax.tree.leaves(released[name]), jax.tree.leaves(tree)))
+        for name, tree in before.items()
+    }
+    assert same.pop("base") and same.pop("compressor") and same.pop("memory") and same.pop("added")
+    assert same == {"generator": False}
+    assert "head" in released["added"] and "reasoner" in released
