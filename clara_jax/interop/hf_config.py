@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import sys
@@ -181,7 +182,10 @@ def hf_config(config: ModelConfig, dtype: str | None = None) -> dict[str, Any]:
         data["use_sliding_window"] = windowed
         data["max_window_layers"] = 0 if windowed else config.n_layers
     if partial:
-        data[_PARTIAL] = config.rotated / config.head_dim
+        part = config.rotated / config.head_dim
+        if int(config.head_dim * part) < config.rotated:  # 78 * (62 / 78) is
+            part = math.nextafter(part, 1)
+        data[_PARTIAL] = part
     if family.original_length is not None:
         data[_LENGTH] = getattr(config.rope_scaling, "original_length", context_length)
     return data

@@ -155,6 +155,15 @@ def test_longrope_is_written_for_any_family(tmp_path, family, attention_factor, 
     assert rotary.attention_scaling == attention_factor
 
 
+@pytest.mark.parametrize(("head_dim", "rotary_dim"), [(128, 96), (78, 62), (46, 26)])
+def test_a_part_of_a_head_is_written_so_that_it_is_read(tmp_path, head_dim, rotary_dim):
+    config = ModelConfig(
+        family="phi3", vocab_size=V, d_model=D, d_ff=F, n_layers=L, n_heads=H, n_kv_heads=G,
+        head_dim=head_dim, rotary_dim=rotary_dim, context_length=64,
+    )  # fmt: skip
+    assert read(tmp_path, hf_config(config)) == config
+
+
 @pytest.mark.parametrize("change", [{"qkv_bias": True}, {"qk_norm": True}, {"rotary_dim": 4},
                                     {"family": "gpt"}])  # fmt: skip
 def test_what_a_family_cannot_say_is_refused(change):
