@@ -381,7 +381,7 @@ def test_a_folder_may_say_what_it_is_called(tmp_path):
     assert hub_ids.name_of(str(tmp_path)) == (tmp_path.name, False)
 
 
-def test_mistakes_on_the_command_line(trained, tmp_path):
+def test_mistakes_on_the_command_line(tmp_path):
     def run(*arguments):
         result = subprocess.run(
             [sys.executable, "-m", "clara_jax.main", "--mode=export", *arguments],
@@ -390,7 +390,10 @@ def test_mistakes_on_the_command_line(trained, tmp_path):
         assert result.returncode == 2
         return result.stderr.strip().splitlines()[-1]
 
-    workdir = f"--workdir={trained / 'lora'}"
+    workdir = f"--workdir={tmp_path / 'w'}"
     assert "needs --format" in run(workdir, f"--output={tmp_path / 'x'}")
     assert "--format=onnx" in run(workdir, f"--output={tmp_path / 'x'}", "--format=onnx")
-    assert "is there already" in run(workdir, f"--output={trained}", "--format=native")
+    (tmp_path / "there").write_text("")
+    assert "is there already" in run(workdir, f"--output={tmp_path}", "--format=native")
+    assert "neither a workdir" in run(workdir, f"--output={tmp_path / 'x'}", "--format=native")
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
