@@ -25,6 +25,9 @@ class Mode:
     on_devices: bool = True
 
 
+_PATHS = {"workdir", "documents", "base", "source", "output"}
+
+
 def parse(argv: Sequence[str]) -> None:
     """Parses flags and loads the file of `--config`.
 
@@ -64,6 +67,8 @@ def arguments(
     """
     given = {name: flags.FLAGS[name].value for name in every}
     given = {name: value for name, value in given.items() if value is not None}
+    for name in _PATHS & set(given):  # after `=` shells leave a tilde as it is
+        given[name] = os.path.expanduser(given[name])
     for name in needs:
         if given.get(name) in (None, ""):
             what = flags.FLAGS[name].help.split(". ")[0].rstrip(".")

@@ -292,7 +292,7 @@ def load(path: str | os.PathLike[str]) -> Config:
         return freeze(json.loads(files.read(path)))
     except FileNotFoundError as e:
         raise UserError(f"{path}: no such file; is this a clara_jax workdir?") from e
-    except ValueError as e:  # not JSON, or not even text
+    except (ValueError, RecursionError) as e:  # not JSON, or not even text
         raise UserError(f"{path}: not JSON ({e}); restore it from a copy") from e
 
 

@@ -4,7 +4,10 @@ import contextlib
 import hashlib
 import os
 import shutil
+import signal
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -93,8 +96,12 @@ def make_folder(name: Name) -> None:
 
 
 @contextlib.contextmanager
-def whole_folder(name: str) -> Iterator[str]:
+def whole_folder(name: str, *outside: Name) -> Iterator[str]:
     """Yields a folder to write to, which gets its name when all of it is written, or is removed.
+
+    Args:
+        name: of the folder.
+        *outside: folders that it must not lie in.
 
     Raises:
         UserError: there is something of that name already, or it cannot be written.
@@ -102,6 +109,9 @@ def whole_folder(name: str) -> Iterator[str]:
     if is_remote(name):
         raise UserError(f"{name}: must be a local folder; copy it from there")
     final = absolute(name)
+    for other in outside:
+        if final.startswith(os.path.join(absolute(os.fspath(other)), "")):
+            raise UserError(f"{name}: lies inside {other}; give a folder beside it")
     if os.path.exists(final) and (not os.path.isdir(final) or os.listdir(final)):
         raise UserError(f"{name}: is there already; give another name, or remove it first")
     try:
@@ -111,7 +121,12 @@ def whole_folder(name: str) -> Iterator[str]:
     except OSError as e:
         raise UserError(f"{name}: cannot be written here ({e.strerror})") from e
     try:
-        yield folder
+        # What ends the process raises instead, so that nothing half-written is left.
+        before = _on_sigterm(lambda *_: sys.exit(128 + signal.SIGTERM))
+        try:
+            yield folder
+        finally:
+            _on_sigterm(before)
         for place, _, names in os.walk(folder):  # mkdtemp and safetensors let nobody else read
             os.chmod(place, 0o755)
             for file in names:
@@ -119,8 +134,17 @@ def whole_folder(name: str) -> Iterator[str]:
         os.replace(folder, final)
     except OSError as e:
         raise UserError(f"{name}: cannot be written ({e.strerror or e}); nothing is left") from e
+    except UserError as e:  # it knows the folder by the name that it is to have
+        raise UserError(str(e).replace(folder, final)) from e
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _on_sigterm(handler: Any) -> Any:
+    """Sets the handler, where this can be done; returns the one before."""
+    if threading.current_thread() is not threading.main_thread() or handler is None:
+        return None
+    return signal.signal(signal.SIGTERM, handler)
 
 
 def local(name: str) -> str:

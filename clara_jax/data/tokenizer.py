@@ -6,6 +6,7 @@ memory and separator ids need no entry in the tokenizer.
 """
 
 import itertools
+import json
 import os
 import pathlib
 import re
@@ -88,6 +89,12 @@ class Tokenizer:
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes tokenizer.json and what belongs to it, for transformers and `load_tokenizer`."""
         self._hf.save_pretrained(os.fspath(directory))
+        path = pathlib.Path(directory) / "tokenizer_config.json"
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        for key in ("backend", "is_local"):  # of transformers 5, like the name of its class
+            settings.pop(key, None)
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        path.write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
 
     def encode(self, parts: Parts) -> list[int]:
         """Ids of the parts, tokenised together as one string with added tokens at the ints.
@@ -193,12 +200,15 @@ def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
-def load_tokenizer(name: str, chat_template: str | None = None) -> Tokenizer:
+def load_tokenizer(
+    name: str, chat_template: str | None = None, where: str | os.PathLike[str] | None = None
+) -> Tokenizer:
     """Loads a tokenizer by name.
 
     Args:
         name: a key of NAMED, a `.gguf` file, a directory with `tokenizer.json`, or a hub id.
         chat_template: in place of its own.
+        where: what holds that template, for messages.
 
     Raises:
         UserError: nothing of that name can be loaded, or it is broken.
@@ -212,7 +222,7 @@ def load_tokenizer(name: str, chat_template: str | None = None) -> Tokenizer:
         for assistant in (None, "the answer"):
             tokenizer.chat("the system text", "the question", assistant)
     except Exception as e:  # a template is a program, which may fail in any way
-        raise UserError(f"{name}: the chat template cannot be used ({reason(e)})") from e
+        raise UserError(f"{where or name}: the chat template cannot be used ({reason(e)})") from e
     return tokenizer
 
 

@@ -49,7 +49,7 @@ def run(workdir: str, format: str, output: str, base: str | None = None) -> int:
         UserError: there is no such model, the format cannot hold it, or it cannot be written;
             nothing is left of the output then.
     """
-    with files.whole_folder(output) as folder:
+    with files.whole_folder(output, workdir) as folder:
         setup = load_setup(workdir, base, parts=_PARTS)
         if not setup.config.model.base and not setup.base_trained:  # random: no file has it
             setup = load_setup(workdir, base)
@@ -149,17 +149,18 @@ def _write_base(setup: Setup, folder: str, adapter: Any = None) -> None:
 
     A base that was not trained is read from where it is, tensor by tensor.
     """
-    model, params = setup.model, setup.trees["base"]
-    dtype = model.held_dtype
-    if setup.config.model.base and not setup.base_trained:
-        tensors = base_lib.open_tensors(setup.config.model.base, model)
+    model, params, ids = setup.model, setup.trees["base"], {}
+    dtype, base = model.held_dtype, setup.config.model.base
+    if "layers" not in params:  # it was not trained, so that a file has it
+        tensors = base_lib.open_tensors(base, model)
         params = layout.stored(tensors, model)
         dtype = "bfloat16" if tensors.is_bfloat16 else "float32"
+        ids = base_lib.generation_settings(base, folder)
     lora = setup.config.lora
     hf_write.save_params(folder, params, model, adapter=adapter, lora=lora, dtype=dtype)
     tokenizer = setup.tokenizer
     tokenizer.save(folder)
-    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id} | ids
     text = json.dumps(hf_config.hf_config(model, dtype) | ids, indent=2)
     files.write(os.path.join(folder, "config.json"), text)
 

@@ -6,6 +6,8 @@ whether the checkpoint was trained on it.
 
 import dataclasses
 import os
+import pathlib
+import shlex
 import shutil
 from collections.abc import Sequence
 
@@ -16,9 +18,9 @@ from clara_jax.data.tokenizer import Tokenizer, load_tokenizer
 from clara_jax.errors import UserError
 from clara_jax.inference import checks
 from clara_jax.interop import base as base_lib
-from clara_jax.interop import clara_release, hub, native, release_config
+from clara_jax.interop import clara_release, hub, layout, native, release_config
 from clara_jax.interop.clara_release import Release
-from clara_jax.models.config import ModelConfig
+from clara_jax.models.config import LoraConfig, ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +62,9 @@ def read(directory: str | os.PathLike[str], base: str | None, dtype: str | None 
     model = base_lib.read_config(base)
     weights = base_lib.open_tensors(base, model)
     template = release_config.read_chat_template(directory)
-    tokenizer = load_tokenizer(base, template)
+    tokenizer = load_tokenizer(base)
+    if template:
+        tokenizer = load_tokenizer(base, template, where=directory)
     try:
         release = clara_release.read(directory, model, weights, tokenizer.size)
     except UserError as e:
@@ -97,25 +101,47 @@ def run(source: str, workdir: str, base: str | None = None) -> int:
     Raises:
         UserError: source, base or workdir cannot be used; nothing is left of the workdir then.
     """
-    with files.whole_folder(workdir) as folder:
+    with files.whole_folder(workdir, source) as folder:
         directory = hub.resolve_source(source)
         if native.is_native(directory):
-            config = config_lib.load(directory / "config.json")
-            shutil.copytree(directory, folder, dirs_exist_ok=True)
-            names = native.names(directory)
+            config, names = _copy(directory, folder, base)
+        elif (directory / "checkpoints").is_dir():
+            raise UserError(
+                f"{source}: a run that was trained here; use it as it is, or --mode=export it"
+            )
         else:
             imported = read(directory, base)
             config, names = imported.config, tuple(imported.release.trees)
             native.write(folder, imported.release.trees, step=0)
             if config.model.tokenizer:
                 imported.tokenizer.save(os.path.join(folder, native.TOKENIZER))
-                model = dataclasses.replace(config.model, tokenizer=native.OWN_TOKENIZER)
-                config = dataclasses.replace(config, model=model)
+                config = _with(config, tokenizer=native.OWN_TOKENIZER)
         if base:
-            config = dataclasses.replace(config, model=dataclasses.replace(config.model, base=base))
-        config_lib.save(config_lib.absolute(config), os.path.join(folder, "config.json"))
+            here = os.path.abspath(base) if os.path.exists(base) else base
+            config = _with(config, base=here)
+        config_lib.save(config, os.path.join(folder, "config.json"))
     print(summary(config, names, source, workdir))
     return 0
+
+
+def _copy(directory: pathlib.Path, folder: str, base: str | None) -> tuple[Config, tuple[str, ...]]:
+    """Copies what was exported here and checks it on its base; its config and trees' names."""
+    config = config_lib.load(directory / "config.json")
+    shutil.copytree(directory, folder, dirs_exist_ok=True)
+    names = native.names(folder)
+    if not base and config.model.base == native.OWN_BASE:
+        base = os.path.join(folder, native.BASE)
+    if not base and base_lib.is_hub_id(config.model.base):
+        return config, names  # only a base that the user names is fetched
+    model = base_lib.read_config(base or config.model.base)
+    layout.stored(base_lib.open_tensors(base or config.model.base, model), model)
+    expected = native.expected(model, config.lora, config.memory_tokens)
+    native.read(folder, {name: expected[name] for name in names}, model, config.lora)
+    return config, names
+
+
+def _with(config: Config, **options: str) -> Config:
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **options))
 
 
 def summary(config: Config, names: Sequence[str], source: str, workdir: str) -> str:
@@ -124,6 +150,18 @@ def summary(config: Config, names: Sequence[str], source: str, workdir: str) -> 
     adapters = [name for name in config_lib.ADAPTERS if name in names]
     missing = [name for name in config_lib.ADAPTERS if name not in names]
 
+    own_base = config.model.base == native.OWN_BASE
+    options = {
+        "init_from": workdir,
+        "model.base": os.path.join(workdir, native.BASE) if own_base else config.model.base,
+        "data.document_length": data.document_length,
+        "data.rate": data.rate,
+    }
+    for name, value in (("rank", lora.rank), ("alpha", lora.alpha)):
+        if value != getattr(LoraConfig(), name):
+            options[f"lora.{name}"] = value
+    if config.memory.positions != "after":
+        options["memory.positions"] = config.memory.positions
     rows = {
         "imported": f"{source}, stage {config.stage}",
         "base": f"{config.model.base}, in {config.model.param_dtype}",
@@ -133,10 +171,10 @@ def summary(config: Config, names: Sequence[str], source: str, workdir: str) -> 
         f"(rate {data.rate}), top {config.select.k}",
         "serves": checks.possible(checks.CALLS, names),
         "starts": checks.possible(checks.STAGES, names),
-        "ask": f"python -m clara_jax.main --mode=ask --workdir={workdir} --documents=FILE",
+        "ask": f"python -m clara_jax.main --mode=ask {shlex.quote(f'--workdir={workdir}')} "
+        "--documents=FILE",
         "train on": "python -m clara_jax.main --config=configs/e2e.py --workdir=NEW "
-        f"--config.init_from={workdir} --config.model.base={config.model.base} "
-        f"--config.data.document_length={data.document_length} --config.data.rate={data.rate} "
-        "--config.data.sources=FILE",
+        + " ".join(shlex.quote(f"--config.{name}={value}") for name, value in options.items())
+        + " --config.data.sources=FILE",
     }
     return "\n".join(f"{name:9} {text}" for name, text in rows.items())

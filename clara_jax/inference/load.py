@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from clara_jax import files, sharding
 from clara_jax.errors import UserError
 from clara_jax.inference import import_model
+from clara_jax.interop import base as base_lib
 from clara_jax.interop import clara_release
 from clara_jax.models.config import ExtraTokens
 from clara_jax.models.decoder import Decoder
@@ -33,6 +34,11 @@ def load_setup(
     base = None if base is None else os.fspath(base)
     if clara_release.is_release(path):
         return _from_release(path, base, param_dtype, parts)
+    if base_lib.is_model(path):
+        raise UserError(
+            f"{path}: a plain Hugging Face model, such as --format=merged writes; load what it was "
+            "exported from"
+        )
     if not (files.path(path) / "config.json").exists():
         raise UserError(f"{path}: neither a workdir nor a CLaRa release: no config.json there")
     return setup_lib.restore(os.fspath(path), parts=parts, base=base, param_dtype=param_dtype)

@@ -17,6 +17,8 @@ from clara_jax.models.config import LoraConfig, ModelConfig
 from clara_jax.models.decoder import abstract_params
 from clara_jax.models.lora import Adapter
 
+MOST_RANK = 2**14  # beyond it an adapter would be larger than what it adapts
+
 _A, _B = "lora_A.weight", "lora_B.weight"
 
 

@@ -1,9 +1,11 @@
 """Base models in any format: a Hugging Face directory, a hub id or a GGUF file."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import re
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +24,8 @@ class Base:
     path: pathlib.Path
 
 
+GENERATION = "generation_config.json"
+
 _READERS = {"hf": hf, "gguf": gguf}
 _TENSORS = {"hf": hf.Safetensors, "gguf": gguf.Tensors}
 
@@ -32,7 +36,9 @@ def is_hub_id(name: str) -> bool:
     Only such names are worth asking the network about.
     """
     path = pathlib.Path(name)
-    return not path.exists() and path.suffix != ".gguf" and bool(_HUB_ID.fullmatch(name))
+    if path.exists() or path.suffix == ".gguf" or (path.parent.is_dir() and path.parent.name):
+        return False  # where the first part is a folder here, the second is a slip
+    return bool(_HUB_ID.fullmatch(name))
 
 
 def resolve(base: str | os.PathLike[str]) -> Base:
@@ -55,6 +61,11 @@ def resolve(base: str | os.PathLike[str]) -> Base:
     )
 
 
+def is_model(directory: str | os.PathLike[str]) -> bool:
+    """Whether a local directory holds the weights of a whole Hugging Face model."""
+    return any((pathlib.Path(directory) / name).is_file() for name in (hf.SINGLE, hf.INDEX))
+
+
 def read_config(base: str | os.PathLike[str]) -> ModelConfig:
     """Reads a base model's architecture.
 
@@ -73,6 +84,22 @@ def open_tensors(base: str | os.PathLike[str], config: ModelConfig) -> layout.Ch
     """
     found = resolve(base)
     return _TENSORS[found.format](found.path, config)
+
+
+def generation_settings(base: str | os.PathLike[str], folder: str) -> dict[str, Any]:
+    """Copies a base's generation_config.json, if it has one, to a folder.
+
+    Returns:
+        Ids of special tokens that its config.json names. Models may end a turn with several.
+    """
+    found = resolve(base)
+    if found.format != "hf":
+        return {}
+    if (found.path / GENERATION).is_file():
+        shutil.copyfile(found.path / GENERATION, os.path.join(folder, GENERATION))
+    data = json.loads((found.path / "config.json").read_text(encoding="utf-8"))
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {name: data[name] for name in names if data.get(name) is not None}
 
 
 def load_params(

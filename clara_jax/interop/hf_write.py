@@ -22,6 +22,7 @@ from clara_jax.interop.hf import INDEX, SINGLE
 from clara_jax.interop.layout import Stored
 from clara_jax.interop.names import TABLE, Part, Row, part
 from clara_jax.models.config import LoraConfig, ModelConfig
+from clara_jax.models.decoder import abstract_params
 from clara_jax.models.quantize import dequantize
 
 
@@ -76,6 +77,9 @@ def save_params(
     if adapter is not None and lora is None:
         raise ValueError("an adapter needs its LoraConfig")
     flat = flax.traverse_util.flatten_dict(params, sep="/")
+    held = dataclasses.replace(config, param_dtype="float32")
+    if missing := flax.traverse_util.flatten_dict(abstract_params(held), sep="/").keys() - flat:
+        raise ValueError(f"the base lacks {sorted(missing)[0]}")
     low_rank = flax.traverse_util.flatten_dict(adapter or {}, sep="/")
     scale = lora.scale if lora else 0.0
     plan = _plan(_tensors(flat, config), np.dtype(dtype).itemsize, shard_bytes)

@@ -27,6 +27,7 @@ _MARKS = (
     ("config.json", "checkpoints"),  # a workdir
 )
 
+_SHOWN = 8  # checkpoints that a message lists
 _DEPTH = 3  # levels of a local folder that are looked at
 
 
@@ -117,4 +118,6 @@ def _checkpoints(files: Iterable[str]) -> list[str]:
 def _choice(where: str, folders: list[str]) -> str:
     if not folders:
         return "; no folder of it is a checkpoint"
-    return "; checkpoints: " + ", ".join(f"{where}/{f}" if f else where for f in folders)
+    shown = [f"{where}/{folder}" if folder else where for folder in folders[:_SHOWN]]
+    more = f" and {len(folders) - _SHOWN} more" if len(folders) > _SHOWN else ""
+    return f"; checkpoints: {', '.join(shown)}{more}"

@@ -87,5 +87,5 @@ def name_of(base: str) -> tuple[str, bool]:
 def _own_name(config: pathlib.Path) -> str:
     try:
         return str(json.loads(config.read_text(encoding="utf-8")).get("_name_or_path") or "")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return ""

@@ -5,6 +5,7 @@ such as `generator/layers/mlp/up/a`. An adapter may lie in a PEFT directory of i
 (`--format=peft`). Unlike a workdir it needs no earlier run; the base stays where it is.
 """
 
+import math
 import os
 from typing import Any
 
@@ -19,7 +20,8 @@ from clara_jax import files
 from clara_jax.config import ADAPTERS
 from clara_jax.errors import UserError, reason
 from clara_jax.interop import adapters, peft
-from clara_jax.models.config import ModelConfig
+from clara_jax.models.config import LoraConfig, ModelConfig
+from clara_jax.models.lora import init_adapter
 
 WEIGHTS = "weights.safetensors"
 # A base that no hub holds, in the Hugging Face layout; how a config.json names it from beside it.
@@ -44,11 +46,15 @@ def write(directory: str | os.PathLike[str], trees: dict[str, Any], step: int) -
         step: training steps that they have seen; 0 if that is unknown.
     """
     flat = flax.traverse_util.flatten_dict(trees, sep="/")
-    safetensors.numpy.save_file(
-        {path: np.ascontiguousarray(leaf) for path, leaf in flat.items()},
-        os.path.join(directory, WEIGHTS),
-        metadata={"format": "clara_jax", "step": str(step)},
-    )
+    path = os.path.join(directory, WEIGHTS)
+    try:
+        safetensors.numpy.save_file(
+            {path: np.ascontiguousarray(leaf) for path, leaf in flat.items()},
+            path,
+            metadata={"format": "clara_jax", "step": str(step)},
+        )
+    except safetensors.SafetensorError as e:  # such as a full disk
+        raise UserError(f"{path}: cannot be written ({e})") from e
 
 
 def names(directory: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -70,7 +76,10 @@ def step(directory: str | os.PathLike[str]) -> int:
 
 
 def read(
-    directory: str | os.PathLike[str], expected: dict[str, Any], config: ModelConfig
+    directory: str | os.PathLike[str],
+    expected: dict[str, Any],
+    config: ModelConfig,
+    lora: LoraConfig,
 ) -> dict[str, Any]:
     """Reads trees.
 
@@ -79,6 +88,7 @@ def read(
         expected: the wanted trees by name, with leaves that have a shape. `added` may hold a
             `head` that is not among them: only the release's checkpoints have one.
         config: of the base.
+        lora: the adapters' settings.
 
     Returns:
         Trees of numpy arrays.
@@ -98,7 +108,12 @@ def read(
             flat[path] = file.get_tensor(path)
     for name in set(expected) & set(ADAPTERS):
         if peft.is_adapter(folder := _beside(directory, name)):
-            tree, _ = peft.read(folder, config)
+            tree, there = peft.read(folder, config)
+            if not math.isclose(there.scale, lora.scale, rel_tol=1e-6):
+                raise UserError(
+                    f"{folder}: lora_alpha / r is {there.scale:g}, but {directory}/config.json has "
+                    f"{lora.scale:g}; make them the same"
+                )
             rank = next(iter(jax.tree.leaves(expected[name]))).shape[1]
             tree = adapters.widen(tree, rank)  # not all of them have it where they are fused
             flat |= flax.traverse_util.flatten_dict({name: tree}, sep="/")
@@ -110,7 +125,18 @@ def read(
                 f"{where}: {path} has shape {list(flat[path].shape)}, but config.json and base ask "
                 f"for {list(leaf.shape)}; is it the right base?"
             )
+    for path, array in flat.items():
+        if not np.isfinite(array).all():
+            raise UserError(f"{where}: {path} holds NaN or infinity; the file is damaged")
     return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def expected(config: ModelConfig, lora: LoraConfig, memory_tokens: int) -> dict[str, Any]:
+    """Shapes of all trees that there may be, for `read`."""
+    adapter = jax.eval_shape(lambda: init_adapter(config, lora, jax.random.key(0)))
+    rows = lambda n: jax.ShapeDtypeStruct((n, config.d_model), np.float32)  # noqa: E731
+    trees = dict.fromkeys(ADAPTERS, adapter)
+    return {**trees, "memory": rows(memory_tokens), "added": {"embed": rows(3)}}
 
 
 def _beside(directory: str | os.PathLike[str], name: str) -> str:

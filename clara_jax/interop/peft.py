@@ -9,6 +9,7 @@ from typing import Any
 
 import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy, which safetensors then returns)
 import numpy as np
+import safetensors
 import safetensors.numpy
 
 from clara_jax.errors import UserError
@@ -94,11 +95,14 @@ def write(
     }
     text = json.dumps(settings, indent=2) + "\n"
     (directory / _CONFIG).write_text(text, encoding="utf-8")
-    safetensors.numpy.save_file(
-        {_PREFIX + name: tensor for name, tensor in tensors.items()},
-        directory / _SAFE,
-        metadata={"format": "pt"},
-    )
+    try:
+        safetensors.numpy.save_file(
+            {_PREFIX + name: tensor for name, tensor in tensors.items()},
+            directory / _SAFE,
+            metadata={"format": "pt"},
+        )
+    except safetensors.SafetensorError as e:  # such as a full disk
+        raise UserError(f"{directory / _SAFE}: cannot be written ({e})") from e
 
 
 def read(directory: str | os.PathLike[str], config: ModelConfig) -> tuple[Adapter, LoraConfig]:
@@ -134,8 +138,10 @@ def read_settings(directory: str | os.PathLike[str], config: ModelConfig) -> Lor
             if value not in values and not (value in _EMPTY and values[0] in _EMPTY):
                 raise UserError(f"{path}: {key}={value!r} is not supported, only {values[0]!r}")
         rank, alpha = data["r"], data["lora_alpha"]
-        if type(rank) is not int or not rank >= 1:
-            raise UserError(f"{path}: r={rank!r} is not a whole number above 0")
+        if type(rank) is not int or not 1 <= rank <= adapters.MOST_RANK:
+            raise UserError(
+                f"{path}: r={rank!r} is not a whole number from 1 to {adapters.MOST_RANK}"
+            )
         if type(alpha) not in (int, float) or not math.isfinite(alpha):
             raise UserError(f"{path}: lora_alpha={alpha!r} is not a number")
         for key, common in (("rank_pattern", rank), ("alpha_pattern", alpha)):
@@ -155,7 +161,9 @@ def read_settings(directory: str | os.PathLike[str], config: ModelConfig) -> Lor
         raise UserError(f"{path}: no such file; is this a PEFT adapter's directory?") from e
     except KeyError as e:
         raise UserError(f"{path}: {e} is missing; is this a PEFT adapter's directory?") from e
-    except (OSError, ValueError, TypeError, AttributeError, re.error) as e:
+    except (
+        OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError, re.error
+    ) as e:  # fmt: skip
         raise UserError(f"{path}: not a PEFT adapter's settings ({e})") from e
 
 

@@ -7,6 +7,7 @@ import pathlib
 from typing import Any
 
 from clara_jax.errors import UserError
+from clara_jax.interop.adapters import MOST_RANK
 
 CONFIG = "config.json"
 
@@ -96,6 +97,8 @@ def read_settings(directory: str | os.PathLike[str]) -> Settings:
     """
     path = pathlib.Path(directory) / CONFIG
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: not a file")  # a pipe would never be read
         data = json.loads(path.read_text(encoding="utf-8"))
         kind = data["model_type"]
         if kind not in _KINDS:
@@ -120,7 +123,7 @@ def read_settings(directory: str | os.PathLike[str]) -> Settings:
             document_length=length,
             rate=rate,
             top_k=_positive(data, "generation_top_k", path),
-            rank=_positive(data, "lora_r", path),
+            rank=_positive(data, "lora_r", path, MOST_RANK),
             base=str(data.get("decoder_model_name") or ""),
         )
     except FileNotFoundError as e:
@@ -145,8 +148,10 @@ def read_chat_template(directory: str | os.PathLike[str]) -> str | None:
             return path.read_text(encoding="utf-8") or None
         if (path := directory / "tokenizer_config.json").is_file():
             template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
+            if isinstance(template, list):  # several by name, as transformers allows
+                template = {t["name"]: t["template"] for t in template}.get("default")
             return template if isinstance(template, str) else None
-    except (OSError, ValueError, AttributeError) as e:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
         raise UserError(f"{path}: cannot be read ({e})") from e
     return None
 
@@ -168,8 +173,8 @@ def to_json(settings: Settings) -> dict[str, Any]:
     }.items()))  # fmt: skip
 
 
-def _positive(data: dict[str, Any], key: str, path: pathlib.Path) -> int:
+def _positive(data: dict[str, Any], key: str, path: pathlib.Path, most: int = 2**31 - 1) -> int:
     value = data[key]
-    if type(value) is not int or not 0 < value < 2**31:
-        raise UserError(f"{path}: {key}={value!r} is not a whole number above 0")
+    if type(value) is not int or not 0 < value <= most:
+        raise UserError(f"{path}: {key}={value!r} is not a whole number from 1 to {most}")
     return value

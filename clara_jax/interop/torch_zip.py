@@ -5,7 +5,7 @@ is read by an unpickler that knows a few harmless names and refuses every other 
 names build is plain descriptions, which are checked before any byte of a storage is looked at.
 """
 
-import collections
+import math
 import os
 import pickle
 import struct
@@ -24,6 +24,9 @@ _DTYPES = {
     "HalfStorage": np.float16,
     "BFloat16Storage": ml_dtypes.bfloat16,
 }
+
+_PICKLE_BYTES = 2**26
+_DIMENSIONS = 8  # more than any weight has
 
 _LOCAL_HEADER = struct.Struct("<26xHH")  # lengths of the name and of the extra field
 _LOCAL_HEADER_BYTES = 30
@@ -57,6 +60,8 @@ class TorchFile:
             UserError: not a torch zip file, damaged, or with anything but tensors of floats in it.
         """
         self.path = path
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise UserError(f"{path}: not a file")  # one without end would never be read
         try:
             with zipfile.ZipFile(path) as archive:
                 self._entries = {entry.filename: entry for entry in archive.infolist()}
@@ -64,6 +69,8 @@ class TorchFile:
                 if len(pickles) != 1:
                     raise UserError(f"{path}: not a torch zip file (no data.pkl in it)")
                 self._prefix = pickles[0].removesuffix("data.pkl")
+                if self._entries[pickles[0]].file_size > _PICKLE_BYTES:
+                    raise UserError(f"{path}: its data.pkl is too large to be of tensors' names")
                 byteorder = self._prefix + "byteorder"
                 if byteorder in self._entries and archive.read(byteorder) != b"little":
                     raise UserError(f"{path}: was saved on a big-endian machine")
@@ -97,8 +104,11 @@ class TorchFile:
             raise UserError(f"{where}: its storage {tensor.storage.key!r} is missing")
         dtype = np.dtype(_DTYPES[tensor.storage.kind])
         numbers = (tensor.offset, *tensor.shape, *tensor.strides)
-        if len(tensor.shape) != len(tensor.strides) or not all(
-            type(n) is int and 0 <= n < 2**48 for n in numbers
+        if (
+            len(tensor.shape) != len(tensor.strides)
+            or len(tensor.shape) > _DIMENSIONS
+            or not all(type(n) is int and 0 <= n < 2**48 for n in numbers)
+            or math.prod(n or 1 for n in tensor.shape) >= 2**48
         ):
             raise UserError(f"{where}: bad shape {tensor.shape} or strides {tensor.strides}")
         if 0 in tensor.shape:
@@ -151,6 +161,16 @@ class _RebuildParameter:
         return tensor
 
 
+class _Dict(dict):
+    """Stands for OrderedDict; attributes that a pickle sets, as `_metadata` of torch, are dropped.
+
+    They would hide methods.
+    """
+
+    def __setstate__(self, state: Any) -> None:
+        """Takes nothing."""
+
+
 class _Unpickler(pickle.Unpickler):
     """Knows the names that `torch.save` writes for tensors of floats, and nothing else.
 
@@ -159,7 +179,7 @@ class _Unpickler(pickle.Unpickler):
 
     _KNOWN = types.MappingProxyType(
         {
-            ("collections", "OrderedDict"): collections.OrderedDict,
+            ("collections", "OrderedDict"): _Dict,
             ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
             ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
             **{("torch", name): name for name in _DTYPES},

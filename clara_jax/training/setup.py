@@ -278,7 +278,7 @@ def with_runs(setup: Setup, runs: Sequence[Run], skip: tuple[str, ...] = ()) -> 
 def _load(run: Run, expected: Trees, setup: Setup) -> tuple[int, Trees]:
     """Step and trees of a run, with the names, shapes and shardings of `expected`."""
     if run.is_native:
-        trees = native.read(run.workdir, expected, setup.model)
+        trees = native.read(run.workdir, expected, setup.model, setup.config.lora)
         return native.step(run.workdir), put(setup.mesh, trees)
     return load_trees(run.workdir, expected, run.step)
 

@@ -10,6 +10,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import clara_jax
 from clara_jax import config as config_lib
@@ -244,6 +245,24 @@ def test_native_needs_no_other_file(trained, tmp_path, run):
     assert_same(clara_jax.load(moved), clara_jax.load(trained / run))
 
 
+def test_an_export_that_holds_its_base_is_exported_whole_again(trained, tmp_path):
+    first = export(trained / "full_e2e", "native", tmp_path / "first")
+    import_model.run(str(first), str(tmp_path / "imported"))
+    for number, source in enumerate((first, tmp_path / "imported")):
+        again = export(source, "native", tmp_path / f"again{number}")
+        assert_same(clara_jax.load(again), clara_jax.load(trained / "full_e2e"))
+        merged = export(source, "merged", tmp_path / f"merged{number}")
+        names = [set(safetensors.numpy.load_file(p / "model.safetensors")) for p in
+                 (merged, first / "base")]  # fmt: skip
+        assert names[0] == names[1] and len(names[0]) > 30
+        with pytest.raises(UserError, match="use --format=native"):
+            export_model.run(str(source), "peft", str(tmp_path / "x"))
+    with pytest.raises(UserError, match="a plain Hugging Face model"):
+        clara_jax.load(tmp_path / "merged0")
+    with pytest.raises(UserError, match=r"lies inside"):
+        export_model.run(str(first), "native", str(first / "inside"))
+
+
 def test_merged_of_a_base_trained_here_is_that_base(trained, tmp_path):
     made = export(trained / "full", "merged", tmp_path / "x")
     base = setup_lib.restore(str(trained / "full")).trees["base"]
@@ -304,6 +323,75 @@ def on_a_file(request, shared, tmp_path_factory):
     return folder, trees
 
 
+def test_a_merged_model_ends_where_its_base_does(on_a_file, tmp_path):
+    folder, _ = on_a_file
+    generation = {"eos_token_id": [2, 0, 5], "do_sample": False}
+    (folder / "base" / "generation_config.json").write_text(json.dumps(generation))
+    made = export(folder / "run", "merged", tmp_path / "x")
+    assert json.loads((made / "generation_config.json").read_text()) == generation
+    settings = json.loads((made / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert not {"backend", "is_local"} & set(settings)
+
+
+def test_a_full_disk_is_one_line(on_a_file, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise safetensors.SafetensorError("No space left on device")
+
+    folder, _ = on_a_file
+    monkeypatch.setattr(safetensors.numpy, "save_file", full)
+    for format in ("native", "peft", "merged"):
+        with pytest.raises(UserError, match=rf"{tmp_path}/x.*cannot be written \(.*No space left"):
+            export_model.run(str(folder / "run"), format, str(tmp_path / "x"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_wrong_with_an_export_is_told_when_it_is_imported(on_a_file, tmp_path):
+    folder, trees = on_a_file
+    base = str(folder / "base")
+
+    def message(source, base=base) -> str:
+        with pytest.raises(UserError) as error:
+            import_model.run(str(source), str(tmp_path / "w"), base)
+        assert not (tmp_path / "w").exists()
+        return str(error.value)
+
+    made = export(folder / "run", "native", tmp_path / "native")
+    assert "'/no/such' is neither a model directory" in message(made, "/no/such")
+    assert "base 'base' is neither a model directory" in message(made, None)
+    bad = {**trees, "memory": np.full_like(trees["memory"], np.nan)}
+    native.write(made, bad, step=0)
+    assert "memory holds NaN" in message(made)
+    native.write(made, {**trees, "memory": trees["memory"][:3]}, step=0)
+    assert "memory has shape [3, 32]" in message(made)
+    made = export(folder / "run", "peft", tmp_path / "peft")
+    path = made / "generator" / "adapter_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({**settings, "lora_alpha": 2 * settings["lora_alpha"]}))
+    assert "lora_alpha / r is 4, but" in message(made)
+    path.write_text(json.dumps({**settings, "lora_alpha": 10**400}))
+    assert "lora_alpha" in message(made) or "not a PEFT" in message(made)
+    assert "a run that was trained here" in message(_trained_folder(tmp_path))
+
+
+def _trained_folder(tmp_path) -> pathlib.Path:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "config.json").write_text("{}")
+    return tmp_path / "run"
+
+
+def test_sigterm_leaves_nothing_half_written(on_a_file, tmp_path):
+    folder, _ = on_a_file
+    code = (
+        "import os, signal, sys; from clara_jax.inference import export_model as e;"
+        "e.FORMATS['native'] = lambda *_: os.kill(os.getpid(), signal.SIGTERM);"
+        f"e.run({str(folder / 'run')!r}, 'native', {str(tmp_path / 'x')!r})"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 143, result.stderr
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("format", ["native", "peft", "release"])
 def test_families_come_back_with_the_same_numbers(on_a_file, tmp_path, format):
     folder, trees = on_a_file
@@ -324,7 +412,7 @@ def test_families_come_back_with_the_same_numbers(on_a_file, tmp_path, format):
         assert clara_jax.load(made, base=base).setup.step == 7
         jax.tree.map(
             np.testing.assert_array_equal,
-            native.read(made, trees, back.setup.model), trees,
+            native.read(made, trees, back.setup.model, back.setup.config.lora), trees,
         )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """--mode=import: checkpoints of the release and PISCO's, and what is wrong with others."""
 
+import collections
 import dataclasses
 import json
 import os
@@ -177,6 +178,36 @@ def below_a_file(c):
     c.workdir = c.base / "config.json" / "w"
 
 
+def endless(c):
+    (c.source / ADAPTERS).unlink()
+    (c.source / ADAPTERS).symlink_to("/dev/zero")
+
+
+def pipe(c):
+    (c.source / "config.json").unlink()
+    os.mkfifo(c.source / "config.json")
+
+
+def broken_template(c):
+    (c.source / "chat_template.jinja").write_text("{% for %}")
+
+
+def deep(c):
+    (c.source / "tokenizer_config.json").write_text("[" * 100_000)
+
+
+class Hidden(dict):
+    """Pickles as an OrderedDict with an attribute in the place of a method."""
+
+    def __reduce__(self):
+        return collections.OrderedDict, (), {"items": "x"}
+
+
+def hidden(c):
+    with zipfile.ZipFile(c.source / ADAPTERS, "w") as archive:
+        archive.writestr("x/data.pkl", pickle.dumps(Hidden(), 2))
+
+
 MALFORMED = {
     "truncated adapters": (cut(ADAPTERS), "adapters.pth: damaged"),
     "truncated tables": (cut(TABLES), f"{TABLES}: damaged"),
@@ -203,6 +234,12 @@ MALFORMED = {
     ),
     "unknown stage": (lambda c: c.settings(training_stage="stage7"), "training_stage 'stage7'"),
     "no settings": (lambda c: (c.source / "config.json").write_text("{"), "not a CLaRa config"),
+    "a rank beyond all widths": (lambda c: c.settings(lora_r=2**31 - 1), "from 1 to 16384"),
+    "a file without end": (endless, "adapters.pth: not a file"),
+    "settings that are a pipe": (pipe, "config.json: not a file"),
+    "a broken chat template": (broken_template, "ckpt: the chat template cannot be used"),
+    "a template's file too deep": (deep, "tokenizer_config.json: cannot be read"),
+    "methods hidden by a pickle": (hidden, "adapter encoder_adapter is missing (there is none)"),
     "missing subfolder": (elsewhere, "has no folder 'compression-16'"),
     "subfolder not named": (beside, "/compression-16"),
     "target that cannot be written": (below_a_file, "cannot be written here (File exists)"),

@@ -142,7 +142,7 @@ def test_patterns_that_say_nothing_new(tmp_path):
         ({"target_modules": None}, "not a PEFT adapter's settings"),
         ({"target_modules": ...}, "'target_modules' is missing"),
         ({"r": ...}, "'r' is missing"),
-        ({"r": 0}, "r=0 is not a whole number above 0"),
+        ({"r": 0}, "r=0 is not a whole number from 1 to 16384"),
         ({"lora_alpha": "x"}, "lora_alpha='x' is not a number"),
         ({"lora_dropout": "x"}, "not a PEFT adapter's settings"),
     ],
