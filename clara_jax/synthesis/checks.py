@@ -33,7 +33,7 @@ COPIED = "copied from the document"
 _MOST_WORDS = 60  # of a question or an answer
 _MISSING = 0.34  # share of an answer's words that may be in neither document nor question
 _TOGETHER = 0.6  # share of them that must be in two sentences one after the other
-_BELONGS = 0.45  # of the best sentence's agreement with the question that the answer's must have
+_BELONGS = 0.25  # of the best sentence's agreement with the question that the answer's must have
 _NEIGHBOUR = 0.5  # what a word of the question in the sentence before or after counts
 _SAME = 0.8  # Jaccard similarity of questions with one answer
 _RATIO = (0.5, 1.8)  # of a paraphrase's words to the document's
@@ -158,6 +158,7 @@ class _Page:
         self._found = mentions.find(document.whole)
         self._plain = f" {normalise(document.whole)} "
         self._all = frozenset(_stems(document.whole))
+        self._title = frozenset(_stems(document.title))
         self._sentences = sentences.split(document.text)
         self._stems = [frozenset(_stems(sentence)) for sentence in self._sentences]
         self._plains = [f" {normalise(sentence)} " for sentence in self._sentences]
@@ -236,7 +237,7 @@ class _Page:
     def _elsewhere(self, pair: Pair, places: Sequence[int]) -> Iterable[str]:
         """Whether the question is about other sentences than those with the answer."""
         asked = frozenset(_stems(pair.question)) - frozenset(_stems(pair.answer))
-        asked &= self._weight.keys()
+        asked = (asked & self._weight.keys()) - self._title  # every sentence is about the title
         places = [i for i in places if i < len(self._stems)]
         if not asked or not places or pair.kind == "complex":
             return
@@ -286,8 +287,6 @@ def _asked(question: str) -> frozenset[str]:
 def _fits(question: str, answer: str, found: mentions.Mentions) -> bool:
     """Whether an answer is of the kind that a question word asks for."""
     asked = " ".join(sentences.words(question))
-    if re.match(r"(in )?(when|what year|which year)\b", asked) and "when the" not in asked[5:]:
-        return bool(found.dates or found.numbers or not mentions.entities(f"It is {answer}"))
     if re.search(r"\bhow (many|old)\b|\b(percentage|percent)\b", asked[:40]):
         return bool(found.numbers) or not mentions.entities(f"It is {answer}")
     if re.match(r"who\b", asked):

@@ -4,6 +4,7 @@ The libraries for it that work offline are either large or no longer kept; the c
 here (abbreviations, initials, decimals, quotes, full stops of Chinese and Japanese) fit a page.
 """
 
+import itertools
 import re
 
 # A stop with the quotes and brackets that close behind it; blanks must follow, save in Chinese and
@@ -42,7 +43,7 @@ def ends(text: str) -> list[int]:
 def split(text: str) -> list[str]:
     """The sentences of a text without the blanks between them."""
     starts = [0, *ends(text)]
-    parts = (text[a:b].strip() for a, b in zip(starts, starts[1:], strict=False))
+    parts = (text[a:b].strip() for a, b in itertools.pairwise(starts))
     return [part for part in parts if part]
 
 
@@ -68,6 +69,4 @@ def _is_end(text: str, match: re.Match[str]) -> bool:
         return word.lower() in _STARTERS
     last = _LAST_WORD.search(before)
     name = last[1].lower() if last else ""
-    if name in _OPEN or (name in _BEFORE_NUMBER and word[:1].isdigit()):
-        return False
-    return True
+    return name not in _OPEN and not (name in _BEFORE_NUMBER and word[:1].isdigit())
