@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from clara_jax.evaluation.metrics import normalise
-from clara_jax.synthesis import languages, mentions, sentences
+from clara_jax.synthesis import languages, mentions, sentences, wording
 from clara_jax.synthesis.document import Document, Pair
 
 ANSWER = "answer not in the document"
@@ -33,25 +33,17 @@ COPIED = "copied from the document"
 _MOST_WORDS = 60  # of a question or an answer
 _MISSING = 0.34  # share of an answer's words that may be in neither document nor question
 _TOGETHER = 0.6  # share of them that must be in two sentences one after the other
-_BELONGS = 0.25  # of the best sentence's agreement with the question that the answer's must have
+_BELONGS = 0.2  # of the best sentence's agreement with the question that the answer's must have
 _NEIGHBOUR = 0.5  # what a word of the question in the sentence before or after counts
 _SAME = 0.8  # Jaccard similarity of questions with one answer
 _RATIO = (0.5, 1.8)  # of a paraphrase's words to the document's
 _COPIED = 0.6  # share of a paraphrase's runs of eight words that are the document's
 _RUN = 8
 
+_MAY_REPEAT = re.compile(r" (or|name|names|named|known|called) ")  # "which is older, A or B"
 _JUDGEMENT = re.compile(
     r"^(yes|no|maybe|true|false|ja|nein|oui|non|sí|sì|sim|não)\b[,.;:!\s]*", re.I
 )
-_WH = frozenset("who whom whose what which when where why how many much long far old often".split())
-_STOP = frozenset(
-    "a an the of and or to in on at by for from with as is are was were be been being it its this "
-    "that these those there he she they his her their them him i we you do does did done has have had "
-    "not no can could will would may might should than then so such into about after before "
-    "during between also one ones name named called known located document according passage text "
-    "mentioned s t".split()
-)
-_SUFFIX = re.compile(r"(?:ing|ed|es|s|e|ly|y|ies|ied)$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +114,7 @@ def check(document: Document, pairs: Sequence[Pair], language: str = "English") 
         ]
         flags.append(tuple(dict.fromkeys(reasons)))
     said = " ; ".join(f"{pair.question} ; {pair.answer}" for pair in pairs)
-    parts = _compare(document.whole, said)
+    parts = wording.compare(document.whole, said)
     return Checks(
         tuple(flags),
         {kind: 1 - len(lost) / max(total, 1) for kind, (total, lost) in parts.items()},
@@ -132,8 +124,12 @@ def check(document: Document, pairs: Sequence[Pair], language: str = "English") 
 
 def check_paraphrase(document: Document, text: str, language: str = "English") -> Paraphrase:
     """Judges a paraphrase of a document."""
-    lost = {kind: found for kind, (_, found) in _compare(document.whole, text).items() if found}
-    added = {kind: found for kind, (_, found) in _compare(text, document.whole).items() if found}
+    lost = {
+        kind: found for kind, (_, found) in wording.compare(document.whole, text).items() if found
+    }
+    added = {
+        kind: found for kind, (_, found) in wording.compare(text, document.whole).items() if found
+    }
     theirs, ours = sentences.words(document.text), sentences.words(text)
     ratio = len(ours) / max(len(theirs), 1)
     runs, known = _runs(ours), set(_runs(theirs))
@@ -157,10 +153,10 @@ class _Page:
         self._text = document.whole
         self._found = mentions.find(document.whole)
         self._plain = f" {normalise(document.whole)} "
-        self._all = frozenset(_stems(document.whole))
-        self._title = frozenset(_stems(document.title))
+        self._all = frozenset(wording.stems(document.whole))
+        self._title = frozenset(wording.stems(document.title))
         self._sentences = sentences.split(document.text)
-        self._stems = [frozenset(_stems(sentence)) for sentence in self._sentences]
+        self._stems = [frozenset(wording.stems(sentence)) for sentence in self._sentences]
         self._plains = [f" {normalise(sentence)} " for sentence in self._sentences]
         counts = collections.Counter(stem for stems in self._stems for stem in stems)
         self._weight = {
@@ -194,25 +190,31 @@ class _Page:
         if not _fits(pair.question, answer, found):
             yield KIND
         question = f" {normalise(pair.question)} "
-        if f" {plain} " in question and set(_stems(answer)) and " or " not in question:
+        if (
+            f" {plain} " in question
+            and set(wording.stems(answer))
+            and not _MAY_REPEAT.search(question)
+        ):
             yield ITSELF
 
     def _is_judgement(self, pair: Pair) -> bool:
         first = sentences.words(pair.question)[:1]
-        return bool(_JUDGEMENT.match(pair.answer)) and first != [] and first[0] not in _WH
+        return (
+            bool(_JUDGEMENT.match(pair.answer)) and first != [] and first[0] not in wording.QUESTION
+        )
 
     def _unsupported(self, pair: Pair, answer: str, names: bool) -> Iterable[str]:
         """What an answer says that is not word for word in the document."""
-        asked = frozenset(_stems(pair.question))
-        wanted = [stem for stem in dict.fromkeys(_stems(answer)) if stem not in asked]
+        asked = frozenset(wording.stems(pair.question))
+        wanted = [stem for stem in dict.fromkeys(wording.stems(answer)) if stem not in asked]
         missing = [stem for stem in wanted if not self._knows(stem)]
         if not wanted:
-            if not set(_stems(answer)) and normalise(answer):
+            if not set(wording.stems(answer)) and normalise(answer):
                 yield ANSWER  # of small words alone, and not there
             return
         if len(missing) > _MISSING * len(wanted):
             yield ANSWER
-        if names and any(self._is_strange(name, asked) for name in _names(answer)):
+        if names and any(self._is_strange(name, asked) for name in mentions.entities(answer)):
             yield ENTITY
         windows = [
             sum(stem in here | after for stem in wanted)
@@ -232,11 +234,11 @@ class _Page:
         )
 
     def _is_strange(self, name: str, asked: frozenset[str]) -> bool:
-        return any(stem not in asked and not self._knows(stem) for stem in _stems(name))
+        return any(stem not in asked and not self._knows(stem) for stem in wording.stems(name))
 
     def _elsewhere(self, pair: Pair, places: Sequence[int]) -> Iterable[str]:
         """Whether the question is about other sentences than those with the answer."""
-        asked = frozenset(_stems(pair.question)) - frozenset(_stems(pair.answer))
+        asked = frozenset(wording.stems(pair.question)) - frozenset(wording.stems(pair.answer))
         asked = (asked & self._weight.keys()) - self._title  # every sentence is about the title
         places = [i for i in places if i < len(self._stems)]
         if not asked or not places or pair.kind == "complex":
@@ -280,60 +282,19 @@ def _repeats(pair: Pair, earlier: Sequence[Pair]) -> Iterable[str]:
 
 
 def _asked(question: str) -> frozenset[str]:
-    wh = {f"{word}?" for word in sentences.words(question) if word in _WH}
-    return frozenset(_stems(question)) | wh
+    wh = {f"{word}?" for word in sentences.words(question) if word in wording.QUESTION}
+    return frozenset(wording.stems(question)) | wh
 
 
 def _fits(question: str, answer: str, found: mentions.Mentions) -> bool:
     """Whether an answer is of the kind that a question word asks for."""
     asked = " ".join(sentences.words(question))
-    if re.search(r"\bhow (many|old)\b|\b(percentage|percent)\b", asked[:40]):
+    if asked.startswith("how many "):
         return bool(found.numbers) or not mentions.entities(f"It is {answer}")
     if re.match(r"who\b", asked):
         return not (found.numbers and re.fullmatch(r"[\d\W]+", answer))
     return True
 
 
-def _names(text: str) -> list[str]:
-    """Names of an answer; its first word may be one only with another behind it."""
-    return list(mentions.entities(text))
-
-
-def _compare(text: str, other: str) -> dict[str, tuple[int, tuple[str, ...]]]:
-    """For each kind how much of it a text mentions, and what of that another does not."""
-    ours, theirs = mentions.find(text), mentions.find(other)
-    stems = frozenset(_stems(other))
-    years = {float(date[0]) for date in ours.dates if date[0]}
-    lost = {
-        "entities": [name for name in ours.entities if not stems >= set(_stems(name))],
-        "numbers": [f"{n:g}" for n in sorted(ours.numbers - years)
-                    if not mentions.has_number(n, theirs.numbers)],
-        "dates": [_written(date) for date in sorted(ours.dates, key=str)
-                  if not mentions.has_date(date, theirs.dates)],
-    }  # fmt: skip
-    totals = (len(ours.entities), len(ours.numbers - years), len(ours.dates))
-    return {
-        kind: (total, tuple(texts))
-        for (kind, texts), total in zip(lost.items(), totals, strict=True)
-    }
-
-
-def _written(date: mentions.Date) -> str:
-    return "-".join("?" if part is None else f"{part:02d}" for part in date)
-
-
 def _runs(words: Sequence[str]) -> list[tuple[str, ...]]:
     return [tuple(words[i : i + _RUN]) for i in range(len(words) - _RUN + 1)]
-
-
-def _stems(text: str) -> list[str]:
-    """Words that carry meaning, without endings; numbers by their value."""
-    return [_stem(word) for word in sentences.words(text) if word not in _STOP and word not in _WH]
-
-
-def _stem(word: str) -> str:
-    word = re.sub(r"['’]s?$", "", word)
-    if not word.isalpha():
-        return word
-    short = _SUFFIX.sub("", word)
-    return short[:7] if len(short) > 2 else word

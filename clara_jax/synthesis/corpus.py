@@ -79,7 +79,7 @@ def read(names: str, config: Config, counts: Counts | None = None) -> Iterator[D
 
 
 def chunk(text: str, fits: Fits) -> Iterator[str]:
-    """Pieces of a text that fit, cut at ends of sentences; in one that is too long, at words."""
+    """Pieces of a text that fit, cut at ends of sentences; in a long one at words."""
     text = " ".join(text.split())
     ends, start, i = sentences.ends(text), 0, 0
     while start < len(text):
@@ -151,7 +151,7 @@ def _leaks(names: str) -> duplicates.Leaks | None:
 
 
 def _cut(text: str, start: int, end: int, fits: Fits) -> int:
-    """Where the longest piece that fits ends: behind a word, or inside one that alone is too long."""
+    """Where the longest piece that fits ends: behind a word, or inside one that is too long."""
     words = [start + match.end() for match in re.finditer(r"\S+", text[start:end])]
     for places in (words, range(start + 1, end + 1)):
         low, high = 0, 1

@@ -7,7 +7,6 @@ import sqlite3
 import numpy as np
 
 from clara_jax.errors import UserError
-from clara_jax.synthesis import sentences
 
 _PERMUTATIONS = 128
 _SHINGLE = 3  # words

@@ -217,7 +217,11 @@ def _unfit(value: dict[str, Any]) -> str:
     documents = value.get("docs", value.get("context", value.get("content")))
     if documents == []:
         return NO_DOCUMENT
-    keys = ("answers",) if value.get("data_type") == "paraphrase" else ("question", "answer", "answers")
+    keys = (
+        ("answers",)
+        if value.get("data_type") == "paraphrase"
+        else ("question", "answer", "answers")
+    )
     texts = [text for key in keys if key in value for text in _each(value[key])]
     texts += _each(documents) if records.is_scp(value) else []
     return EMPTY if any(isinstance(text, str) and not text.strip() for text in texts) else ""

@@ -4,19 +4,26 @@ import re
 
 # Small words that are frequent in one of these languages and rare in the others.
 _SMALL_WORDS = {
-    "english": "the of and to is was what which who how when where did does that with for are were by "
+    "english": "the of and to is was what which who how when where did does that "
+    "with for are were by "
     "his her from this",
-    "german": "der die das und ist wer wie wann wo nicht ein eine den dem von mit für auf wurde welche "
+    "german": "der die das und ist wer wie wann wo nicht ein eine den dem von "
+    "mit für auf wurde welche "
     "welcher zu im auch",
-    "french": "le les des et est qui quel quelle où comment dans une pour par sur avec aux du ce cette "
+    "french": "le les des et est qui quel quelle où comment dans une pour par "
+    "sur avec aux du ce cette "
     "quand était",
-    "spanish": "el los las y es quién qué cuál cuándo dónde cómo una del por con para fue en se al son "
+    "spanish": "el los las y es quién qué cuál cuándo dónde cómo una del por con "
+    "para fue en se al son "
     "cuántos",
-    "italian": "il gli che è chi quale quando dove come una di per con nel della sono stato fu alla dei "
+    "italian": "il gli che è chi quale quando dove come una di per con nel della "
+    "sono stato fu alla dei "
     "quanti",
-    "portuguese": "os as e é quem qual quando onde como uma do da em por com para foi não dos ao são "
+    "portuguese": "os as e é quem qual quando onde como uma do da em por com "
+    "para foi não dos ao são "
     "quantos",
-    "dutch": "het een van en is wie wat welke wanneer waar hoe niet op met voor door werd zijn aan bij "
+    "dutch": "het een van en is wie wat welke wanneer waar hoe niet op met voor "
+    "door werd zijn aan bij "
     "de hoeveel",
 }
 _SETS = {name: frozenset(words.split()) for name, words in _SMALL_WORDS.items()}

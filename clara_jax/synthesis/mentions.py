@@ -25,7 +25,7 @@ _ORDINALS = {
         1,
     )
 } | {word[:-1] + "ieth": value for word, value in _TENS.items()}
-_SMALL = _UNITS | _TENS | _ORDINALS | {"twice": 2, "thrice": 3, "dozen": 12}
+SMALL = _UNITS | _TENS | _ORDINALS | {"twice": 2, "thrice": 3, "dozen": 12}
 _LARGE = {
     "hundred": 10**2,
     "thousand": 10**3,
@@ -37,7 +37,7 @@ _LARGE = {
 _NUMBER = re.compile(
     r"(?<![\w.,])(?P<digits>\d{1,3}(?:[,\u202f\u00a0]\d{3})+(?:\.\d+)?|\d+(?:[.,]\d+)?)"
     r"(?:st|nd|rd|th|s)?(?![\d])"
-    r"|(?<!\w)(?P<word>" + "|".join(sorted(_SMALL | _LARGE, key=len, reverse=True)) + r")s?(?!\w)",
+    r"|(?<!\w)(?P<word>" + "|".join(sorted(SMALL | _LARGE, key=len, reverse=True)) + r")s?(?!\w)",
     re.IGNORECASE,
 )
 _RANGE = re.compile(r"\b(\d\d)(\d\d)\s?[-–—/]\s?(\d\d)\b(?![-–—/\d])")
@@ -65,7 +65,7 @@ _DATES = [
         rf"\b{_MONTH},?\s+(?:of\s+)?{_YEAR}",
         rf"{_DAY}(?:\s+of)?\s+{_MONTH}",
         rf"\b{_MONTH}\s+{_DAY}(?!\w)",
-        rf"\b{_YEAR}(?:s\b)?",
+        r"\b(?P<year>1[5-9]\d\d|20\d\d)(?:s\b)?",  # an earlier one alone may be any number
     )
 ]
 
@@ -83,7 +83,8 @@ _COMMON = (
         "as after before during when while although however but and or if there we our i you your "
         "my since both according under over also many most some all one two another each other no "
         "not yes what who whom whose which where why how is are was were do does did has have had "
-        "can could will would should may might because so then thus to of into within between about "
+        "can could will would should may might because so then thus to of into within "
+        "between about "
         "until upon through despite unlike following only even such several three four five six "
         "seven eight nine ten first second third monday tuesday wednesday thursday friday saturday "
         "sunday".split()
@@ -122,7 +123,7 @@ def numbers(text: str) -> set[float]:
     for match in _NUMBER.finditer(text):
         word = (match["word"] or "").lower()
         scale = _LARGE.get(word)
-        here = float(scale or _SMALL.get(word, 0)) if word else _value(match["digits"])
+        here = float(scale or SMALL.get(word, 0)) if word else _value(match["digits"])
         # "twenty-five", "two hundred", "1.5 million": one number together.
         near = re.fullmatch(r"[\s-]+(?:and\s+)?", text[end : match.start()]) if end > 0 else None
         if near and scale:
@@ -152,7 +153,8 @@ def dates(text: str) -> set[Date]:
 
 
 def entities(text: str) -> tuple[str, ...]:
-    """Names: capitalised words, of which one at a sentence's start counts if it is elsewhere too."""
+    """Names: capitalised words, of which one at a sentence's start counts if it is "
+    "elsewhere too."""
     inside: list[str] = []
     starting: list[str] = []
     for sentence in sentences.split(text):

@@ -16,8 +16,10 @@ _FIRST_WORD = re.compile(r"[\s\"'“‘«(\[]*([\w]+)?")
 
 # Never the end of a sentence: what they belong to follows.
 _OPEN = frozenset(
-    "mr mrs ms dr prof rev hon gen col capt lt sgt maj gov sen rep pres st mt ft messrs vs fig figs "
-    "eq vol ch sec cf e.g i.e viz approx ca al ed eds trans jan feb mar apr jun jul aug sep sept oct "
+    "mr mrs ms dr prof rev hon gen col capt lt sgt maj gov sen rep pres st mt ft messrs vs "
+    "fig figs "
+    "eq vol ch sec cf e.g i.e viz approx ca al ed eds trans jan feb mar apr jun jul aug "
+    "sep sept oct "
     "nov dec adm cmdr supt gp z.b d.h u.a bzw nr dt mme mlle".split()
 )
 _BEFORE_NUMBER = frozenset("no nos p pp art para".split())

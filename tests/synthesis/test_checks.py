@@ -48,7 +48,7 @@ def test_sound_pairs_pass(question, answer):
         ("How many boats sank in the storm?", "1,350 boats", checks.NUMBER),
         ("How many boats sank in the storm?", "twelve hundred", checks.NUMBER),
         ("How many boats sank in the storm?", "Emil Rask", checks.KIND),
-        ("Who finished the stone pier after nine years of work?", "Torv", checks.ELSEWHERE),
+        ("Who finished the stone pier after nine years of work?", "Emil Rask", checks.ELSEWHERE),
         ("Who finished the pier?", "Marta Olsen, who had quarrelled bitterly over money with "
          "merchants", checks.ANSWER),
         ("Did a storm sink boats?", "Yes, in 1903", checks.NUMBER),
@@ -64,7 +64,7 @@ def test_faults_are_flagged(question, answer, reason):
 
 
 def test_complex_pairs_may_join_what_stands_apart():
-    question, answer = "What joins pier and storm?", "Marta Olsen wreckage"
+    question, answer = "What joins pier and storm?", "Olsen visitors"
     assert checks.ELSEWHERE in flags(question, answer)
     assert checks.ELSEWHERE not in flags(question, answer, kind="complex")
 
@@ -101,7 +101,7 @@ def test_paraphrase():
     assert bad.added == {"entities": ("Vik",), "numbers": ("1300",)}
     assert checks.COPIED in checks.check_paraphrase(DOCUMENT, DOCUMENT.text).flags
     assert checks.SHORT in checks.check_paraphrase(DOCUMENT, "A pier.").flags
-    assert checks.LONG in checks.check_paraphrase(DOCUMENT, 2 * good).flags
+    assert checks.LONG in checks.check_paraphrase(DOCUMENT, 3 * good).flags
     assert json.dumps(bad.as_json())
 
 
