@@ -84,8 +84,7 @@ _COMMON = (
         "my since both according under over also many most some all one two another each other no "
         "not yes what who whom whose which where why how is are was were do does did has have had "
         "can could will would should may might because so then thus to of into within "
-        "between about "
-        "until upon through despite unlike following only even such several three four five six "
+        "between about until upon through despite unlike following only even such several three four five six "
         "seven eight nine ten first second third monday tuesday wednesday thursday friday saturday "
         "sunday".split()
     )
@@ -153,8 +152,7 @@ def dates(text: str) -> set[Date]:
 
 
 def entities(text: str) -> tuple[str, ...]:
-    """Names: capitalised words, of which one at a sentence's start counts if it is "
-    "elsewhere too."""
+    """Names: capitalised words; a single one at a sentence's start if it is elsewhere too."""
     inside: list[str] = []
     starting: list[str] = []
     for sentence in sentences.split(text):

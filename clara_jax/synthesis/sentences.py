@@ -17,13 +17,11 @@ _FIRST_WORD = re.compile(r"[\s\"'“‘«(\[]*([\w]+)?")
 # Never the end of a sentence: what they belong to follows.
 _OPEN = frozenset(
     "mr mrs ms dr prof rev hon gen col capt lt sgt maj gov sen rep pres st mt ft messrs vs "
-    "fig figs "
-    "eq vol ch sec cf e.g i.e viz approx ca al ed eds trans jan feb mar apr jun jul aug "
-    "sep sept oct "
-    "nov dec adm cmdr supt gp z.b d.h u.a bzw nr dt mme mlle".split()
+    "fig figs eq vol ch sec cf e.g i.e viz approx ca al ed eds trans jan feb mar apr jun jul aug "
+    "sep sept oct nov dec adm cmdr supt gp z.b d.h u.a bzw nr dt mme mlle".split()
 )
 _BEFORE_NUMBER = frozenset("no nos p pp art para".split())
-# After an initial or a dotted acronym ("the U.S. The") only these begin a sentence; a name does not.
+# After an initial or an acronym ("the U.S. The") only these begin a sentence; a name does not.
 _STARTERS = frozenset(
     "the a an it its he his she her they their this that these those in on at by for from with as "
     "after before during when while although however but and if there we our i you since both "

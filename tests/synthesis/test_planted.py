@@ -80,3 +80,4 @@ def test_shared_data_of_the_half_that_rules_were_not_tuned_on(shared):
     total = [planted.measure(planted.plant(examples, 200, seed)) for seed in range(5)]
     spoilt = sum(n for c in total for kind, (n, _) in c.items() if kind != planted.CLEAN)
     assert spoilt >= 0.7 * 500
+    assert sum(c[planted.CLEAN][0] for c in total) <= 0.1 * 500
