@@ -84,7 +84,8 @@ _COMMON = (
         "my since both according under over also many most some all one two another each other no "
         "not yes what who whom whose which where why how is are was were do does did has have had "
         "can could will would should may might because so then thus to of into within "
-        "between about until upon through despite unlike following only even such several three four five six "
+        "between about "
+        "until upon through despite unlike following only even such several three four five six "
         "seven eight nine ten first second third monday tuesday wednesday thursday friday saturday "
         "sunday".split()
     )

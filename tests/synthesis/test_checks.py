@@ -31,6 +31,7 @@ def flags(question, answer, **options):
         ("Did a storm sink boats?", "Yes"),
         ("Did a storm sink boats?", "Yes, in 1902"),
         ("Who drew the wreckage?", "The wreckage was drawn by painter Emil Rask."),
+        ("What left daily once Marta Olsen's stone pier was finished?", "Fishing boats"),
         ("What did schools show to visitors?", "drawings of the wreckage"),
     ],
 )
