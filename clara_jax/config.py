@@ -184,6 +184,32 @@ class Prompts:
 
 
 @dataclasses.dataclass(frozen=True)
+class Synthesis:
+    """`--mode=synthesize`: training data from documents by an OpenAI-compatible endpoint."""
+
+    task: str = "scp"  # questions and paraphrases of each document; or instruct, teacher's answers
+    base_url: str = ""  # of the endpoint, such as http://127.0.0.1:8000/v1; empty: OPENAI_BASE_URL
+    model: str = ""  # its name there; the key is OPENAI_API_KEY
+    temperature: float = 0.7  # of questions and paraphrases; checks are greedy
+    max_tokens: int = 1024  # of a reply
+    timeout: float = 120.0  # seconds for a reply
+    retries: int = 5  # of a request, after errors of the network or the server, with backoff
+    repairs: int = 2  # new requests for a reply that is not the JSON that was asked for
+    concurrency: int = 32  # requests in flight
+    rounds: int = 10  # of questions about what is not covered yet, at most
+    paraphrase: bool = True  # also one paraphrase of each document
+    documents: int = 0  # at most so many, from the start; 0: all
+    prompts: str = ""  # folder with prompts of your own; empty: those of the package
+    demonstrations: str = ""  # file of worked examples that the prompts show
+    language: str = "English"  # of questions, answers and paraphrases
+    tokenizer: str = ""  # that documents are measured with; empty: words and marks, a third more
+    exclude: str = ""  # evaluation files, with commas: passages that occur in them are left out
+    near_duplicates: float = 0.8  # Jaccard similarity from which a document is a copy; 1: exact
+    input_price: float = 0.0  # of a million tokens read, for the estimate of the cost
+    output_price: float = 0.0  # of a million tokens written
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """All of a run."""
 
@@ -204,6 +230,7 @@ class Config:
     eval: Eval = Eval()
     mesh: Mesh = Mesh()
     prompts: Prompts = Prompts()
+    synthesis: Synthesis = Synthesis()
 
     @property
     def memory_tokens(self) -> int:

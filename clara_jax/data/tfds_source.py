@@ -26,23 +26,7 @@ class TfdsSource:
 
     def __init__(self, name: str, data_dir: str = ""):
         self._name = f"tfds:{name}"
-        dataset, _, split = name.rpartition("/")
-        if not dataset:
-            raise UserError(f"{self._name}: give tfds:name/split, such as tfds:squad/train")
-        try:
-            self._rows = tfds.data_source(
-                dataset,
-                split=split,
-                data_dir=data_dir or None,
-                builder_kwargs={"file_format": "array_record"},
-            )
-        except ImportError as e:  # it imports what a data set needs when it is needed
-            raise UserError(
-                f"{self._name}: tensorflow-datasets needs a package that is missing ({e}); install "
-                f"{e.name or 'it'}"
-            ) from e
-        except Exception as e:  # its own errors and those of protobuf have no common base
-            raise UserError(f"{self._name}: cannot be opened ({reason(e)})") from e
+        self._rows = open_rows(name, data_dir)
         groups: dict[int | bytes, list[int]] = {}
         keys = {}
         # Rows of one data set have the same fields.
@@ -70,7 +54,7 @@ class TfdsSource:
 
     def _row(self, index: int) -> dict[str, Any]:
         try:
-            return _decode(self._rows[index])
+            return decode(self._rows[index])
         # ArrayRecord raises RuntimeError; a row that it lost without one, or text that is not
         # UTF-8, is a ValueError; a feature of another package's type needs that package.
         except (RuntimeError, ValueError, ImportError) as e:
@@ -103,6 +87,31 @@ class TfdsSource:
         return ScpRecord("qa", questions, answers, document, origin)
 
 
+def open_rows(name: str, data_dir: str = "") -> Any:
+    """The rows of `name/split` by position, each for `decode`.
+
+    Raises:
+        UserError: no such data set or split.
+    """
+    dataset, _, split = name.rpartition("/")
+    if not dataset:
+        raise UserError(f"tfds:{name}: give tfds:name/split, such as tfds:squad/train")
+    try:
+        return tfds.data_source(
+            dataset,
+            split=split,
+            data_dir=data_dir or None,
+            builder_kwargs={"file_format": "array_record"},
+        )
+    except ImportError as e:  # it imports what a data set needs when it is needed
+        raise UserError(
+            f"tfds:{name}: tensorflow-datasets needs a package that is missing ({e}); install "
+            f"{e.name or 'it'}"
+        ) from e
+    except Exception as e:  # its own errors and those of protobuf have no common base
+        raise UserError(f"tfds:{name}: cannot be opened ({reason(e)})") from e
+
+
 def _with_aliases(value: dict[str, Any], origin: str) -> dict[str, Any]:
     """Aliases as a list a question, where the set has them in one list (`tfds_builder`)."""
     aliases = value.get("aliases")
@@ -117,12 +126,12 @@ def _with_aliases(value: dict[str, Any], origin: str) -> dict[str, Any]:
     return value | {"aliases": lists}
 
 
-def _decode(value: Any) -> Any:
+def decode(value: Any) -> Any:
     """Text of TFDS arrives as bytes, and lists of text as arrays of bytes or lists of them."""
     if isinstance(value, bytes):
         return value.decode()
     if isinstance(value, dict):
-        return {key: _decode(v) for key, v in value.items()}
+        return {key: decode(v) for key, v in value.items()}
     if isinstance(value, np.ndarray | list | tuple):
-        return [_decode(v) for v in value]
+        return [decode(v) for v in value]
     return value
