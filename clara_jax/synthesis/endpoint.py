@@ -12,6 +12,8 @@ import time
 import urllib.parse
 from typing import Any
 
+from absl import logging
+
 from clara_jax.config import Synthesis
 from clara_jax.errors import UserError
 from clara_jax.synthesis import prompts
@@ -21,7 +23,7 @@ _PATIENCE = 600.0  # seconds of Retry-After that are waited at most
 _AGAIN = (408, 409, 425, 429)  # and all from 500 on: worth another try
 _REQUEST = (400, 413, 422)  # about one request, or about a parameter that a server does not know
 # What not every server takes is left out step by step when the first requests are refused.
-_FORMS = (("schema", "seed"), ("object", "seed"), ("object",), ("seed",), ())
+_FORMS = (("schema", "seed"), ("grammar", "seed"), ("object", "seed"), ("seed",), ())
 
 
 class Failed(Exception):
@@ -112,36 +114,44 @@ class Endpoint:
                 return body
             except self._errors.APIStatusError as e:
                 what, delay = str(e.status_code), _retry_after(e.response.headers)
+                said = f"status {what}: {_said(e)}"
                 if e.status_code in _REQUEST:
-                    self._refused(e, form)
+                    self._refused(said, form)
                     continue
+                if e.status_code == 500 and tries and not self._answered:
+                    self._simplify(said, form)  # some servers fail at a parameter
                 if e.status_code < 500 and e.status_code not in _AGAIN:
                     raise UserError(
-                        f"{self.url}: refuses (status {e.status_code}: {_said(e)}); see "
+                        f"{self.url}: refuses ({said}); see "
                         "config.synthesis.base_url and model, and OPENAI_API_KEY"
                     ) from e
             except self._errors.APITimeoutError:
-                what, delay = "timeout", 0.0
+                what, said, delay = "timeout", "no reply in time, config.synthesis.timeout", 0.0
             except (self._errors.APIConnectionError, self._errors.APIResponseValidationError) as e:
-                what, delay = f"no connection ({e.__cause__ or e})", 0.0
+                what, said, delay = "connection", f"no connection ({e.__cause__ or e})", 0.0
             except (json.JSONDecodeError, UnicodeDecodeError):
-                what, delay = "a body that is not JSON", 0.0
-            self.counts[what.split(" (")[0]] += 1
+                what, said, delay = "body", "a body that is not JSON", 0.0
+            self.counts[what] += 1
             if tries == self._options.retries:
-                self._give_up(what)
+                self._give_up(said)
             backoff = min(_FIRST * 2**tries, _LONGEST) * self._random.uniform(0.5, 1.5)
             await asyncio.sleep(max(backoff, delay))
             tries += 1
 
-    def _refused(self, error: Any, form: int) -> None:
-        """Goes on with fewer parameters where none was taken yet; else raises."""
-        said = f"status {error.status_code}: {_said(error)}"
+    def _refused(self, said: str, form: int) -> None:
+        """Goes on with fewer parameters where no request was taken yet; else raises."""
         if self._answered:
-            raise Failed(f"refused by the endpoint, {said}") from error
-        if form == self._form:
-            if form + 1 == len(_FORMS):
-                raise UserError(f"{self.url}: refuses every request ({said})") from error
+            raise Failed(f"refused by the endpoint: {said}")
+        if form + 1 == len(_FORMS):
+            raise UserError(f"{self.url}: refuses every request ({said})")
+        self._simplify(said, form)
+
+    def _simplify(self, said: str, form: int) -> None:
+        """Leaves out what the server may not know, unless another request just did."""
+        if form == self._form and form + 1 < len(_FORMS):
             self._form += 1
+            logging.info("leaving out all but %s, as the endpoint said %s",
+                         ", ".join(_FORMS[self._form]) or "messages", said)  # fmt: skip
 
     def _give_up(self, what: str) -> None:
         self._lost += 1
@@ -226,9 +236,11 @@ def read_json(text: str) -> Any:
 
 
 def _parameters(form: tuple[str, ...], name: str, seed: int) -> dict[str, Any]:
-    schema = {"name": name, "strict": True, "schema": prompts.schema(prompts.KINDS[name].shape)}
+    schema = prompts.schema(prompts.KINDS[name].shape)
+    named = {"name": name, "strict": True, "schema": schema}
     table = {
-        "schema": {"response_format": {"type": "json_schema", "json_schema": schema}},
+        "schema": {"response_format": {"type": "json_schema", "json_schema": named}},
+        "grammar": {"response_format": {"type": "json_object", "schema": schema}},  # llama.cpp's
         "object": {"response_format": {"type": "json_object"}},
         "seed": {"seed": seed},
     }
