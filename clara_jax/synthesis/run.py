@@ -181,6 +181,7 @@ class _Run:
             "document_length": self._config.data.document_length,
             "options": options,
             "tokens": estimate.describe(self._options, store.tokens),
+            "replies": store.count,
             "requests_of_last_run": counts,
             "left_undone": left,
         }

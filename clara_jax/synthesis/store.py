@@ -26,6 +26,7 @@ class Store:
 
     Attributes:
         tokens: read and written so far, over all runs.
+        count: of replies so far.
 
     Args:
         folder: OUTPUT; made if it is not there.
@@ -46,7 +47,7 @@ class Store:
         except OSError as e:
             self._file.close()
             raise UserError(f"{folder}: another run is writing there; wait for its end") from e
-        self.tokens = [0, 0]
+        self.tokens, self.count = [0, 0], 0
         # Of jobs by key: where the result is, or the replies are while there is no result.
         self._results: dict[bytes, int] = {}
         self._replies: dict[bytes, array.array] = collections.defaultdict(lambda: array.array("q"))
@@ -78,8 +79,7 @@ class Store:
     def add(self, job: str, step: str, reply: Reply) -> None:
         """Keeps a reply."""
         self._append({"job": job, "step": step, "reply": dataclasses.asdict(reply)})
-        self.tokens[0] += reply.tokens_in
-        self.tokens[1] += reply.tokens_out
+        self._add_up(reply.tokens_in, reply.tokens_out)
 
     def finish(self, job: str, result: dict[str, Any]) -> None:
         """Settles a job."""
@@ -133,8 +133,12 @@ class Store:
             self._replies.pop(job, None)
         else:
             self._replies[job].append(self._end)
-            self.tokens[0] += line["reply"]["tokens_in"]
-            self.tokens[1] += line["reply"]["tokens_out"]
+            self._add_up(line["reply"]["tokens_in"], line["reply"]["tokens_out"])
+
+    def _add_up(self, read: int, written: int) -> None:
+        self.count += 1
+        self.tokens[0] += read
+        self.tokens[1] += written
 
 
 def _compare(before: dict[str, Any], now: dict[str, Any], path: str) -> None:

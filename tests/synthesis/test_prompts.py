@@ -22,8 +22,12 @@ def test_every_kind_has_a_prompt_that_states_its_shape():
     assert {path.stem for path in OWN.glob("*.txt")} == set(KINDS)
     for name, kind in KINDS.items():
         text = (OWN / f"{name}.txt").read_text()
-        stated = json.loads(text[text.rindex("\n{") :])
+        form = text[text.rindex("\n{") :]
+        stated = json.loads(form.replace("…", "words"))
         assert conform(stated, kind.shape) == stated
+        if "…" in form:
+            with pytest.raises(ValueError, match="…"):
+                conform(json.loads(form), kind.shape)
 
 
 def test_places_are_filled_once_and_braces_in_texts_stay():
