@@ -170,7 +170,8 @@ class State:
         elif kind == "closed":
             server.close()
         elif kind in ("cut", "length", "malformed"):
-            value = self._completion(request, 1.0 if kind == "malformed" else 0.6)
+            # Of `length` only the reason tells that it lacks something.
+            value = self._completion(request, 0.6 if kind == "cut" else 1.0)
             choice = value["choices"][0]
             if kind == "malformed":
                 choice["message"]["content"] = "Sure! Here is what you asked for: none of it."
