@@ -16,7 +16,7 @@ from clara_jax.errors import UserError
 
 OWN = pathlib.Path(__file__).parent / "prompts" / "v1"
 _PLACE = re.compile(r"\{([a-z_]+)\}")
-_BLANK = "…"  # where a prompt's form is to be filled
+_BLANK = ("…", "...")  # where a prompt's form is to be filled
 _BETWEEN = re.compile(r"^===$", re.MULTILINE)
 
 
@@ -140,7 +140,7 @@ def _text(value: Any) -> str:
         return ""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise TypeError
-    if value == _BLANK:  # small models repeat the form that they should fill
+    if value in _BLANK:  # small models repeat the form that they should fill
         raise ValueError
     text = str(value)
     # Halves of surrogate pairs are valid JSON and no text; a record with one could not be read.

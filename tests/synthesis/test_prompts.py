@@ -94,6 +94,7 @@ def test_missing_files_are_named(tmp_path):
         ("simple", {"questions": "a"}, None),
         ("simple", {"questions": [["a"]]}, None),
         ("simple", ["a"], None),
+        ("simple", {"questions": ["..."]}, None),
         ("simple", {"questions": [True]}, None),
         ("coverage", {"missing": []}, None),
         ("coverage", {"covered": 1}, None),
