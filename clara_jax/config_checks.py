@@ -31,6 +31,7 @@ CHOICES = {
     "optim.schedule": ("cosine", "constant"),
     "memory.init": ("mean", "tokens"),
     "memory.positions": ("after", "spread"),
+    "synthesis.task": ("scp", "instruct"),
 }
 
 POSITIVE = (
@@ -38,7 +39,7 @@ POSITIVE = (
     "data.teacher_tokens", "train.steps",
     "train.batch_rows", "train.accumulate", "train.loss_chunks", "train.log_every",
     "train.checkpoint_every", "train.keep_checkpoints", "select.k", "select.candidates",
-    "eval.batch", "eval.max_new_tokens",
+    "eval.batch", "eval.max_new_tokens", "synthesis.concurrency", "synthesis.max_tokens",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "data.records", "data.encoder_row", "data.decoder_row", "data.epochs", "data.workers",
@@ -46,10 +47,12 @@ NOT_NEGATIVE = (
     "train.mse_weight",
     "train.eval_every", "optim.learning_rate", "optim.weight_decay", "optim.memory_lr_scale",
     "memory.init_noise", "eval.records", "profile",
+    "synthesis.temperature", "synthesis.retries", "synthesis.repairs", "synthesis.rounds",
+    "synthesis.documents", "synthesis.input_price", "synthesis.output_price",
 )  # fmt: skip
 ABOVE_ZERO = (
     "optim.clip", "select.temperature", "select.contrastive_temperature",
-    "select.teacher_temperature",
+    "select.teacher_temperature", "synthesis.timeout", "synthesis.near_duplicates",
 )  # fmt: skip
 ZERO_OR_MORE = ("select.final_temperature", "select.teacher_weight", "aux_contrastive")
 BELOW_ONE = ("data.holdout", "optim.warmup", "optim.b1", "optim.b2")  # and not negative

@@ -8,6 +8,8 @@
     import    --mode=import --source=… --base=… --workdir=…, a checkpoint of the PyTorch release
     export    --mode=export --workdir=… --format=… --output=… [--base=…]
     compile   --mode=compile --config=… [--topology=v5e:4x4] [--program=…], without any TPU
+    synthesize  --mode=synthesize --documents=… --output=… [--config=configs/synthesize.py]
+              [--dry_run] [--preview=3], training data from documents by an OpenAI-like endpoint
 
 Exit codes: 0 done, 2 a mistake that the printed line tells how to mend, 143 SIGTERM after saving;
 1 or 134 another process of the run is gone.
@@ -38,6 +40,8 @@ MODES = {
         "inference.export_model", "run", ("workdir", "format", "output"), ("base",), False
     ),
     "compile": Mode("aot.compile", "run", ("config",), ("topology", "program"), False),
+    "synthesize": Mode("synthesis.run", "run", ("documents", "output"),
+                       ("config", "dry_run", "preview"), False),
 }  # fmt: skip
 FLAGS = dict.fromkeys(name for mode in MODES.values() for name in (*mode.needs, *mode.may))
 
@@ -60,6 +64,8 @@ flags.DEFINE_float("temperature", None, "Of the draws of tokens. 0, the default,
 flags.DEFINE_float("top_p", None, "Share of probability that tokens are drawn from. 1 by default.")
 
 flags.DEFINE_string("topology", None, "TPUs to compile for, as v5e:4x4. By default these devices.")
+flags.DEFINE_bool("dry_run", None, "Only count documents, and estimate requests and cost.")
+flags.DEFINE_integer("preview", None, "Only make the records of so many documents, and print.")
 flags.DEFINE_enum("program", None, ["train", "prefill", "decode", "compress"], "What to compile.")
 
 
@@ -69,10 +75,10 @@ def run() -> int:
     arguments = command_line.arguments(_MODE.value, mode.needs, mode.may, FLAGS)
     if "config" in arguments:
         arguments["config"] = config_lib.freeze(arguments["config"])
-    # Imported late: --help and mistakes in flags need no JAX.
-    from clara_jax import distributed
-
-    with distributed.joined() if mode.on_devices else contextlib.nullcontext():
+    joined = contextlib.nullcontext
+    if mode.on_devices:  # imported late: --help, mistakes in flags and some modes need no JAX
+        from clara_jax.distributed import joined
+    with joined():
         module = importlib.import_module(f"clara_jax.{mode.module}")
         return getattr(module, mode.function)(**arguments)
 

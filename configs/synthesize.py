@@ -1,7 +1,7 @@
 """Training data from documents, by any OpenAI-compatible endpoint: options of `config.synthesis`.
 
-python -m clara_jax.main --mode=synthesize --config=configs/synthesize.py --documents=corpus.jsonl \\
-    --output=data/scp --config.synthesis.base_url=http://127.0.0.1:8000/v1 \\
+python -m clara_jax.main --mode=synthesize --config=configs/synthesize.py --documents=corpus.jsonl
+    --output=data/scp --config.synthesis.base_url=http://127.0.0.1:8000/v1
     --config.synthesis.model=NAME
 """
 

@@ -1,0 +1,96 @@
+"""What a run works on: documents, or questions over documents, each with a key, in a file.
+
+OUTPUT/documents.jsonl holds them as they came out of the corpus (cut to the limit, copies removed),
+so that their number is known and they can be read one by one.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import Any
+
+from clara_jax import files
+from clara_jax.config import Config
+from clara_jax.data import records
+from clara_jax.errors import UserError
+from clara_jax.synthesis import pipeline
+from clara_jax.synthesis.store import whole_file
+
+NAME = "documents.jsonl"
+Job = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What `config.synthesis.task` names: where its jobs come from, and the work on one."""
+
+    read: Callable[[str, Config], Iterable[Job]]
+    work: Callable[..., Awaitable[pipeline.Result]]
+
+
+def documents(names: str, config: Config) -> Iterator[Job]:
+    """A job for each document of the corpus."""
+    from clara_jax.synthesis import corpus
+
+    for document in corpus.read(names, config):
+        yield dataclasses.asdict(document)
+
+
+def questions(names: str, config: Config) -> Iterator[Job]:
+    """A job for each record of files with questions and documents; answers may be missing."""
+    del config
+    for name in filter(None, map(str.strip, names.split(","))):
+        try:
+            with open(files.local(name), "rb") as f:
+                for number, line in enumerate(f, 1):
+                    if line.strip():
+                        yield _question(line, f"{name}:{number}")
+        except OSError as e:
+            raise UserError(f"{name}: cannot be read ({e.strerror})") from e
+
+
+TASKS = {
+    "scp": Task(documents, pipeline.scp),
+    "instruct": Task(questions, pipeline.instruct),
+}
+
+
+def collect(names: str, config: Config) -> Iterator[Job]:
+    """The distinct jobs of a run, each with its key: a hash of all that its results depend on."""
+    seen = set()
+    options = config.synthesis
+    found = TASKS[options.task].read(names, config)
+    for job in itertools.islice(found, options.documents or None):
+        content = {name: value for name, value in job.items() if name not in ("id", "source")}
+        key = records.digest(json.dumps(content, sort_keys=True))
+        if key not in seen:
+            seen.add(key)
+            yield {"key": key.hex(), **job}
+    if not seen:
+        raise UserError(f"{names}: holds nothing to work on")
+
+
+def save(folder: str, jobs: Iterable[Job]) -> int:
+    """Writes the file; returns the number of jobs."""
+    count = 0
+    with whole_file(os.path.join(folder, NAME)) as f:
+        for count, job in enumerate(jobs, 1):  # noqa: B007 the last number is the result
+            f.write(json.dumps(job) + "\n")
+    return count
+
+
+def load(folder: str) -> Iterator[Job]:
+    """Reads the file, one job after the other."""
+    with open(os.path.join(folder, NAME), encoding="utf-8") as f:
+        yield from map(json.loads, f)
+
+
+def _question(line: bytes, origin: str) -> Job:
+    value = records.parse_line(line, origin)
+    record = records.parse_qa(value | {"answer": "?"}, origin)  # the teacher will give it
+    docs = list(record.documents)
+    job = {"id": str(value.get("id", origin)), "source": origin, "question": record.question,
+           "docs": docs}  # fmt: skip
+    return job | ({"pos_index": list(record.gold)} if "pos_index" in value else {})

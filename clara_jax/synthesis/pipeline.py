@@ -1,0 +1,254 @@
+"""From one document to verified records: the rounds of the paper's section 2.1 and appendix I.
+
+Questions, simple and complex, are answered from the document; a check drops pairs that it does not
+support; a second check names what no pair holds yet and asks for it, round by round. A paraphrase
+is checked in the same way. What does not pass in the last round is excluded, with the reason.
+"""
+
+import asyncio
+import collections
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from clara_jax.config import Synthesis
+from clara_jax.data import records
+from clara_jax.synthesis.document import Document, Pair
+from clara_jax.synthesis.endpoint import Endpoint, Failed, Reply
+from clara_jax.synthesis.prompts import Prompts, numbered
+from clara_jax.synthesis.store import Store
+
+Result = dict[str, Any]
+
+
+class Asker:
+    """Requests of one job: each once, also over several runs.
+
+    Args:
+        job: its key.
+        endpoint: what answers.
+        store: where replies are kept, and may be from an earlier run.
+        prompts: what to ask with.
+        options: temperature, and how often to ask again for JSON.
+        seed: of the run.
+    """
+
+    def __init__(
+        self, job: str, endpoint: Endpoint, store: Store, prompts: Prompts, options: Synthesis,
+        seed: int,
+    ):  # fmt: skip
+        self._job, self._endpoint, self._store, self._prompts = job, endpoint, store, prompts
+        self._options, self._seed = options, seed
+        self._kept = store.replies(job)
+        self.malformed = 0
+
+    async def __call__(
+        self, step: str, name: str, greedy: bool = True, **places: str
+    ) -> dict[str, Any]:
+        """The reply to a prompt.
+
+        Raises:
+            Failed: it is never what was asked for, or refused.
+            Unavailable: the endpoint gives nothing but errors now.
+        """
+        messages = None
+        for attempt in range(self._options.repairs + 1):
+            reply = self._kept.pop(f"{step}.{attempt}", None)
+            if reply is None:
+                messages = messages or self._prompts.messages(name, **places)
+                reply = await self._ask(f"{step}.{attempt}", name, messages, greedy, attempt)
+            if reply.value is not None:
+                return reply.value
+            self.malformed += 1
+        raise Failed(f"{name}: malformed reply ({reply.error})")
+
+    async def _ask(self, step: str, name: str, messages: Any, greedy: bool, attempt: int) -> Reply:
+        # Asked greedily again, a model says the same again.
+        temperature = 0.0 if greedy and not attempt else self._options.temperature
+        drawn = int.from_bytes(records.digest(f"{self._seed} {self._job} {step}")[:4], "big") >> 1
+        reply = await self._endpoint.ask(name, messages, temperature, drawn)
+        self._store.add(self._job, step, reply)
+        return reply
+
+
+async def scp(job: dict[str, Any], ask: Asker, options: Synthesis) -> Result:
+    """Questions and a paraphrase of one document."""
+    document = Document(job["id"], job["title"], job["text"], job["source"])
+    parts: dict[str, Callable[..., Awaitable[Result]]] = {"qa": _questions}
+    if options.paraphrase:
+        parts["paraphrase"] = _paraphrase
+    results = await together(*(_guarded(part, document, ask, options) for part in parts.values()))
+    found: Result = {"records": [], "excluded": []}
+    for name, result in zip(parts, results, strict=True):
+        if "reason" in result:
+            found["excluded"].append({"part": name, "reason": result.pop("reason")})
+        else:
+            found["records"].append(result.pop("record"))
+        found[name] = result
+    return found
+
+
+async def instruct(job: dict[str, Any], ask: Asker, options: Synthesis) -> Result:
+    """The teacher's answer to a question over documents."""
+    try:
+        documents = "\n\n".join(f"[{i}] {text}" for i, text in enumerate(job["docs"], 1))
+        reply = await ask("0.instruct", "instruct", documents=documents, question=job["question"])
+        if not reply["answer"]:
+            raise Failed("not answered by the documents")
+    except Failed as e:
+        return {"records": [], "excluded": [{"part": "instruct", "reason": str(e)}]}
+    record = {key: job[key] for key in ("question", "docs", "pos_index") if key in job}
+    return {"records": [record | {"answer": reply["answer"]}], "excluded": []}
+
+
+async def together(*work: Awaitable[Any]) -> list[Any]:
+    """Results of all, at the same time; all end before an error is raised, a grave one first."""
+    results = await asyncio.gather(*work, return_exceptions=True)
+    errors = [result for result in results if isinstance(result, BaseException)]
+    for error in sorted(errors, key=lambda error: isinstance(error, Failed)):
+        raise error
+    return results
+
+
+def plain(question: str) -> str:
+    """What a question is compared by: its words alone."""
+    return " ".join(re.findall(r"\w+", question.casefold()))
+
+
+async def _guarded(part: Any, document: Document, ask: Asker, options: Synthesis) -> Result:
+    """What a part gives, or the reason why it is excluded; `rounds` and `dropped` are told always.
+
+    A part counts in the dictionary that it is given, so that a failure leaves the counts.
+    """
+    counts: Result = {"rounds": 0, "dropped": collections.Counter()}
+    try:
+        record = await part(document, ask, options, counts)
+    except Failed as e:
+        return counts | {"reason": str(e)}
+    return counts | {"record": record | {"id": document.id}}
+
+
+async def _questions(
+    document: Document, ask: Asker, options: Synthesis, counts: Result
+) -> dict[str, Any]:
+    """The qa record of a document."""
+    whole, pairs, asked = document.whole, [], {}
+    simple, complex_ = await together(
+        ask("0.simple", "simple", False, document=whole),
+        ask("0.complex", "complex", False, document=whole),
+    )
+    wanted = {"simple": simple["questions"], "complex": complex_["questions"]}
+    for number in range(options.rounds + 1):
+        counts["rounds"] = number + 1
+        fresh = _fresh(wanted, asked, number, counts["dropped"])
+        if number and not fresh:
+            break
+        if fresh:
+            pairs += await _answered(fresh, whole, ask, counts["dropped"])
+        check = await ask(
+            f"{number}.coverage", "coverage", document=whole, pairs=shown(pairs),
+            questions=numbered(list(asked.values())),
+        )  # fmt: skip
+        if check["covered"]:
+            break
+        wanted = {kind: check[kind] for kind in ("simple", "complex")}
+    if not check["covered"]:
+        raise Failed("not covered: " + ("; ".join(check["missing"])[:300] or "nothing named"))
+    if not pairs:
+        raise Failed("no valid pair")
+    from clara_jax.synthesis import checks
+
+    return {
+        "data_type": "qa",
+        "question": [pair.question for pair in pairs],
+        "answers": [pair.answer for pair in pairs],
+        "docs": [whole],
+        "kinds": [pair.kind for pair in pairs],
+        "rounds": [pair.round for pair in pairs],
+        "checks": checks.check(document, pairs, options.language).as_json(),
+    }
+
+
+def _fresh(
+    wanted: dict[str, list[str]], asked: dict[str, str], number: int, dropped: dict[str, int]
+) -> list[Pair]:
+    """Pairs, without answers yet, of the questions that nobody asked before; they join `asked`."""
+    fresh = []
+    for kind, questions in wanted.items():
+        for question in filter(plain, questions):
+            if plain(question) in asked:
+                dropped["duplicate"] += 1
+                continue
+            asked[plain(question)] = question
+            fresh.append(Pair(question, "", kind, number))
+    return fresh
+
+
+async def _answered(
+    fresh: Sequence[Pair], whole: str, ask: Asker, dropped: dict[str, int]
+) -> list[Pair]:
+    """The pairs that have an answer and pass the check of it."""
+    number = fresh[0].round
+    questions = numbered([pair.question for pair in fresh])
+    reply = await ask(f"{number}.answers", "answers", document=whole, questions=questions)
+    answers = {item["number"]: item["answer"] for item in reply["answers"]}
+    pairs = [
+        Pair(pair.question, answers[i], pair.kind, pair.round)
+        for i, pair in enumerate(fresh, 1)
+        if answers.get(i)
+    ]
+    dropped["unanswered"] += len(fresh) - len(pairs)
+    if not pairs:
+        return []
+    reply = await ask(f"{number}.validate", "validate", document=whole, pairs=shown(pairs))
+    needs = ("supported", "complete", "nothing_added")
+    # A pair that is judged twice must pass twice.
+    verdicts = collections.defaultdict(list)
+    for item in reply["verdicts"]:
+        verdicts[item["number"]].append([need for need in needs if not item[need]])
+    valid = []
+    for i, pair in enumerate(pairs, 1):
+        if verdicts[i] and not any(verdicts[i]):
+            valid.append(pair)
+        else:
+            dropped[f"not {sum(verdicts[i], ['judged'])[-1]}".replace("_", " ")] += 1
+    return valid
+
+
+async def _paraphrase(
+    document: Document, ask: Asker, options: Synthesis, counts: Result
+) -> dict[str, Any]:
+    """The paraphrase record of a document."""
+    whole, problems = document.whole, []
+    for number in range(options.rounds + 1):
+        counts["rounds"] = number + 1
+        reply = await ask(
+            f"{number}.paraphrase", "paraphrase", False, document=whole, problems=numbered(problems)
+        )
+        text = reply["paraphrase"]
+        check = await ask(
+            f"{number}.check_paraphrase", "check_paraphrase", document=whole, paraphrase=text
+        )
+        failed = [what for what in ("nothing_lost", "nothing_added", "restructured")
+                  if not check[what]]  # fmt: skip
+        if text and not failed:
+            break
+        counts["dropped"]["paraphrase"] += 1
+        problems = check["problems"] or [f"not true: {what.replace('_', ' ')}" for what in failed]
+    else:
+        raise Failed(f"paraphrase not faithful: {'; '.join(problems)[:300]}")
+    from clara_jax.synthesis import checks
+
+    found = checks.check_paraphrase(document, text, options.language)
+    return {
+        "data_type": "paraphrase",
+        "question": [],
+        "answers": [text],
+        "docs": [whole],
+        "checks": found.as_json(),
+    }
+
+
+def shown(pairs: Sequence[Pair]) -> str:
+    """Pairs as prompts show them."""
+    return numbered([f"Question: {pair.question} Answer: {pair.answer}" for pair in pairs])

@@ -1,0 +1,211 @@
+"""`--mode=synthesize`: verified training records from documents, by any OpenAI-compatible endpoint.
+
+OUTPUT gets train.jsonl (records in the order of the documents), excluded.jsonl (what did not pass,
+with the reason), manifest.json, summary.md and summary.png; and state.jsonl and documents.jsonl,
+from which the same command goes on after whatever ended it.
+"""
+
+import asyncio
+import collections
+import dataclasses
+import itertools
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from absl import logging
+
+from clara_jax import config as config_lib
+from clara_jax import files
+from clara_jax.config import Config
+from clara_jax.errors import UserError
+from clara_jax.progress import Progress
+from clara_jax.synthesis import endpoint as endpoint_lib
+from clara_jax.synthesis import estimate, jobs, report
+from clara_jax.synthesis.endpoint import Endpoint, Unavailable
+from clara_jax.synthesis.pipeline import Asker
+from clara_jax.synthesis.prompts import Prompts
+from clara_jax.synthesis.store import Store, whole_file
+
+LEFT = 1  # exit code where the same command has to be run again
+INTERRUPTED = 130
+# Options that change what a document gives; to change them in the middle would mix two runs.
+_BASIS = (
+    "task", "model", "temperature", "max_tokens", "rounds", "paraphrase", "language",
+)  # fmt: skip
+
+
+def run(
+    documents: str,
+    output: str,
+    config: Config | None = None,
+    dry_run: bool = False,
+    preview: int | None = None,
+) -> int:
+    """Makes training records.
+
+    Args:
+        documents: files of documents, with commas; of questions with documents in task instruct.
+        output: folder for the results, also of an earlier run that did not finish.
+        config: options, of which `synthesis`, `seed` and `data.document_length` count.
+        dry_run: only count and estimate; nothing is sent or written.
+        preview: only make the records of so many documents, and print them.
+
+    Returns:
+        Exit code: 0, or LEFT where errors of the endpoint left documents undone.
+
+    Raises:
+        UserError: an option, a file or the endpoint is not what it must be.
+    """
+    config = config_lib.Config() if config is None else config
+    if files.is_remote(output):
+        raise UserError(f"{output}: --output must be a local folder; copy it from there")
+    if preview is not None and preview < 1:
+        raise UserError(f"--preview={preview} must be at least 1")
+    prompts = Prompts(config.synthesis)
+    if dry_run:
+        found = estimate.Estimate(config.synthesis, prompts)
+        for job in jobs.collect(documents, config):
+            found.add(job)
+        print(found)
+        return 0
+    if preview is None:
+        return _Run(documents, output, config, prompts)()
+    few = dataclasses.replace(config.synthesis, documents=preview)
+    with tempfile.TemporaryDirectory() as folder:
+        code = _Run(documents, folder, dataclasses.replace(config, synthesis=few), prompts)()
+        for name in ("train.jsonl", "excluded.jsonl"):
+            for line in files.read(os.path.join(folder, name)).splitlines():
+                print(json.dumps(json.loads(line), indent=2, ensure_ascii=False))
+    return code
+
+
+class _Run:
+    """One run over all documents."""
+
+    def __init__(self, documents: str, output: str, config: Config, prompts: Prompts):
+        self._documents, self._output, self._config = documents, output, config
+        self._options, self._prompts = config.synthesis, prompts
+        self._left: collections.Counter[str] = collections.Counter()
+        self._done = self._excluded = self._total = 0
+
+    def __call__(self) -> int:
+        options = self._options
+        url = endpoint_lib.address(options)  # before anything is written
+        basis = {name: getattr(options, name) for name in _BASIS}
+        basis |= {"seed": self._config.seed, "prompts": self._prompts.hash}
+        found = jobs.collect(self._documents, self._config)
+        first = next(found)  # so that a wrong name of a file makes no folder
+        with Store(self._output, basis) as store:
+            self._total = jobs.save(self._output, itertools.chain([first], found))
+            code = 0
+            try:
+                counts = asyncio.run(self._work(store))
+            except KeyboardInterrupt:
+                print("clara_jax: stopped; the same command goes on", file=sys.stderr)
+                return INTERRUPTED
+            left = self._total - self._done
+            if left:
+                code = LEFT
+                why = ", ".join(f"{n} {what}" for what, n in self._left.most_common(3))
+                print(
+                    f"clara_jax: {left} of {self._total} left undone by errors of the endpoint "
+                    f"({why}); run the same command again",
+                    file=sys.stderr,
+                )
+            manifest = self._manifest(store, url, counts, left)
+            self._write(store, manifest)
+        return code
+
+    async def _work(self, store: Store) -> dict[str, int]:
+        async with Endpoint(self._options) as endpoint:
+            progress = Progress(self._total, "synthesis", self._count_done(store))
+            todo = (job for job in jobs.load(self._output) if job["key"] not in store)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(self._options.concurrency):
+                        group.create_task(self._worker(todo, endpoint, store, progress))
+            except ExceptionGroup as e:
+                raise e.exceptions[0] from e
+            finally:
+                progress.close()
+            return dict(endpoint.counts)
+
+    def _count_done(self, store: Store) -> int:
+        self._done = sum(job["key"] in store for job in jobs.load(self._output))
+        if self._done:
+            logging.info("%d of %d are done already", self._done, self._total)
+        return self._done
+
+    async def _worker(
+        self, todo: Iterator[jobs.Job], endpoint: Endpoint, store: Store, progress: Progress
+    ) -> None:
+        """Takes one job after the other."""
+        work = jobs.TASKS[self._options.task].work
+        for job in todo:
+            ask = Asker(
+                job["key"], endpoint, store, self._prompts, self._options, self._config.seed
+            )
+            try:
+                result = await work(job, ask, self._options)
+            except Unavailable as e:
+                self._left[str(e)] += 1
+            else:
+                result |= {"id": job["id"], "source": job["source"], "malformed": ask.malformed}
+                store.finish(job["key"], result)
+                self._done += 1
+                self._excluded += bool(result["excluded"])
+            errors = endpoint.counts.total() - endpoint.counts["requests"]
+            progress.update(
+                self._done,
+                f"{endpoint.counts['requests']} requests, {errors} failed, "
+                f"{self._excluded} excluded, {self._left.total()} left",
+            )
+
+    def _manifest(
+        self, store: Store, url: str, counts: dict[str, int], left: int
+    ) -> dict[str, Any]:
+        options = dataclasses.asdict(self._options)
+        for own in ("base_url", "model", "task"):
+            del options[own]
+        return {
+            "task": self._options.task,
+            "model": self._options.model,
+            "endpoint": endpoint_lib.host(url),
+            "prompts": {"version": self._prompts.version, "sha256": self._prompts.hash},
+            "seed": self._config.seed,
+            "documents": self._documents,
+            "document_length": self._config.data.document_length,
+            "options": options,
+            "tokens": estimate.describe(self._options, store.tokens),
+            "replies": store.count,
+            "requests_of_last_run": counts,
+            "left_undone": left,
+        }
+
+    def _write(self, store: Store, manifest: dict[str, Any]) -> None:
+        """Writes the results, each file whole."""
+        found = report.Report()
+        with (
+            whole_file(os.path.join(self._output, "train.jsonl")) as train,
+            whole_file(os.path.join(self._output, "excluded.jsonl")) as excluded,
+        ):
+            for job in jobs.load(self._output):
+                result = store.result(job["key"])
+                if result is None:
+                    continue
+                found.add(result)
+                for record in result["records"]:
+                    train.write(json.dumps(record, ensure_ascii=False) + "\n")
+                for part in result["excluded"]:
+                    line = {"id": result["id"], "source": result["source"], **part}
+                    excluded.write(json.dumps(line, ensure_ascii=False) + "\n")
+        manifest["counts"] = {"jobs": self._total, **found.counts}
+        files.write(
+            os.path.join(self._output, "manifest.json"), json.dumps(manifest, indent=2) + "\n"
+        )
+        report.write(self._output, found, manifest)
+        logging.info("%s: %s", self._output, manifest["counts"])

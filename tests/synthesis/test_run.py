@@ -1,0 +1,210 @@
+import asyncio
+import json
+import pathlib
+
+import pytest
+
+from clara_jax.data import sources
+from clara_jax.errors import UserError
+from clara_jax.synthesis import benchmark, run
+from clara_jax.synthesis import endpoint as endpoint_lib
+from clara_jax.synthesis.prompts import Prompts
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, corpus, url):
+    """Output of a run that nothing disturbed."""
+    from clara_jax.config import Config, Synthesis
+
+    output = tmp_path_factory.mktemp("run") / "whole"
+    options = Synthesis(base_url=url, model="none", input_price=2.0, output_price=8.0)
+    assert run.run(corpus, str(output), Config(synthesis=options)) == 0
+    return output
+
+
+def test_records_train_unchanged_and_keep_the_order(undisturbed, corpus, lines):
+    source = sources.JsonlSource(str(undisturbed / "train.jsonl"))
+    titles = [line["title"] for line in lines(corpus)]
+    found = [source[i] for i in range(len(source))]
+    assert {record.data_type for record in found} == {"qa", "paraphrase"}
+    order = [titles.index(record.document.split("\n")[0]) for record in found]
+    assert order == sorted(order) and len(set(order)) == len(titles)
+
+
+def test_excluded_parts_have_reasons(undisturbed, lines):
+    train, excluded = lines(undisturbed / "train.jsonl"), lines(undisturbed / "excluded.jsonl")
+    assert len(train) + len(excluded) == 120 and excluded
+    assert all(line["reason"] and line["id"] and line["source"] for line in excluded)
+
+
+def test_manifest(undisturbed, corpus):
+    manifest = json.loads((undisturbed / "manifest.json").read_text())
+    from clara_jax.config import Synthesis
+
+    prompts = Prompts(Synthesis())
+    assert manifest["prompts"] == {"version": "v1", "sha256": prompts.hash}
+    assert manifest["model"] == "none" and manifest["seed"] == 0
+    assert manifest["endpoint"].startswith("127.0.0.1:") and "base_url" not in str(manifest)
+    assert manifest["options"]["rounds"] == 10 and manifest["left_undone"] == 0
+    counts, tokens = manifest["counts"], manifest["tokens"]
+    assert counts["jobs"] == counts["jobs done"] == 60
+    assert tokens["in"] > 60 * 5 * 300 and tokens["out"] > 60 * 5 * 10
+    expected = (2 * tokens["in"] + 8 * tokens["out"]) / 1e6
+    assert tokens["estimated_cost"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_summary(undisturbed):
+    text = (undisturbed / "summary.md").read_text()
+    for wanted in ("simple pairs", "rounds of questions", "not supported", "by reason"):
+        assert wanted in text
+    assert (undisturbed / "summary.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_rerun_asks_nothing_and_gives_the_same(undisturbed, corpus, config, url):
+    before = benchmark.fingerprint(str(undisturbed)), benchmark.counts(url)["requests"]
+    assert run.run(corpus, str(undisturbed), config(url)) == 0
+    assert (benchmark.fingerprint(str(undisturbed)), benchmark.counts(url)["requests"]) == before
+
+
+def test_faults_lose_and_double_nothing(undisturbed, corpus, config, serve, tmp_path, monkeypatch):
+    monkeypatch.setattr(endpoint_lib, "_FIRST", 0.02)
+    address = serve("--faults=0.2", "--retry_after=0.05")
+    options = config(address, timeout=0.5, repairs=8, retries=8)
+    assert run.run(corpus, str(tmp_path / "o"), options) == 0
+    assert benchmark.fingerprint(str(tmp_path / "o")) == benchmark.fingerprint(str(undisturbed))
+    told = benchmark.counts(address)
+    assert all(told[kind] for kind in ("malformed", "cut", "length", "429", "500", "timeout"))
+    manifest = json.loads((tmp_path / "o" / "manifest.json").read_text())
+    assert manifest["counts"]["malformed replies"] > 0
+
+
+def test_kills_and_a_resume_give_the_same(undisturbed, corpus, serve, tmp_path):
+    address = serve("--delay=0.05")
+    output = str(tmp_path / "o")
+    from conftest import PROGRAM
+
+    line = benchmark.synthesize(PROGRAM, corpus, output, address, concurrency=8)
+    killed = benchmark.kill_and_resume(line, str(tmp_path / "log"), [1.8, 2.3])
+    assert killed == 2
+    assert benchmark.fingerprint(output) == benchmark.fingerprint(str(undisturbed))
+    once = json.loads((undisturbed / "manifest.json").read_text())["replies"]
+    assert 0 <= benchmark.counts(address)["requests"] - once <= 2 * 8
+
+
+def test_what_errors_left_undone_is_done_next_time(
+    undisturbed, corpus, config, serve, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(endpoint_lib, "_FIRST", 0.0)
+    output = str(tmp_path / "o")
+    failing = config(serve("--faults=0.2", "--kinds=500"), retries=0)
+    assert run.run(corpus, output, failing) == run.LEFT
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "left undone" in told and "run the same command again" in told
+    left = json.loads((pathlib.Path(output) / "manifest.json").read_text())["left_undone"]
+    assert 0 < left < 60
+    excluded = (pathlib.Path(output) / "excluded.jsonl").read_text()
+    assert "500" not in excluded
+    healthy = config(serve(), retries=0)
+    assert run.run(corpus, output, healthy) == 0
+    assert benchmark.fingerprint(output) == benchmark.fingerprint(str(undisturbed))
+
+
+def test_instruct_from_the_command_line(command, url, tmp_path, lines):
+    path = tmp_path / "q.jsonl"
+    rows = [
+        {"question": f"Who is {i}?", "docs": ["one two three", "four five"], "pos_index": [1]}
+        for i in (1, 2, 1)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    result = command(
+        f"--documents={path}", f"--output={tmp_path / 'o'}", "--config=configs/synthesize.py",
+        f"--config.synthesis.base_url={url}", "--config.synthesis.model=none",
+        "--config.synthesis.task=instruct",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    found = lines(tmp_path / "o" / "train.jsonl")
+    assert [line["question"] for line in found] == ["Who is 1?", "Who is 2?"]  # one is a copy
+    assert found[0]["pos_index"] == [1] and found[0]["answer"] == "two three [2]"
+    source = sources.JsonlSource(str(tmp_path / "o" / "train.jsonl"), sources.own_questions)
+    assert source[0].answers == ("two three [2]",)
+
+
+def test_dry_run_sends_and_writes_nothing(corpus, config, url, tmp_path, capsys):
+    before = benchmark.counts(url)["requests"]
+    options = config("", model="", input_price=1.0)
+    assert run.run(corpus, str(tmp_path / "o"), options, dry_run=True) == 0
+    told = capsys.readouterr().out
+    assert "jobs" in told and "60" in told and "600" in told  # ten requests each
+    assert not (tmp_path / "o").exists() and benchmark.counts(url)["requests"] == before
+
+
+def test_dry_run_comes_near_what_is_used(undisturbed, corpus, config):
+    from clara_jax.synthesis import estimate, jobs
+
+    options = config("")
+    found = estimate.Estimate(options.synthesis, Prompts(options.synthesis))
+    for job in jobs.collect(corpus, options):
+        found.add(job)
+    used = json.loads((undisturbed / "manifest.json").read_text())["tokens"]
+    assert used["in"] / 2 < found.tokens[0] < used["in"] * 2
+
+
+def test_preview_prints_and_keeps_nothing(corpus, config, url, tmp_path, capsys):
+    assert run.run(corpus, str(tmp_path / "o"), config(url), preview=3) == 0
+    told = capsys.readouterr().out
+    assert told.count('"data_type"') + told.count('"reason"') == 6
+    assert not (tmp_path / "o").exists()
+
+
+def test_mistakes_are_one_line(corpus, config, url, tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    cases = [
+        (config(""), {}, "config.synthesis.base_url is empty"),
+        (config("ftp://x"), {}, "must begin with http"),
+        (config(url, model=""), {}, "config.synthesis.model is empty"),
+        (config(url, model="missing"), {}, "status 404: no such model"),
+        (config(url), {"preview": 0}, "--preview=0"),
+        (config(url), {"output": "gs://b/o"}, "must be a local folder"),
+        (config(url, prompts="no/where"), {}, "no such folder"),
+        (config(url), {"documents": "no.jsonl"}, "no.jsonl"),
+        (config(url, task="instruct"), {}, "question must be a text"),
+        (config(url, task="instruct"), {"documents": "no.jsonl"}, "no.jsonl: cannot be read"),
+    ]
+    for options, changes, message in cases:
+        arguments = {"documents": corpus, "output": str(tmp_path / "o"), "config": options}
+        with pytest.raises(UserError, match=message) as error:
+            run.run(**arguments | changes)
+        assert "\n" not in str(error.value)
+
+
+def test_other_options_in_the_same_output_are_told(undisturbed, corpus, config, url):
+    with pytest.raises(UserError, match=r"rounds=10 \(now 2\)"):
+        run.run(corpus, str(undisturbed), config(url, rounds=2))
+
+
+def test_mistakes_on_the_command_line(command, tmp_path):
+    result = command("--documents=d.jsonl")
+    assert result.returncode == 2
+    assert "--mode=synthesize needs --output" in result.stderr.splitlines()[-1]
+    result = command("--documents=d.jsonl", f"--output={tmp_path}", "--workdir=w")
+    assert "does not use --workdir" in result.stderr.splitlines()[-1]
+
+
+def test_main_needs_no_jax_for_synthesis():
+    import subprocess
+    import sys
+
+    code = "import sys, clara_jax.main, clara_jax.synthesis.run; assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_progress_counts(corpus, config, url, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(
+        run.Progress, "update", lambda self, done, extra="": told.append((done, extra))
+    )
+    assert run.run(corpus, str(tmp_path / "o"), config(url, documents=5)) == 0
+    assert told[-1][0] == 5 and "requests, 0 failed" in told[-1][1]
+    assert asyncio.iscoroutinefunction(run._Run._work)
