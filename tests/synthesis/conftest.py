@@ -11,12 +11,8 @@ import pytest
 from clara_jax.config import Config, Synthesis
 from clara_jax.synthesis import benchmark
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import standins
-
-standins.install()
 ROOT = pathlib.Path(__file__).parent.parent.parent
-PROGRAM = (sys.executable, str(pathlib.Path(standins.__file__)))
+PROGRAM = (sys.executable, "-m", "clara_jax.main")
 
 
 @pytest.fixture

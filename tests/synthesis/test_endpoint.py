@@ -69,9 +69,11 @@ def test_retry_after_is_waited_for(config, serve, quick):
 @pytest.mark.parametrize(
     ("value", "low", "high"),
     [("3", 3, 3), ("0.5", 0.5, 0.5), ("", 0, 0), ("soon", 0, 0), ("99999", 600, 600), ("-4", 0, 0),
-     (time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 30)), 20, 31)],
+     ("date", 20, 31)],
 )  # fmt: skip
 def test_retry_after_forms(value, low, high):
+    if value == "date":
+        value = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 30))
     assert low <= endpoint._retry_after({"retry-after": value}) <= high
 
 

@@ -1,6 +1,7 @@
 import asyncio
 import json
 import pathlib
+import sys
 
 import pytest
 
@@ -83,9 +84,8 @@ def test_faults_lose_and_double_nothing(undisturbed, corpus, config, serve, tmp_
 def test_kills_and_a_resume_give_the_same(undisturbed, corpus, serve, tmp_path):
     address = serve("--delay=0.05")
     output = str(tmp_path / "o")
-    from conftest import PROGRAM
-
-    line = benchmark.synthesize(PROGRAM, corpus, output, address, concurrency=8)
+    program = (sys.executable, "-m", "clara_jax.main")
+    line = benchmark.synthesize(program, corpus, output, address, concurrency=8)
     killed = benchmark.kill_and_resume(line, str(tmp_path / "log"), [1.8, 2.3])
     assert killed == 2
     assert benchmark.fingerprint(output) == benchmark.fingerprint(str(undisturbed))
