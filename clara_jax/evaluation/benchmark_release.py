@@ -5,6 +5,7 @@ memory is counted as in benchmark_import.py.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -110,7 +111,7 @@ def measure(source: str, base: str, workdir: str) -> list[Conversion]:
     found[0] = dataclasses.replace(found[0], excess=found[0].excess - size, destination=size)
     for format in export_model.FORMATS:
         output = f"{workdir}-{format}"
-        run = lambda format=format, output=output: export_model.run(workdir, format, output)  # noqa: E731
+        run = functools.partial(export_model.run, workdir, format, output)
         found.append(_measured(format, run))
     return found
 

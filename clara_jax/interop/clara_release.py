@@ -86,13 +86,11 @@ def looks_like(directory: str | os.PathLike[str]) -> list[str]:
         found = [s for k, s in shapes.items() if k.endswith(f".{name}.lora_B.weight")]
         return found[0][0] if found else 0
 
-    q, kv, d_ff = rows("q_proj"), rows("k_proj"), rows("gate_proj") or rows("gate_up_proj") // 2
+    qkv = rows("qkv_proj") or rows("q_proj") + 2 * rows("k_proj")
+    d_ff = rows("gate_proj") or rows("gate_up_proj") // 2
     layers = {match[1] for name in shapes if (match := re.search(r"\.layers\.(\d+)\.", name))}
     vocab = embed.shape[0] - settings.memory_tokens - ADDED_TOKENS
-    found = hub_ids.like(vocab, embed.shape[1], d_ff, len(layers), q, kv)
-    if fused := rows("qkv_proj"):
-        found += hub_ids.like(vocab, embed.shape[1], d_ff, len(layers), 0, fused)
-    return found
+    return hub_ids.like(vocab, embed.shape[1], d_ff, len(layers), qkv)
 
 
 def read(

@@ -38,7 +38,7 @@ _QUANTISED = re.compile(r"[.-](I?Q\d\w*|B?F(16|32))\.gguf$", re.IGNORECASE)
 _PADDING = 1024
 
 
-def like(vocab: int, d_model: int, d_ff: int, n_layers: int, q: int, kv: int) -> list[str]:
+def like(vocab: int, d_model: int, d_ff: int, n_layers: int, qkv: int) -> list[str]:
     """Hub ids of the models with these shapes.
 
     Args:
@@ -46,20 +46,19 @@ def like(vocab: int, d_model: int, d_ff: int, n_layers: int, q: int, kv: int) ->
         d_model: D.
         d_ff: F.
         n_layers: L.
-        q: width of the queries of all heads, H*C.
-        kv: width of the keys of all heads, G*C.
+        qkv: width of queries, keys and values of all heads, (H + 2 G) * C.
     """
     return [
         hub_id
         for preset, ids in HUB_IDS.items()
         for hub_id in ids
-        if preset in PRESETS and _shapes(PRESETS[preset]) == (d_model, d_ff, n_layers, q, kv)
+        if preset in PRESETS and _shapes(PRESETS[preset]) == (d_model, d_ff, n_layers, qkv)
         if 0 <= PRESETS[preset].vocab_size - vocab <= _PADDING
     ]
 
 
 def _shapes(c: ModelConfig) -> tuple[int, ...]:
-    return c.d_model, c.d_ff, c.n_layers, c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+    return c.d_model, c.d_ff, c.n_layers, (c.n_heads + 2 * c.n_kv_heads) * c.head_dim
 
 
 def name_of(base: str) -> tuple[str, bool]:

@@ -134,9 +134,10 @@ def read(
 def expected(config: ModelConfig, lora: LoraConfig, memory_tokens: int) -> dict[str, Any]:
     """Shapes of all trees that there may be, for `read`."""
     adapter = jax.eval_shape(lambda: init_adapter(config, lora, jax.random.key(0)))
-    rows = lambda n: jax.ShapeDtypeStruct((n, config.d_model), np.float32)  # noqa: E731
-    trees = dict.fromkeys(ADAPTERS, adapter)
-    return {**trees, "memory": rows(memory_tokens), "added": {"embed": rows(3)}}
+    memory, added = (
+        jax.ShapeDtypeStruct((n, config.d_model), np.float32) for n in (memory_tokens, 3)
+    )
+    return {**dict.fromkeys(ADAPTERS, adapter), "memory": memory, "added": {"embed": added}}
 
 
 def _beside(directory: str | os.PathLike[str], name: str) -> str:

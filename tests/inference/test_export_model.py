@@ -18,7 +18,14 @@ from clara_jax.config import Config, Data, Memory, Model, Select, Train
 from clara_jax.errors import UserError
 from clara_jax.inference import export_model, import_model
 from clara_jax.inference.engine import answer_prompts
-from clara_jax.interop import hf_config, hf_write, hub_ids, native, torch_zip_write
+from clara_jax.interop import (
+    clara_release,
+    hf_config,
+    hf_write,
+    hub_ids,
+    native,
+    torch_zip_write,
+)
 from clara_jax.interop.torch_zip import TorchFile
 from clara_jax.models.config import ModelConfig
 from clara_jax.training import setup as setup_lib
@@ -414,6 +421,18 @@ def test_families_come_back_with_the_same_numbers(on_a_file, tmp_path, format):
             np.testing.assert_array_equal,
             native.read(made, trees, back.setup.model, back.setup.config.lora), trees,
         )  # fmt: skip
+
+
+def test_a_checkpoint_looks_like_its_base_also_with_fused_projections(
+    on_a_file, tmp_path, monkeypatch
+):
+    folder, _ = on_a_file
+    made = export(folder / "run", "release", tmp_path / "x")
+    model = hf_config.read_config(folder / "base")
+    monkeypatch.setitem(hub_ids.PRESETS, "one", model)
+    monkeypatch.setitem(hub_ids.PRESETS, "other", dataclasses.replace(model, d_ff=50))
+    monkeypatch.setattr(hub_ids, "HUB_IDS", {"one": ("org/one",), "other": ("org/other",)})
+    assert clara_release.looks_like(made) == ["org/one"]
 
 
 def test_another_alpha_is_the_same_in_the_release(on_a_file, tmp_path):
