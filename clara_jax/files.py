@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TextIO
 
 import fsspec
 from etils import epath
@@ -71,9 +71,22 @@ def write(name: Name, text: str) -> None:
         with _told(name):
             path(name).write_text(text)
         return
-    with open(f"{name}.tmp", "w", encoding="utf-8") as f:
+    with whole_file(name) as f:
         f.write(text)
-    os.replace(f"{name}.tmp", name)
+
+
+@contextlib.contextmanager
+def whole_file(name: Name) -> Iterator[TextIO]:
+    """Yields a text file on disk, which gets its name when all is written, or is removed."""
+    unfinished = f"{os.fspath(name)}.tmp"
+    try:
+        with open(unfinished, "w", encoding="utf-8") as f:
+            yield f
+        os.replace(unfinished, name)
+    except BaseException:
+        if os.path.exists(unfinished):
+            os.remove(unfinished)
+        raise
 
 
 def make_folder(name: Name) -> None:

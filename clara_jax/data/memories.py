@@ -14,6 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from clara_jax import files
 from clara_jax.data.records import digest
 from clara_jax.errors import UserError
 
@@ -45,9 +46,7 @@ class MemoryFile:
             os.makedirs(directory, exist_ok=True)
             path = self._path("manifest.json")
             if not os.path.exists(path):
-                with open(f"{path}.tmp", "w", encoding="utf-8") as f:
-                    json.dump(manifest, f, indent=2)
-                os.replace(f"{path}.tmp", path)
+                files.write(path, json.dumps(manifest, indent=2))
             with open(path, encoding="utf-8") as f:
                 found = json.load(f)
             for name in ("digests.bin", "vectors.bin"):

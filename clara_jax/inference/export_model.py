@@ -27,7 +27,7 @@ from clara_jax.inference.export_notes import NOTES, POSITIONS
 from clara_jax.inference.load import load_setup
 from clara_jax.interop import base as base_lib
 from clara_jax.interop import hf_config, hf_write, hub_ids, layout, native, peft, release_write
-from clara_jax.interop.release_config import STAGES, Settings
+from clara_jax.interop.release_config import STAGES, Settings, theirs
 from clara_jax.training.setup import Setup
 
 _PARTS = ("embed", "head")
@@ -106,7 +106,7 @@ def _release(setup: Setup, folder: str, base: str) -> None:
             f"config.memory.positions={config.memory.positions}: the release knows no other place "
             "of memory tokens than after the text; use --format=native"
         )
-    adapters = STAGES[next(k for k, (ours, _) in STAGES.items() if ours == config.stage)][1]
+    adapters = STAGES[theirs(config.stage)][1]
     for name in adapters:
         if name not in trees:
             raise UserError(f"this model has no {name}, which the release's stage needs")

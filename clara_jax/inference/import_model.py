@@ -62,9 +62,7 @@ def read(directory: str | os.PathLike[str], base: str | None, dtype: str | None 
     model = base_lib.read_config(base)
     weights = base_lib.open_tensors(base, model)
     template = release_config.read_chat_template(directory)
-    tokenizer = load_tokenizer(base)
-    if template:
-        tokenizer = load_tokenizer(base, template, where=directory)
+    tokenizer = load_tokenizer(base, template, where=directory if template else None)
     try:
         release = clara_release.read(directory, model, weights, tokenizer.size)
     except UserError as e:

@@ -1,7 +1,6 @@
 """Base models in any format: a Hugging Face directory, a hub id or a GGUF file."""
 
 import dataclasses
-import json
 import os
 import pathlib
 import re
@@ -10,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from clara_jax.errors import UserError
-from clara_jax.interop import gguf, hf, layout
+from clara_jax.interop import gguf, hf, hf_config, layout
 from clara_jax.models.config import ModelConfig
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -97,7 +96,7 @@ def generation_settings(base: str | os.PathLike[str], folder: str) -> dict[str, 
         return {}
     if (found.path / GENERATION).is_file():
         shutil.copyfile(found.path / GENERATION, os.path.join(folder, GENERATION))
-    data = json.loads((found.path / "config.json").read_text(encoding="utf-8"))
+    data = hf_config.read_json(found.path / "config.json")
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     return {name: data[name] for name in names if data.get(name) is not None}
 

@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import huggingface_hub
@@ -55,14 +55,26 @@ def download(hub_id: str) -> pathlib.Path:
     Raises:
         UserError: no such model, no access, or no network.
     """
+    folder = ask_hub(
+        huggingface_hub.snapshot_download,
+        hub_id,
+        allow_patterns=list(_DOWNLOAD),
+        ignore_patterns=list(_LEAVE),
+    )
+    return pathlib.Path(folder)
+
+
+def ask_hub(function: Callable[..., Any], repo: str, **kwargs: Any) -> Any:
+    """Calls a function of the hub's client about a repository.
+
+    Raises:
+        UserError: no such repository, no access, or no network.
+    """
     try:
-        folder = huggingface_hub.snapshot_download(
-            hub_id, allow_patterns=list(_DOWNLOAD), ignore_patterns=list(_LEAVE)
-        )
+        return function(repo, **kwargs)
     except Exception as e:  # its own errors and those of its HTTP library have no common base
         reason = " ".join(str(e).split()) or type(e).__name__
-        raise UserError(f"cannot download {hub_id} from the Hugging Face hub: {reason}") from e
-    return pathlib.Path(folder)
+        raise UserError(f"cannot download {repo} from the Hugging Face hub: {reason}") from e
 
 
 class Safetensors:

@@ -3,13 +3,12 @@
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import huggingface_hub
 
 from clara_jax.errors import UserError
-from clara_jax.interop import base
+from clara_jax.interop import base, hf
 
 # owner/name or owner/name@revision, with or without folders behind.
 _NAME = re.compile(r"(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[\w.-]+))?(?P<folder>(/\w[\w.-]*)*)/?")
@@ -67,8 +66,7 @@ def resolve_source(name: str | os.PathLike[str]) -> pathlib.Path:
 
 def _download(repo: str, revision: str | None, folder: str) -> pathlib.Path:
     prefix = f"{folder}/" if folder else ""
-    snapshot = _ask(
-        repo,
+    snapshot = hf.ask_hub(
         huggingface_hub.snapshot_download,
         repo,
         revision=revision,
@@ -78,21 +76,13 @@ def _download(repo: str, revision: str | None, folder: str) -> pathlib.Path:
     found = pathlib.Path(snapshot) / folder
     if "" in _checkpoints(_local_files(found)):
         return found
-    files = _ask(repo, huggingface_hub.HfApi().list_repo_files, repo, revision=revision)
+    files = hf.ask_hub(huggingface_hub.HfApi().list_repo_files, repo, revision=revision)
     where = f"{repo}@{revision}" if revision else repo
     inside = _checkpoints(files)
     if folder and not any(file.startswith(prefix) for file in files):
         raise UserError(f"{where} on the hub: has no folder {folder!r}{_choice(where, inside)}")
     place = f"{where}/{folder}" if folder else where
     raise UserError(f"{place} on the hub: holds no checkpoint itself{_choice(where, inside)}")
-
-
-def _ask(repo: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    try:
-        return function(*args, **kwargs)
-    except Exception as e:  # its own errors and those of its HTTP library have no common base
-        reason = " ".join(str(e).split()) or type(e).__name__
-        raise UserError(f"cannot download {repo} from the Hugging Face hub: {reason}") from e
 
 
 def _local_files(folder: pathlib.Path) -> list[str]:

@@ -156,13 +156,17 @@ def read_chat_template(directory: str | os.PathLike[str]) -> str | None:
     return None
 
 
+def theirs(stage: str) -> str:
+    """The release's name of one of our stages."""
+    return next(name for name, (ours, _) in STAGES.items() if ours == stage)
+
+
 def to_json(settings: Settings) -> dict[str, Any]:
     """What the release's `config.json` says of a checkpoint; it names the base as `settings` do."""
-    stage = next(theirs for theirs, (ours, _) in STAGES.items() if ours == settings.stage)
     return dict(sorted({
         **_REST,
         **_ONLY,
-        "training_stage": stage,
+        "training_stage": theirs(settings.stage),
         "doc_max_length": settings.document_length,
         "compr_rate": settings.rate,
         "generation_top_k": settings.top_k,

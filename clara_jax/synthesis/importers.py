@@ -193,22 +193,17 @@ def convert(kind: str, source: str, output: str) -> tuple[int, Left]:
         raise UserError(f"{output}: is the input too; give another name")
     left: Left = collections.Counter()
     written = 0
-    try:
-        with open(f"{output}.tmp", "w", encoding="utf-8") as f:
-            for value, origin in KINDS[kind](source, left):
-                if reason := _unfit(value):
-                    left[reason] += 1
-                    continue
-                parse = records.parse_scp if records.is_scp(value) else records.parse_qa
-                parse(value, origin)
-                f.write(json.dumps(value, ensure_ascii=False) + "\n")
-                written += 1
+    with files.whole_file(output) as f:
+        for value, origin in KINDS[kind](source, left):
+            if reason := _unfit(value):
+                left[reason] += 1
+                continue
+            parse = records.parse_scp if records.is_scp(value) else records.parse_qa
+            parse(value, origin)
+            f.write(json.dumps(value, ensure_ascii=False) + "\n")
+            written += 1
         if not written:
             raise UserError(f"{source}: no record of kind {kind} in it")
-        os.replace(f"{output}.tmp", output)
-    finally:
-        if os.path.exists(f"{output}.tmp"):
-            os.remove(f"{output}.tmp")
     return written, left
 
 

@@ -16,7 +16,6 @@ from clara_jax.config import Config
 from clara_jax.data import records
 from clara_jax.errors import UserError
 from clara_jax.synthesis import pipeline
-from clara_jax.synthesis.store import whole_file
 
 NAME = "documents.jsonl"
 Job = dict[str, Any]
@@ -75,7 +74,7 @@ def collect(names: str, config: Config) -> Iterator[Job]:
 def save(folder: str, jobs: Iterable[Job]) -> int:
     """Writes the file; returns the number of jobs."""
     count = 0
-    with whole_file(os.path.join(folder, NAME)) as f:
+    with files.whole_file(os.path.join(folder, NAME)) as f:
         for count, job in enumerate(jobs, 1):  # noqa: B007 the last number is the result
             f.write(json.dumps(job) + "\n")
     return count

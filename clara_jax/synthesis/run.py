@@ -28,7 +28,7 @@ from clara_jax.synthesis import estimate, jobs, report
 from clara_jax.synthesis.endpoint import Endpoint, Unavailable
 from clara_jax.synthesis.pipeline import Asker
 from clara_jax.synthesis.prompts import Prompts
-from clara_jax.synthesis.store import Store, whole_file
+from clara_jax.synthesis.store import Store
 
 LEFT = 1  # exit code where the same command has to be run again
 INTERRUPTED = 130
@@ -190,8 +190,8 @@ class _Run:
         """Writes the results, each file whole."""
         found = report.Report()
         with (
-            whole_file(os.path.join(self._output, "train.jsonl")) as train,
-            whole_file(os.path.join(self._output, "excluded.jsonl")) as excluded,
+            files.whole_file(os.path.join(self._output, "train.jsonl")) as train,
+            files.whole_file(os.path.join(self._output, "excluded.jsonl")) as excluded,
         ):
             for job in jobs.load(self._output):
                 result = store.result(job["key"])

@@ -7,13 +7,11 @@ which settles it. Memory holds no texts, only where the lines of each job stand.
 
 import array
 import collections
-import contextlib
 import dataclasses
 import fcntl
 import json
 import os
-from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any
 
 from clara_jax.errors import UserError
 from clara_jax.synthesis.endpoint import Reply
@@ -148,11 +146,3 @@ def _compare(before: dict[str, Any], now: dict[str, Any], path: str) -> None:
         raise UserError(
             f"{path}: was begun with {told}; set it back to go on, or give another --output"
         )
-
-
-@contextlib.contextmanager
-def whole_file(path: str) -> Iterator[TextIO]:
-    """Yields a text file to write, which gets its name when all of it is written."""
-    with open(f"{path}.tmp", "w", encoding="utf-8") as f:
-        yield f
-    os.replace(f"{path}.tmp", path)

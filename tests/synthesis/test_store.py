@@ -2,9 +2,10 @@ import json
 
 import pytest
 
+from clara_jax import files
 from clara_jax.errors import UserError
 from clara_jax.synthesis.endpoint import Reply
-from clara_jax.synthesis.store import Store, whole_file
+from clara_jax.synthesis.store import Store
 
 A, B = "aa" * 16, "bb" * 16
 GOOD, BAD = Reply({"answer": "é" * 20_000}, "", 3, 2), Reply(None, "no JSON", 1, 1)
@@ -68,10 +69,10 @@ def test_damage_in_the_middle_is_told(tmp_path):
 
 def test_half_a_file_never_shows(tmp_path):
     path = tmp_path / "f"
-    with pytest.raises(RuntimeError), whole_file(str(path)) as f:
+    with pytest.raises(RuntimeError), files.whole_file(str(path)) as f:
         f.write("half")
         raise RuntimeError
     assert not path.exists()
-    with whole_file(str(path)) as f:
+    with files.whole_file(str(path)) as f:
         f.write("whole")
     assert path.read_text() == "whole"
