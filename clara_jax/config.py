@@ -197,6 +197,8 @@ class Synthesis:
     repairs: int = 2  # new requests for a reply that is not the JSON that was asked for
     concurrency: int = 32  # requests in flight
     rounds: int = 10  # of questions about what is not covered yet, at most
+    # Documents whose questions still leave facts out then: exclude, as in the paper, or keep pairs.
+    uncovered: str = "exclude"
     paraphrase: bool = True  # also one paraphrase of each document
     documents: int = 0  # at most so many, from the start; 0: all
     prompts: str = ""  # folder with prompts of your own; empty: those of the package

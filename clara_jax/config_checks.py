@@ -32,6 +32,7 @@ CHOICES = {
     "memory.init": ("mean", "tokens"),
     "memory.positions": ("after", "spread"),
     "synthesis.task": ("scp", "instruct"),
+    "synthesis.uncovered": ("exclude", "keep"),
 }
 
 POSITIVE = (

@@ -19,6 +19,7 @@ from clara_jax.synthesis.prompts import Prompts, numbered
 from clara_jax.synthesis.store import Store
 
 Result = dict[str, Any]
+_NUMBER = re.compile(r"^\s*(\d{1,2}[.)]|[-*•])\s+")  # that a model put before a question
 
 
 class Asker:
@@ -145,15 +146,24 @@ async def _questions(
             break
         if fresh:
             pairs += await _answered(fresh, whole, ask, counts["dropped"])
-        check = await ask(
-            f"{number}.coverage", "coverage", document=whole, pairs=shown(pairs),
-            questions=numbered(list(asked.values())),
-        )  # fmt: skip
+        try:
+            check = await ask(
+                f"{number}.coverage", "coverage", document=whole, pairs=shown(pairs),
+                questions=numbered(list(asked.values())),
+            )  # fmt: skip
+        except Failed as e:
+            if options.uncovered == "exclude":
+                raise
+            check = {"covered": False, "missing": [str(e)]}
+            break
         if check["covered"]:
             break
         wanted = {kind: check[kind] for kind in ("simple", "complex")}
     if not check["covered"]:
-        raise Failed("not covered: " + ("; ".join(check["missing"])[:300] or "nothing named"))
+        missing = "; ".join(check["missing"])[:300] or "nothing named"
+        if options.uncovered == "exclude":
+            raise Failed(f"not covered: {missing}")
+        counts["missing"] = missing
     if not pairs:
         raise Failed("no valid pair")
     from clara_jax.synthesis import checks
@@ -176,6 +186,7 @@ def _fresh(
     fresh = []
     for kind, questions in wanted.items():
         for question in filter(plain, questions):
+            question = _NUMBER.sub("", question)
             if plain(question) in asked:
                 dropped["duplicate"] += 1
                 continue

@@ -1,7 +1,8 @@
 """Prompts of synthesis: text files with places to fill, and the shape of the replies they ask for.
 
-A file holds the system's message, a line of `===`, and the user's. The package's own are in
-`prompts/v1`; a changed wording is a new folder, so that a manifest's version says what was asked.
+A file holds the system's message, a line of `===`, and the user's. They say in words what to reply
+with: small models repeat a form or an example that they are shown. The package's own are in
+`prompts/v2`; a changed wording is a new folder, so that a manifest's version says what was asked.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ from clara_jax import files
 from clara_jax.config import Synthesis
 from clara_jax.errors import UserError
 
-OWN = pathlib.Path(__file__).parent / "prompts" / "v1"
+OWN = pathlib.Path(__file__).parent / "prompts" / "v2"
 _PLACE = re.compile(r"\{([a-z_]+)\}")
 _BLANK = ("…", "...")  # where a prompt's form is to be filled
 _BETWEEN = re.compile(r"^===$", re.MULTILINE)

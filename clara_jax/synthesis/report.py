@@ -53,6 +53,7 @@ class Report:
             if part in result:
                 self.histograms[f"rounds of {name}"][result[part]["rounds"]] += 1
                 self.dropped.update(result[part]["dropped"])
+                self.counts["documents not covered, kept"] += "missing" in result[part]
         for excluded in result["excluded"]:
             self.counts["excluded parts"] += 1
             self.reasons[f"{excluded['part']}: {excluded['reason'].split(':')[0]}"] += 1

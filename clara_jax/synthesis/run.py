@@ -34,7 +34,7 @@ LEFT = 1  # exit code where the same command has to be run again
 INTERRUPTED = 130
 # Options that change what a document gives; to change them in the middle would mix two runs.
 _BASIS = (
-    "task", "model", "temperature", "max_tokens", "rounds", "paraphrase", "language",
+    "task", "model", "temperature", "max_tokens", "rounds", "uncovered", "paraphrase", "language",
 )  # fmt: skip
 
 

@@ -108,6 +108,25 @@ def test_questions_that_fail_are_excluded_with_the_reason(changes, options, reas
     assert "dropped" in result["qa"]
 
 
+@pytest.mark.parametrize(
+    ("coverage", "missing"),
+    [(MORE | {"missing": ["b", "c"], "simple": []}, "b; c"), (Failed("no JSON"), "no JSON")],
+)
+def test_valid_pairs_are_kept_on_request_though_facts_are_missing(coverage, missing):
+    result, _ = run(SCRIPT | {"0.coverage": coverage}, uncovered="keep")
+    assert result["records"][0]["question"] == ["Who wrote?", "Who did what?"]
+    assert result["excluded"] == [] and result["qa"]["missing"] == missing
+    result, _ = run(SCRIPT | {"0.coverage": coverage})
+    assert missing in result["excluded"][0]["reason"] and "missing" not in result["qa"]
+
+
+def test_numbers_before_questions_are_left_out():
+    script = SCRIPT | {"0.simple": {"questions": ["1. Who wrote?", "- 3.5 of what is 7?"]}}
+    script["0.complex"] = {"questions": []}
+    _, asked = run(script)
+    assert asked["0.answers"]["questions"] == "1. Who wrote?\n2. 3.5 of what is 7?"
+
+
 def test_a_paraphrase_is_tried_again_with_its_problems():
     bad = FAITHFUL | {"nothing_lost": False, "problems": ["Bob is lost"]}
     script = SCRIPT | {

@@ -1,4 +1,4 @@
-import json
+import re
 import shutil
 
 import pytest
@@ -18,16 +18,18 @@ def own(tmp_path, **changes):
     return Synthesis(prompts=str(folder))
 
 
+def keys(shape):
+    """All keys of a shape."""
+    if isinstance(shape, dict):
+        return set(shape).union(*map(keys, shape.values()))
+    return keys(shape[0]) if isinstance(shape, list) else set()
+
+
 def test_every_kind_has_a_prompt_that_states_its_shape():
     assert {path.stem for path in OWN.glob("*.txt")} == set(KINDS)
     for name, kind in KINDS.items():
-        text = (OWN / f"{name}.txt").read_text()
-        form = text[text.rindex("\n{") :]
-        stated = json.loads(form.replace("…", "words"))
-        assert conform(stated, kind.shape) == stated
-        if "…" in form:
-            with pytest.raises(ValueError, match="…"):
-                conform(json.loads(form), kind.shape)
+        _, form = (OWN / f"{name}.txt").read_text().split("Reply with one JSON object")
+        assert set(re.findall(r'"(\w+)"', form)) == keys(kind.shape), name
 
 
 def test_places_are_filled_once_and_braces_in_texts_stay():
@@ -37,7 +39,7 @@ def test_places_are_filled_once_and_braces_in_texts_stay():
     assert (system["role"], user["role"]) == ("system", "user")
     assert "in Greek" in system["content"]
     assert "a {questions} of {x}" in user["content"] and "1. {document}?" in user["content"]
-    assert '{"answers": [{"number": 1' in user["content"]
+    assert user["content"].endswith('"answer", a text.')
 
 
 def test_demonstrations_are_shown_and_change_the_hash(tmp_path):
@@ -48,7 +50,7 @@ def test_demonstrations_are_shown_and_change_the_hash(tmp_path):
         places = dict.fromkeys(KINDS[name].places, "-")
         del places["demonstrations"], places["language"]
         assert "Example: {a}" in shown.messages(name, **places)[1]["content"]
-    assert plain.hash != shown.hash and plain.version == "v1"
+    assert plain.hash != shown.hash and plain.version == "v2"
     assert plain.hash == Prompts(Synthesis()).hash != Prompts(Synthesis(language="Greek")).hash
 
 

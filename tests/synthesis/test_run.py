@@ -45,7 +45,7 @@ def test_manifest(undisturbed, corpus):
     from clara_jax.config import Synthesis
 
     prompts = Prompts(Synthesis())
-    assert manifest["prompts"] == {"version": "v1", "sha256": prompts.hash}
+    assert manifest["prompts"] == {"version": "v2", "sha256": prompts.hash}
     assert manifest["model"] == "none" and manifest["seed"] == 0
     assert manifest["endpoint"].startswith("127.0.0.1:") and "base_url" not in str(manifest)
     assert manifest["options"]["rounds"] == 10 and manifest["left_undone"] == 0
