@@ -142,6 +142,7 @@ class Eval:
     max_new_tokens: int = 32  # of an answer
     untrained: bool = False  # evaluate the model as it starts, before any training
     baselines: bool = True  # also without any document, and with its full text
+    conditions: str = ""  # of evaluation/joint.py, with commas, in place of the usual ones
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,10 +60,16 @@ def labelled_rows(
     return rows
 
 
+def mean(totals: Sequence[float], counts: Sequence[int]) -> list[float]:
+    """Nats a token of turns and of answers; NaN where no token is labelled."""
+    pairs = zip(totals, counts, strict=True)
+    return [float(total / count) if count else math.nan for total, count in pairs]
+
+
 def cross_entropies(
     setup: Setup, rows: Sequence[Labelled], role: str | None, report: Callable[[int], None]
-) -> tuple[float, float]:
-    """Means in nats over all labelled tokens of turns and of answers; NaN where there are none."""
+) -> tuple[list[float], list[int]]:
+    """Sums in nats over the labelled tokens of turns and of answers, and how many these are."""
     trees = generate.needed(setup.trees, role)
     totals, counts = np.zeros(2), np.zeros(2, int)
     batch = setup.config.eval.batch
@@ -78,11 +84,7 @@ def cross_entropies(
         totals += np.array(_loss_sums(setup.decoder, trees, *on_mesh, role=role), float)
         counts += (targets != IGNORE).sum((1, 2))
         report(len(index))
-    turn, answer = (
-        float(total / count) if count else math.nan
-        for total, count in zip(totals, counts, strict=True)
-    )
-    return turn, answer
+    return totals.tolist(), counts.tolist()
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "role"))

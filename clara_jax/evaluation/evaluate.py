@@ -10,6 +10,7 @@ from clara_jax import distributed, sharding
 from clara_jax.config import Config
 from clara_jax.data import pipeline
 from clara_jax.evaluation import joint, results, scp
+from clara_jax.evaluation.journal import Journal
 from clara_jax.training import setup as setup_lib
 
 # By the form of the records that the stage reads.
@@ -45,13 +46,14 @@ def run(config: Config, workdir: str) -> int:
         config = dataclasses.replace(setup.config, data=data, eval=config.eval)
         setup = dataclasses.replace(setup, config=config)
     evaluate = EVALUATIONS[pipeline.form(config)]
-    result = evaluate(setup, pipeline.open_dev(config))
+    settings = {"sources": config.data.sources, "holdout": config.data.holdout}
+    if config.model.param_dtype == "int8":  # not what the same settings give otherwise
+        settings["param_dtype"] = "int8"
+    settings |= dataclasses.asdict(config.eval)
+    journal = Journal(workdir, {"step": setup.step, **settings})
+    result = evaluate(setup, pipeline.open_dev(config), journal)
     if distributed.is_first():
         print(results.table(result))
-        settings = {"sources": config.data.sources, "holdout": config.data.holdout}
-        if config.model.param_dtype == "int8":  # not what the same settings give otherwise
-            settings["param_dtype"] = "int8"
-        results.write(
-            {**result, "settings": {**settings, **dataclasses.asdict(config.eval)}}, workdir
-        )
+        results.write({**result, "settings": settings}, workdir)
+    journal.close()
     return 0

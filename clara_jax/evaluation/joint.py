@@ -9,11 +9,16 @@ but for what stands for the documents:
     no_document  nothing, read by the plain base
     gold_text    the text of those that hold the answer, read by the plain base
     no_document_trained  nothing, read by the trained generator: how much is only form
+    all          memories of all documents, as the instruct stage gives them to the generator
+    reasoner_text  the text of the reasoner's first k, read by the plain base
+    constant     the same answer to every question, the one that most of them accept; no model
 
-The two with gold documents take place if all questions name theirs.
+Those with gold documents take place if all questions name theirs. `config.eval.conditions` names
+those that are wanted; if it is empty, all that come before `all`, and `constant`.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,8 +28,10 @@ import numpy as np
 from clara_jax.data import prompts, sources
 from clara_jax.data.records import QaRecord, digest
 from clara_jax.data.rows import FRAME
+from clara_jax.errors import UserError
 from clara_jax.evaluation import metrics, results, retrieval
 from clara_jax.evaluation.answer_losses import Labelled, cross_entropies
+from clara_jax.evaluation.journal import Journal, Piece
 from clara_jax.inference import encode, engine, rank
 from clara_jax.training.inputs import compute_memories
 from clara_jax.training.setup import Setup
@@ -32,11 +39,12 @@ from clara_jax.training.setup import Setup
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """Which documents (a ranking's, gold, none), in which form, and which adapter reads them."""
+    """Which documents (a ranking's, gold, none, all), in which form, which adapter reads them."""
 
     documents: str
     docs: str
     role: str | None
+    default: bool = True
 
 
 CONDITIONS = {
@@ -46,10 +54,17 @@ CONDITIONS = {
     "no_document": Condition("none", "text", None),
     "gold_text": Condition("gold", "text", None),
     "no_document_trained": Condition("none", "text", "generator"),
+    "all": Condition("all", "memory", "generator", default=False),
+    "reasoner_text": Condition("reasoner", "text", None, default=False),
 }
+CONSTANT = "constant"
 
 
-def evaluate(setup: Setup, source: sources.Source | Sequence[QaRecord]) -> dict[str, Any]:
+def evaluate(
+    setup: Setup,
+    source: sources.Source | Sequence[QaRecord],
+    journal: Journal | None = None,
+) -> dict[str, Any]:
     """Evaluates on questions with candidates; `setup.config.eval` says how many and how.
 
     Memories are read from `config.data.memories` and added there, if the run has such a folder.
@@ -57,14 +72,19 @@ def evaluate(setup: Setup, source: sources.Source | Sequence[QaRecord]) -> dict[
     Args:
         setup: the model.
         source: records of the qa form.
+        journal: keeps what is finished, for a run that is killed.
 
     Returns:
         `records`, `questions`, `candidates` (mean), `documents_cut`, `memory_tokens`,
-        `compression_rate` (realised), `retrieval` (recall@1, @3, @5 and mrr of both rankings, if
-        questions name their gold documents), `conditions` (numbers of each), `seconds` and
-        `predictions`, one a question.
+        `compression_rate` (realised), `retrieval` (numbers of both rankings by `retrieval.values`,
+        if questions name their gold documents), `conditions` (numbers of each), `intervals` (95 %,
+        of rankings and conditions), `seconds` and `predictions`, one a question.
+
+    Raises:
+        UserError: there is no such condition, or no question.
     """
     options, k = setup.config.eval, setup.config.select.k
+    journal = journal or Journal(None, {})
     begun = time.monotonic()
     count = min(options.records or len(source), len(source))
     records = [source[i] for i in range(count)]
@@ -79,19 +99,30 @@ def evaluate(setup: Setup, source: sources.Source | Sequence[QaRecord]) -> dict[
     # A document set for each question, by the name that a condition gives it.
     chosen = {name: [order[:k] for order in orders] for name, orders in ranked.items()}
     chosen |= {"gold": [list(gold[:k]) for gold in golds], "none": [[] for _ in records]}
-    names = [n for n, c in CONDITIONS.items() if all(golds) or c.documents != "gold"]
-    if not options.baselines:
-        names = ["reasoner"]
-    elif "generator" not in setup.trees:
-        names.remove("no_document_trained")  # without adapters it is no_document
-    report, close = results.reporter(2 * len(names) * len(records))
-    conditions, predictions = {}, {}
-    for name in names:
+    chosen["all"] = [list(range(len(r.documents))) for r in records]
+    names = _names(setup, all(golds))
+    accepted = [r.answers for r in records]
+    modelled = [name for name in names if name != CONSTANT]
+    report, close = results.reporter(2 * len(modelled) * len(records))
+    conditions, intervals, predictions = {}, {}, {}
+    for name in modelled:
         condition = CONDITIONS[name]
-        conditions[name], predictions[name] = _evaluate_condition(
-            setup, records, condition, chosen[condition.documents], found.memories, report
-        )
+        pieces = [
+            journal.piece(f"{name} {part.start}", functools.partial(
+                _evaluate_condition, setup, records[part], condition,
+                chosen[condition.documents][part], found.memories, report,
+            ))
+            for part in results.pieces(len(records), options.batch)
+        ]  # fmt: skip
+        conditions[name], intervals[name], predictions[name] = results.together(pieces, accepted)
     close()
+    if CONSTANT in names:
+        predictions[CONSTANT] = [metrics.best_constant(accepted)] * len(records)
+        scored = metrics.values(predictions[CONSTANT], accepted)
+        conditions[CONSTANT] = {n: float(np.mean(values)) for n, values in scored.items()}
+        intervals[CONSTANT] = results.intervals(scored)
+    rankings = {name: retrieval.values(orders, golds) for name, orders in ranked.items()}
+    intervals |= {f"retrieval {n}": results.intervals(each) for n, each in rankings.items() if each}
     return {
         "step": setup.step,
         "records": count,
@@ -101,17 +132,19 @@ def evaluate(setup: Setup, source: sources.Source | Sequence[QaRecord]) -> dict[
         "memory_tokens": len(setup.extra.memory),
         "compression_rate": found.rate,
         "retrieval": {
-            name: score
-            for name, orders in ranked.items()
-            if (score := retrieval.score_rankings(orders, golds))
+            name: {metric: float(np.mean(values)) for metric, values in each.items()}
+            for name, each in rankings.items()
+            if each
         },
         "conditions": conditions,
+        "intervals": intervals,
         "seconds": time.monotonic() - begun,
         "predictions": [
             {
                 "origin": record.origin,
                 "question": record.question,
                 "answer": record.answers[0],
+                "answers": list(record.answers),
                 "pos_index": list(record.gold),
                 "chosen": chosen["reasoner"][i],
                 **{name: texts[i] for name, texts in predictions.items()},
@@ -119,6 +152,25 @@ def evaluate(setup: Setup, source: sources.Source | Sequence[QaRecord]) -> dict[
             for i, record in enumerate(records)
         ],
     }
+
+
+def _names(setup: Setup, gold_known: bool) -> list[str]:
+    """The conditions that take place."""
+    options = setup.config.eval
+    if options.conditions:
+        names = results.named(options.conditions, (*CONDITIONS, CONSTANT))
+        for name in names:
+            if name != CONSTANT and CONDITIONS[name].documents == "gold" and not gold_known:
+                raise UserError(f"config.eval.conditions: {name} needs pos_index in every record")
+        return names
+    if not options.baselines:
+        return ["reasoner"]
+    names = [
+        n for n, c in CONDITIONS.items() if c.default and (gold_known or c.documents != "gold")
+    ]
+    if "generator" not in setup.trees:
+        names.remove("no_document_trained")  # without adapters it is no_document
+    return [*names, CONSTANT]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +218,7 @@ def _evaluate_condition(
     chosen: Sequence[Sequence[int]],
     memories: Any,
     report: Callable[[int], None],
-) -> tuple[dict[str, float], list[str]]:
+) -> Piece:
     begun = time.monotonic()
     options = setup.config.eval
     given, rows = [], []
@@ -187,6 +239,6 @@ def _evaluate_condition(
         setup, asked, options.max_new_tokens,
         role=condition.role, stop="", batch=options.batch, report=report,
     )  # fmt: skip
-    _, answer_ce = cross_entropies(setup, rows, condition.role, report)
-    values = {"answer_ce": answer_ce, **metrics.score(answers, [r.answers for r in records])}
-    return {**values, "seconds": time.monotonic() - begun}, answers
+    nats, tokens = cross_entropies(setup, rows, condition.role, report)
+    seconds = time.monotonic() - begun
+    return {"answers": answers, "nats": nats, "tokens": tokens, "seconds": seconds}

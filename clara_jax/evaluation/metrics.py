@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_VERDICTS = ("yes", "no", "noanswer")  # answers that another text never partly agrees with
 
 
 def normalise(text: str) -> str:
@@ -20,12 +21,19 @@ def exact_match(answer: str, accepted: str) -> float:
 
 
 def f1(answer: str, accepted: str) -> float:
-    """Harmonic mean of precision and recall of the normalised words, as multisets."""
-    ours, theirs = normalise(answer).split(), normalise(accepted).split()
-    if not ours or not theirs:
-        return float(ours == theirs)
-    common = sum((collections.Counter(ours) & collections.Counter(theirs)).values())
-    return 2 * common / (len(ours) + len(theirs))
+    """Harmonic mean of precision and recall of the normalised words, as multisets.
+
+    As in HotpotQA's and 2Wiki's scripts, yes, no and noanswer agree with themselves alone, which in
+    SQuAD's, otherwise the same, "no" in "no idea" would not.
+    """
+    ours, theirs = normalise(answer), normalise(accepted)
+    if ours != theirs and (ours in _VERDICTS or theirs in _VERDICTS):
+        return 0.0
+    our_words, their_words = ours.split(), theirs.split()
+    if not our_words or not their_words:
+        return float(our_words == their_words)
+    common = sum((collections.Counter(our_words) & collections.Counter(their_words)).values())
+    return 2 * common / (len(our_words) + len(their_words))
 
 
 def cover_exact_match(answer: str, accepted: str) -> float:
@@ -41,8 +49,8 @@ METRICS: dict[str, Callable[[str, str], float]] = {
 }
 
 
-def score(answers: Sequence[str], accepted: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Means over questions of every metric.
+def values(answers: Sequence[str], accepted: Sequence[Sequence[str]]) -> dict[str, list[float]]:
+    """Every metric of every question.
 
     Args:
         answers: one a question.
@@ -50,7 +58,20 @@ def score(answers: Sequence[str], accepted: Sequence[Sequence[str]]) -> dict[str
     """
     pairs = list(zip(answers, accepted, strict=True))
     return {
-        name: sum(max(metric(answer, text) for text in texts) for answer, texts in pairs)
-        / max(len(pairs), 1)
+        name: [max(metric(answer, text) for text in texts) for answer, texts in pairs]
         for name, metric in METRICS.items()
     }
+
+
+def best_constant(accepted: Sequence[Sequence[str]]) -> str:
+    """The answer that most questions accept, in normal form: what can be had without reading."""
+    counts = collections.Counter(
+        text for texts in accepted for text in sorted({normalise(text) for text in texts})
+    )
+    return counts.most_common(1)[0][0] if counts else ""
+
+
+def score(answers: Sequence[str], accepted: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Means over questions of `values`."""
+    found = values(answers, accepted)
+    return {name: sum(each) / max(len(each), 1) for name, each in found.items()}

@@ -2,17 +2,22 @@
 
 import itertools
 import json
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from absl import logging
 
 from clara_jax import files
 from clara_jax.errors import UserError
+from clara_jax.evaluation import answer_losses, metrics, statistics
+from clara_jax.evaluation.journal import Piece
 from clara_jax.progress import Progress
 
 SMALLEST_GAP = 1e-6
+_BATCHES = 4  # of a piece
 # What the gap between the baselines is taken of, and whether more of it is better.
 GAPS = {"answer_ce": False, "f1": True}
 COLUMNS = {
@@ -53,6 +58,53 @@ def gaps(conditions: dict[str, dict[str, float]], names: tuple[str, str, str]) -
     return {key: gap_closed(*(c[key] for c in three), more) for key, more in GAPS.items()}
 
 
+def named(names: str, known: Sequence[str]) -> list[str]:
+    """The conditions of `config.eval.conditions`, each once.
+
+    Raises:
+        UserError: one is not known.
+    """
+    found = list(dict.fromkeys(name.strip() for name in names.split(",")))
+    for name in found:
+        if name not in known:
+            raise UserError(
+                f"config.eval.conditions: no condition {name!r}; there are {', '.join(known)}"
+            )
+    return found
+
+
+def pieces(count: int, batch: int) -> list[slice]:
+    """Which examples are evaluated together, and kept together when a run is killed."""
+    size = _BATCHES * batch  # of like length, these fill their batches well
+    return [slice(start, start + size) for start in range(0, count, size)]
+
+
+def together(
+    found: Sequence[Piece], accepted: Sequence[Sequence[str]]
+) -> tuple[dict[str, float], dict[str, list[float]], list[str]]:
+    """Numbers of a condition, their 95 % intervals, and its answers.
+
+    Args:
+        found: its pieces, with `answers`, `nats` and `tokens` of turns and answers, and `seconds`.
+        accepted: all accepted answers of each question.
+    """
+    answers = [answer for piece in found for answer in piece["answers"]]
+    nats, tokens = (np.sum([piece[key] for piece in found], 0) for key in ("nats", "tokens"))
+    losses = zip(("turn_ce", "answer_ce"), answer_losses.mean(nats, tokens), strict=True)
+    scored = metrics.values(answers, accepted)
+    numbers = {
+        **{name: nats for name, nats in losses if not math.isnan(nats)},
+        **{name: float(np.mean(values)) for name, values in scored.items()},
+        "seconds": sum(piece["seconds"] for piece in found),
+    }
+    return numbers, intervals(scored), answers
+
+
+def intervals(values: dict[str, list[float]]) -> dict[str, list[float]]:
+    """95 % intervals of the means, by metric."""
+    return {name: list(statistics.interval(each)) for name, each in values.items()}
+
+
 def table(result: dict[str, Any]) -> str:
     """The result for people."""
     of = {
@@ -67,18 +119,25 @@ def table(result: dict[str, Any]) -> str:
     ]
     if rankings := result.get("retrieval"):
         lines += _rows(rankings, {name: name for name in next(iter(rankings.values()))})
-    lines += _rows(result["conditions"], COLUMNS)
+    lines += _rows(result["conditions"], COLUMNS, result.get("intervals", {}))
     for key, share in result.get("gap_closed", {}).items():
         text = "no gap, the text does not help" if share is None else f"{share:.1%}"
         lines.append(f"share of the gap (no document to full text) closed, {COLUMNS[key]}: {text}")
     return "\n".join(lines)
 
 
-def _rows(named: dict[str, dict[str, float]], columns: dict[str, str]) -> list[str]:
+def _rows(
+    named: dict[str, dict[str, float]],
+    columns: dict[str, str],
+    intervals: dict[str, dict[str, list[float]]] | None = None,
+) -> list[str]:
     shown = [key for key in columns if any(key in values for values in named.values())]
-    lines = [" ".join([f"{'':20}", *(f"{columns[key]:>10}" for key in shown)])]
+    head = [f"{columns[key]:>10}" for key in shown] + ["   F1, 95 %"] * bool(intervals)
+    lines = [" ".join([f"{'':20}", *head])]
     for name, values in named.items():
-        cells = (f"{values[key]:10.3f}" for key in shown)
+        cells = [f"{values[key]:10.3f}" if key in values else " " * 10 for key in shown]
+        if intervals and name in intervals:
+            cells.append("   {:.3f}-{:.3f}".format(*intervals[name]["f1"]))
         lines.append(" ".join([f"{name.replace('_', ' '):20}", *cells]))
     return lines
 

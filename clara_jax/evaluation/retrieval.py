@@ -54,10 +54,29 @@ def reciprocal_rank(ranked: Sequence[int], gold: Sequence[int]) -> float:
     return next((1 / rank for rank, n in enumerate(ranked, 1) if n in wanted), 0.0)
 
 
-def score_rankings(
+def ndcg_at(ranked: Sequence[int], gold: Sequence[int], k: int) -> float:
+    """Normalised discounted cumulative gain of the first k, gold documents having gain 1.
+
+    Args:
+        ranked: documents, best first.
+        gold: documents that should be found; repeated ones count once.
+        k: at least 1.
+
+    Raises:
+        ValueError: no gold document, or k < 1.
+    """
+    if k < 1:
+        raise ValueError(f"k={k} must be at least 1")
+    wanted = _wanted(gold)
+    discounts = 1 / np.log2(np.arange(2, k + 2))
+    found = np.array([n in wanted for n in ranked[:k]], bool)
+    return float(discounts[: len(found)][found].sum() / discounts[: len(wanted)].sum())
+
+
+def values(
     rankings: Sequence[Sequence[int]], golds: Sequence[Sequence[int]], ks: Sequence[int] = KS
-) -> dict[str, float]:
-    """Means of `recall@k`, for every k, and of `mrr` over the questions that have gold documents.
+) -> dict[str, list[float]]:
+    """`recall@k` for every k, `mrr` and `ndcg@K` for the largest, of the questions that name golds.
 
     Args:
         rankings: documents of each question, best first.
@@ -73,9 +92,16 @@ def score_rankings(
     pairs = [(r, gold) for r, gold in zip(rankings, golds, strict=True) if len(gold)]
     if not pairs:
         return {}
-    means = {f"recall@{k}": np.mean([recall_at(r, gold, k) for r, gold in pairs]) for k in ks}
-    means["mrr"] = np.mean([reciprocal_rank(r, gold) for r, gold in pairs])
-    return {name: float(mean) for name, mean in means.items()}
+    found = {f"recall@{k}": [recall_at(r, gold, k) for r, gold in pairs] for k in ks}
+    found["mrr"] = [reciprocal_rank(r, gold) for r, gold in pairs]
+    return found | {f"ndcg@{max(ks)}": [ndcg_at(r, gold, max(ks)) for r, gold in pairs]}
+
+
+def score_rankings(
+    rankings: Sequence[Sequence[int]], golds: Sequence[Sequence[int]], ks: Sequence[int] = KS
+) -> dict[str, float]:
+    """Means of `values`."""
+    return {name: float(np.mean(each)) for name, each in values(rankings, golds, ks).items()}
 
 
 def _wanted(gold: Sequence[int]) -> set[int]:

@@ -11,6 +11,7 @@ cross-entropies of the answers compare:
 """
 
 import dataclasses
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +23,9 @@ from clara_jax.data import prompts, sources
 from clara_jax.data.records import ScpRecord
 from clara_jax.data.tokenizer import Parts
 from clara_jax.errors import UserError
-from clara_jax.evaluation import metrics, results
+from clara_jax.evaluation import results
 from clara_jax.evaluation.answer_losses import cross_entropies, labelled_rows
+from clara_jax.evaluation.journal import Journal, Piece
 from clara_jax.inference import engine
 from clara_jax.inference.generate import Prompt
 from clara_jax.training.setup import Setup
@@ -45,22 +47,28 @@ CONDITIONS = {
 }
 
 
-def evaluate(setup: Setup, source: sources.Source | Sequence[ScpRecord]) -> dict[str, Any]:
+def evaluate(
+    setup: Setup,
+    source: sources.Source | Sequence[ScpRecord],
+    journal: Journal | None = None,
+) -> dict[str, Any]:
     """Evaluates on the qa records of a source; `setup.config.eval` says how many and how.
 
     Args:
         setup: the model.
         source: records; those that are not qa, or are read as text, are passed over.
+        journal: keeps what is finished, for a run that is killed.
 
     Returns:
         `records`, `questions`, `documents_cut`, `memory_tokens`, `compression_rate` (realised),
         `conditions` {name: {turn_ce, answer_ce, exact_match, f1, cover_exact_match, seconds}},
+        `intervals` {name: {metric: 95 % of its mean}},
         `gap_closed` {answer_ce, f1} (see `gap_closed`), `predictions`. `turn_ce` is nats a labelled
         token of the whole assistant turn with all questions of a record, the training loss;
         `answer_ce` those a token of an answer, given its question.
 
     Raises:
-        UserError: the source has no qa record.
+        UserError: the source has no qa record, or there is no such condition.
     """
     options = setup.config.eval
     begun = time.monotonic()
@@ -68,17 +76,27 @@ def evaluate(setup: Setup, source: sources.Source | Sequence[ScpRecord]) -> dict
     if not records:
         raise UserError(f"{source!r}: there is no qa record to evaluate on")
     names = [n for n in CONDITIONS if n == "memory" or options.baselines]
-    if "generator" not in setup.trees and "no_document_trained" in names:
+    if options.conditions:
+        names = results.named(options.conditions, tuple(CONDITIONS))
+    elif "generator" not in setup.trees and "no_document_trained" in names:
         names.remove("no_document_trained")  # without adapters it is no_document
     questions = sum(len(record.questions) for record in records)
     # Losses have a row for each record and, where it has several, for each question but one.
     report, close = results.reporter(len(records) + len(names) * 2 * questions)
     compressed = engine.compress(setup, [r.document for r in records], options.batch, report)
-    conditions, predictions = {}, {}
-    for condition in names:
-        conditions[condition], predictions[condition] = _evaluate_condition(
-            setup, records, CONDITIONS[condition], compressed.memories, report
-        )
+    journal = journal or Journal(None, {})
+    accepted = [texts for record in records for texts in record.accepted]
+    conditions, intervals, predictions = {}, {}, {}
+    for name in names:
+        pieces = [
+            journal.piece(f"{name} {part.start}", functools.partial(
+                _evaluate_condition, setup, records[part], CONDITIONS[name],
+                compressed.memories[part], report,
+            ))
+            for part in results.pieces(len(records), options.batch)
+        ]  # fmt: skip
+        found = results.together(pieces, accepted)
+        conditions[name], intervals[name], predictions[name] = found
     close()
     return {
         "step": setup.step,
@@ -88,13 +106,17 @@ def evaluate(setup: Setup, source: sources.Source | Sequence[ScpRecord]) -> dict
         "memory_tokens": len(setup.extra.memory),
         "compression_rate": compressed.rate,
         "conditions": conditions,
+        "intervals": intervals,
         "gap_closed": results.gaps(conditions, ("no_document", "memory", "full_text")),
         "seconds": time.monotonic() - begun,
         "predictions": [
             {"origin": record.origin, "question": question, "answer": answer}
-            | {condition: next(texts) for condition, texts in predictions.items()}
-            for record in records
-            for question, answer in zip(record.questions, record.answers, strict=True)
+            | {name: texts[i] for name, texts in predictions.items()}
+            for i, (record, question, answer) in enumerate(
+                (record, *pair)
+                for record in records
+                for pair in zip(record.questions, record.answers, strict=True)
+            )
         ],
     }
 
@@ -105,7 +127,7 @@ def _evaluate_condition(
     condition: Condition,
     memories: np.ndarray,
     report: Callable[[int], None],
-) -> tuple[dict[str, float], Iterator[str]]:
+) -> Piece:
     begun = time.monotonic()
     rows, asked = [], []
     for record, memory in zip(records, memories, strict=True):
@@ -118,10 +140,9 @@ def _evaluate_condition(
     texts = engine.answers(
         setup, asked, options.max_new_tokens, role=role, batch=options.batch, report=report
     )
-    turn_ce, answer_ce = cross_entropies(setup, rows, role, report)
-    accepted = [texts for record in records for texts in record.accepted]
-    values = {"turn_ce": turn_ce, "answer_ce": answer_ce, **metrics.score(texts, accepted)}
-    return {**values, "seconds": time.monotonic() - begun}, iter(texts)
+    nats, tokens = cross_entropies(setup, rows, role, report)
+    seconds = time.monotonic() - begun
+    return {"answers": texts, "nats": nats, "tokens": tokens, "seconds": seconds}
 
 
 def _qa_records(source: sources.Source | Sequence[ScpRecord]) -> Iterator[ScpRecord]:

@@ -12,6 +12,7 @@ from clara_jax.data.facts import FactsQuestions
 from clara_jax.data.tokenizer import load_tokenizer
 from clara_jax.errors import UserError
 from clara_jax.evaluation import compare, evaluate, joint, metrics, results
+from clara_jax.evaluation.journal import Journal
 from clara_jax.evaluation.retrieval import bm25_scores, ranking, score_rankings
 from clara_jax.inference import engine
 from clara_jax.sharding import make_mesh
@@ -89,11 +90,18 @@ def test_what_lexical_overlap_cannot_tell():
 
 
 def test_conditions_and_table(result):
-    assert list(result["conditions"]) == list(joint.CONDITIONS)
+    usual = [name for name, condition in joint.CONDITIONS.items() if condition.default]
+    assert list(result["conditions"]) == [*usual, "constant"]
     assert (result["step"], result["questions"], result["candidates"]) == (9, 3, 20.0)
-    for values in result["conditions"].values():
-        assert np.isfinite(values["answer_ce"]) and 0 <= values["f1"] <= 1
+    for name, values in result["conditions"].items():
+        assert 0 <= values["f1"] <= 1
+        low, high = result["intervals"][name]["f1"]
+        assert low <= values["f1"] <= high
+        assert name == "constant" or np.isfinite(values["answer_ce"])
+    low, high = result["intervals"]["retrieval bm25"]["recall@1"]
+    assert low <= result["retrieval"]["bm25"]["recall@1"] <= high
     text = results.table(result)
+    assert "F1, 95 %" in text and "constant" in text
     assert "20.0 candidates each" in text and "recall@1" in text and "gold text" in text
     assert "turn CE" not in text
 
@@ -107,6 +115,40 @@ def test_without_gold_documents_or_baselines(setup):
     found = joint.evaluate(dataclasses.replace(setup, config=bare), records)
     assert list(found["conditions"]) == ["reasoner"]
     results.table(found)
+
+
+def chosen(setup, conditions, journal=None, records=3):
+    options = dataclasses.replace(CONFIG.eval, conditions=conditions, records=records)
+    options = dataclasses.replace(options, batch=1)  # pieces of four
+    config = dataclasses.replace(CONFIG, eval=options)
+    return joint.evaluate(dataclasses.replace(setup, config=config), SOURCE, journal)
+
+
+def test_conditions_of_ones_own(setup):
+    found = chosen(setup, "constant, all", records=1)
+    record = SOURCE[0]
+    told = engine.Clara(setup).answer([record.question], [list(record.documents)], 4)
+    assert [p["all"] for p in found["predictions"]] == told
+    assert list(found["conditions"]) == ["all", "constant"]
+    assert found["predictions"][0]["constant"] == metrics.normalise(record.answers[0])
+    with pytest.raises(UserError, match="no condition 'al'; there are reasoner, "):
+        chosen(setup, "al")
+
+
+def test_a_kill_in_the_middle_and_a_rerun_give_the_same(setup, tmp_path, monkeypatch):
+    def run():
+        found = chosen(setup, "reasoner,no_document", Journal(str(tmp_path), {}), records=4)
+        seconds = [values.pop("seconds") for values in found["conditions"].values()]
+        return found | {"seconds": 0}, seconds
+
+    whole = run()
+    (path,) = (tmp_path / "eval").iterdir()
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:2]))  # as if killed after the first of two
+    again = run()
+    assert again[0] == whole[0] and again[1] != whole[1]
+    monkeypatch.setattr(joint, "_evaluate_condition", lambda *_: pytest.fail("evaluated again"))
+    assert run()[0] == whole[0]
 
 
 def test_answer_loss_of_a_perfect_prefix_is_that_of_training(setup):

@@ -64,8 +64,13 @@ def test_means_are_over_questions_with_gold():
         "recall@3": 1.0,
         "recall@5": 1.0,
         "mrr": 0.75,
+        "ndcg@5": pytest.approx((1 + (1 / math.log2(3) + 1 / 2) / (1 + 1 / math.log2(3))) / 2),
     }
-    assert score_rankings(rankings, golds, ks=(2,)) == {"recall@2": 0.75, "mrr": 0.75}
+    assert score_rankings(rankings, golds, ks=(2,)) == {
+        "recall@2": 0.75,
+        "mrr": 0.75,
+        "ndcg@2": pytest.approx((1 + (1 / math.log2(3)) / (1 + 1 / math.log2(3))) / 2),
+    }
     assert score_rankings([[0]], [[]]) == {} == score_rankings([], [])
     with pytest.raises(ValueError):
         score_rankings(rankings, golds[:2])
