@@ -87,10 +87,9 @@ def validate(config: Any) -> None:
     for name in BELOW_ONE:
         if not 0 <= get(config, name) < 1:
             raise UserError(f"config.{name}={get(config, name)} must be at least 0 and below 1")
-    if not 0 <= config.optim.final_fraction <= 1:
-        raise UserError(
-            f"config.optim.final_fraction={config.optim.final_fraction} must be from 0 to 1"
-        )
+    for name in ("optim.final_fraction", "synthesis.near_duplicates"):
+        if not 0 <= get(config, name) <= 1:
+            raise UserError(f"config.{name}={get(config, name)} must be from 0 to 1")
     if not 0 <= config.seed < 2**32:
         raise UserError(f"config.seed={config.seed} must be from 0 to 2**32 - 1")
     _validate_prompts(config.prompts)

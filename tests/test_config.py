@@ -161,6 +161,7 @@ def test_groups_must_be_groups():
         ("optim.learning_rate", float("nan")),
         ("optim.weight_decay", float("inf")),
         ("optim.final_fraction", 1.5),
+        ("synthesis.near_duplicates", 1.5),
         ("seed", -1),
         ("seed", 2**32),
         ("prompts.qa_user", "no place"),

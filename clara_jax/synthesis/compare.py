@@ -65,13 +65,15 @@ def by_document(records: Iterable[ScpRecord], documents: Sequence[str] | None = 
     """
     found: Asked = collections.defaultdict(list)
     homes: dict[str, str | None] = {}
+    plain = {_plain(document): document for document in documents or ()}
     for record in records:
         if record.data_type != "qa":
             continue
         document = record.document
         if documents is not None and document not in homes:
             text = _plain(document.split("\n", 1)[-1])
-            homes[document] = next((d for d in documents if text in _plain(d)), None)
+            whole = plain.get(_plain(document))
+            homes[document] = whole or next((d for p, d in plain.items() if text in p), None)
         home = document if documents is None else homes[document]
         if home is not None:
             found[home] += zip(record.questions, record.answers, strict=True)
@@ -254,7 +256,8 @@ def _synthesize(args: argparse.Namespace, documents: Sequence[str]) -> str:
     corpus = os.path.join(args.output, "documents.jsonl")
     rows = []
     for document in documents:
-        title, _, text = document.rpartition("\n")
+        first, newline, rest = document.partition("\n")
+        title, text = (first, rest) if newline else ("", first)
         rows.append(json.dumps({"title": title, "text": text}, ensure_ascii=False) + "\n")
     files.write(corpus, "".join(rows))
     options = Synthesis(
@@ -263,7 +266,8 @@ def _synthesize(args: argparse.Namespace, documents: Sequence[str]) -> str:
     )  # fmt: skip
     config = config_lib.freeze(dataclasses.asdict(Config(synthesis=options, seed=args.seed)))
     folder = os.path.join(args.output, "synthetic")
-    synthesis.run(corpus, folder, config)
+    if code := synthesis.run(corpus, folder, config):  # it has told why
+        raise SystemExit(code)
     return os.path.join(folder, "train.jsonl")
 
 

@@ -21,6 +21,8 @@ _TEXT_KEYS = ("text", "content", "passage", "contents", "document", "docs", "con
 _HEADING = re.compile(r"#{1,6}\s+(.*?)\s*#*$")
 _RELEASE = re.compile(r"This a document about (.*?)\. ?$")  # the title line of the release's data
 _LONGEST_TITLE = 200  # characters of a first line that is a title
+_STEP = 4096  # characters of a sentence that are measured at first
+_TABLES = (".json", ".csv", ".tsv", ".parquet", ".html", ".xml")  # no plain text, nor read here
 
 Raw = tuple[str, str, str]  # title, text, source
 Fits = Callable[[str], bool]
@@ -84,10 +86,13 @@ def chunk(text: str, fits: Fits) -> Iterator[str]:
     ends, start, i = sentences.ends(text), 0, 0
     while start < len(text):
         end = start
-        while i < len(ends) and fits(text[start : ends[i]].strip()):
-            end, i = ends[i], i + 1
+        while i < len(ends):
+            near = _near(text, start, ends[i], fits)
+            if near < ends[i] or not fits(text[start:near].strip()):
+                break
+            end, i = near, i + 1
         if end == start:
-            end = _cut(text, start, ends[i], fits)
+            end = _cut(text, start, near, fits)
         if piece := text[start:end].strip():
             yield piece
         start = end
@@ -150,6 +155,14 @@ def _leaks(names: str) -> duplicates.Leaks | None:
     return leaks
 
 
+def _near(text: str, start: int, end: int, fits: Fits) -> int:
+    """The end, or a nearer one behind what fits: a text far too long is not measured whole."""
+    near = start + _STEP
+    while near < end and fits(text[start:near].strip()):
+        near += near - start
+    return min(near, end)
+
+
 def _cut(text: str, start: int, end: int, fits: Fits) -> int:
     """Where the longest piece that fits ends: behind a word, or inside one that is too long."""
     words = [start + match.end() for match in re.finditer(r"\S+", text[start:end])]
@@ -193,6 +206,8 @@ def _folder(name: str) -> Iterator[Raw]:
 
 
 def _file(name: str) -> Iterator[Raw]:
+    if name.lower().endswith(_TABLES):
+        raise UserError(f"{name}: is no plain text; write it as .txt, or as .jsonl with a key text")
     try:
         with open(files.local(name), "rb") as lines:
             if name.lower().endswith(".jsonl"):

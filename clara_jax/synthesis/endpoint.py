@@ -63,7 +63,9 @@ class Endpoint:
 
     def __init__(self, options: Synthesis):
         self._options = options
-        self.url, key = address(options), os.environ.get("OPENAI_API_KEY")
+        self.url, key = address(options), os.environ.get("OPENAI_API_KEY", "").strip()
+        if not (key.isascii() and key.isprintable()):  # never shown: it is a secret
+            raise UserError("OPENAI_API_KEY has a character that no key has; set it anew")
         try:
             import openai  # 0.7 s that other modes need not wait for
         except ImportError as e:
@@ -110,8 +112,11 @@ class Endpoint:
                         "temperature": temperature, "max_tokens": self._options.max_tokens,
                     } | _parameters(_FORMS[form], name, seed),
                 )  # fmt: skip
-                self._answered, self._lost = True, 0
-                return body
+                if _is_completion(body):
+                    self._answered, self._lost = True, 0
+                    return body
+                what, delay = "body", 0.0
+                said = f"no completion but {_told(body)}, see config.synthesis.base_url"
             except self._errors.APIStatusError as e:
                 what, delay = str(e.status_code), _retry_after(e.response.headers)
                 said = f"status {what}: {_said(e)}"
@@ -182,6 +187,12 @@ def address(options: Synthesis) -> str:
         )
     if not re.match(r"https?://[^/]", url):
         raise UserError(f"config.synthesis.base_url={url!r} must begin with http:// or https://")
+    try:
+        valid = url.isprintable() and urllib.parse.urlsplit(url).port != 0
+    except ValueError:  # of brackets, or the port
+        valid = False
+    if not valid:
+        raise UserError(f"config.synthesis.base_url={url!r} is no URL")
     return url.rstrip("/")
 
 
@@ -195,7 +206,8 @@ def read_reply(body: Any, shape: dict[str, Any]) -> Reply:
     """Reads what a server sent."""
     usage = body.get("usage") if isinstance(body, dict) else None
     usage = usage if isinstance(usage, dict) else {}
-    tokens = [usage.get(key) or 0 for key in ("prompt_tokens", "completion_tokens")]
+    tokens = [usage.get(key) for key in ("prompt_tokens", "completion_tokens")]
+    tokens = [n if type(n) is int else 0 for n in tokens]
     try:
         choice = body["choices"][0]
         text = choice["message"]["content"] or ""
@@ -229,7 +241,10 @@ def read_json(text: str) -> Any:
         raise ValueError("JSON without an end")
     import json_repair  # as late as openai
 
-    value = json_repair.loads(inner)
+    try:
+        value = json_repair.loads(inner)
+    except RecursionError as e:
+        raise ValueError("JSON too deep") from e
     if not isinstance(value, dict):
         raise ValueError("no JSON object")
     return value
@@ -262,6 +277,20 @@ def _retry_after(headers: Any) -> float:
 
 def _said(error: Any) -> str:
     """The message in an error's body, in one line."""
-    body = error.body
-    text = body.get("message", body) if isinstance(body, dict) else body or error.message
-    return " ".join(str(text).split())[:200]
+    return _told(error.body or error.message)
+
+
+def _told(body: Any) -> str:
+    """What a body says in place of a completion, in one line."""
+    for key in ("error", "message"):
+        body = body.get(key, body) if isinstance(body, dict) else body
+    return " ".join(str(body).split())[:200] or "nothing"
+
+
+def _is_completion(body: Any) -> bool:
+    """Whether a model speaks; else it is a page, or an error in spite of status 200."""
+    try:
+        message = body["choices"][0]["message"]
+        return isinstance(message.get("content"), str | None)
+    except (AttributeError, IndexError, KeyError, TypeError):
+        return False

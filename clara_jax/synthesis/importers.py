@@ -131,10 +131,11 @@ def _paragraph(
 
 
 def _answers(value: Any, origin: str) -> list[str]:
-    """Distinct texts of `[{text}]`, of `{text: []}` or of `[text]`."""
+    """Distinct texts of `[{text}]`, of `{text: []}`, of `[text]` or of one text."""
     if isinstance(value, dict):
         value = value.get("text")
-    texts = [v.get("text") if isinstance(v, dict) else v for v in value or []]
+    value = [value] if isinstance(value, str) else value or []
+    texts = [v.get("text") if isinstance(v, dict) else v for v in _each(value)]
     if not all(isinstance(text, str) for text in texts):
         raise UserError(f"{origin}: answers must hold texts")
     return list(dict.fromkeys(text for text in texts if text.strip()))

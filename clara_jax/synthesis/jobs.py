@@ -19,27 +19,31 @@ from clara_jax.synthesis import pipeline
 
 NAME = "documents.jsonl"
 Job = dict[str, Any]
+Counts = dict[str, int]
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
     """What `config.synthesis.task` names: where its jobs come from, and the work on one."""
 
-    read: Callable[[str, Config], Iterable[Job]]
+    read: Callable[[str, Config, Counts], Iterable[Job]]
     work: Callable[..., Awaitable[pipeline.Result]]
 
 
-def documents(names: str, config: Config) -> Iterator[Job]:
+def documents(names: str, config: Config, counts: Counts) -> Iterator[Job]:
     """A job for each document of the corpus."""
     from clara_jax.synthesis import corpus
 
-    for document in corpus.read(names, config):
+    found = corpus.Counts()
+    for document in corpus.read(names, config, found):
+        counts.update(found.as_json())
         yield dataclasses.asdict(document)
+    counts.update(found.as_json())
 
 
-def questions(names: str, config: Config) -> Iterator[Job]:
+def questions(names: str, config: Config, counts: Counts) -> Iterator[Job]:
     """A job for each record of files with questions and documents; answers may be missing."""
-    del config
+    del config, counts
     for name in filter(None, map(str.strip, names.split(","))):
         try:
             with open(files.local(name), "rb") as f:
@@ -56,15 +60,23 @@ TASKS = {
 }
 
 
-def collect(names: str, config: Config) -> Iterator[Job]:
-    """The distinct jobs of a run, each with its key: a hash of all that its results depend on."""
+def collect(names: str, config: Config, counts: Counts | None = None) -> Iterator[Job]:
+    """The distinct jobs of a run, each with its key: a hash of all that its results depend on.
+
+    Args:
+        names: of files.
+        config: options.
+        counts: is filled with what became of the corpus.
+    """
     seen = set()
-    options = config.synthesis
-    found = TASKS[options.task].read(names, config)
+    options, counts = config.synthesis, {} if counts is None else counts
+    found = TASKS[options.task].read(names, config, counts)
     for job in itertools.islice(found, options.documents or None):
         content = {name: value for name, value in job.items() if name not in ("id", "source")}
         key = records.digest(json.dumps(content, sort_keys=True))
-        if key not in seen:
+        if key in seen:
+            counts["repeated"] = counts.get("repeated", 0) + 1
+        else:
             seen.add(key)
             yield {"key": key.hex(), **job}
     if not seen:

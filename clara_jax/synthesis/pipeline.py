@@ -61,7 +61,7 @@ class Asker:
             if reply.value is not None:
                 return reply.value
             self.malformed += 1
-        raise Failed(f"{name}: malformed reply ({reply.error})")
+        raise Failed(f"malformed reply to {name}: {reply.error}")
 
     async def _ask(self, step: str, name: str, messages: Any, greedy: bool, attempt: int) -> Reply:
         # Asked greedily again, a model says the same again.
@@ -144,15 +144,15 @@ async def _questions(
         fresh = _fresh(wanted, asked, number, counts["dropped"])
         if number and not fresh:
             break
-        if fresh:
-            pairs += await _answered(fresh, whole, ask, counts["dropped"])
         try:
+            if fresh:
+                pairs += await _answered(fresh, whole, ask, counts["dropped"])
             check = await ask(
                 f"{number}.coverage", "coverage", document=whole, pairs=shown(pairs),
                 questions=numbered(list(asked.values())),
             )  # fmt: skip
         except Failed as e:
-            if options.uncovered == "exclude":
+            if options.uncovered == "exclude" or not pairs:
                 raise
             check = {"covered": False, "missing": [str(e)]}
             break

@@ -118,7 +118,7 @@ def conform(value: Any, shape: Any, where: str = "reply") -> Any:
     convert = _CONVERT[shape]
     try:
         return convert(value)
-    except (AttributeError, KeyError, TypeError, ValueError) as e:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as e:
         raise ValueError(f"{where} is {value!r:.40}, not {shape.__name__}") from e
 
 

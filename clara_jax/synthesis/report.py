@@ -100,6 +100,7 @@ class Report:
                 mean = sum(n * k for n, k in histogram.items()) / histogram.total()
                 rows.append((label, f"{mean:.1f}", middle, tenth, ninth, max(histogram)))
         tables = {
+            "Corpus": (("", "number"), manifest.get("corpus", {}).items()),
             "Counts": (("", "number"), self.counts.items()),
             "Per document, question, answer": (
                 ("", "mean", "median", "10 %", "90 %", "most"), rows,
@@ -132,9 +133,12 @@ class Report:
         figure, axes = plots.subplots(2, 3, figsize=(11, 6), layout="constrained")
         for axis, name in zip(axes.flat, names, strict=False):
             numbers, weights = zip(*sorted(self.histograms[name].items()), strict=True)
-            span = numbers[-1] - numbers[0] + 1
-            axis.hist(numbers, weights=weights, bins=min(span, 30), color="tab:blue")
-            axis.set(title=_HISTOGRAMS[name], yticks=[])
+            wide = -(-(numbers[-1] - numbers[0] + 1) // 30)  # of a bar, whole numbers in its middle
+            edges = [n - 0.5 for n in range(numbers[0], numbers[-1] + wide + 1, wide)]
+            axis.hist(numbers, weights=weights, bins=edges, color="tab:blue")
+            axis.set(title=_HISTOGRAMS[name])
+            for scale in (axis.xaxis, axis.yaxis):
+                scale.get_major_locator().set_params(integer=True, min_n_ticks=1)
         for axis in axes.flat[len(names) :]:
             axis.set_visible(False)
         save(figure, path)

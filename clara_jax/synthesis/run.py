@@ -78,8 +78,14 @@ def run(
     with tempfile.TemporaryDirectory() as folder:
         code = _Run(documents, folder, dataclasses.replace(config, synthesis=few), prompts)()
         for name in ("train.jsonl", "excluded.jsonl"):
-            for line in files.read(os.path.join(folder, name)).splitlines():
-                print(json.dumps(json.loads(line), indent=2, ensure_ascii=False))
+            path = os.path.join(folder, name)
+            if not os.path.exists(path):  # it was stopped
+                continue
+            with open(
+                path, encoding="utf-8"
+            ) as f:  # whose lines only \n ends, as records have more
+                for line in f:
+                    print(json.dumps(json.loads(line), indent=2, ensure_ascii=False))
     return code
 
 
@@ -90,23 +96,27 @@ class _Run:
         self._documents, self._output, self._config = documents, output, config
         self._options, self._prompts = config.synthesis, prompts
         self._left: collections.Counter[str] = collections.Counter()
+        self._corpus: dict[str, int] = {}
         self._done = self._excluded = self._total = 0
 
     def __call__(self) -> int:
+        try:
+            return self._go()
+        except KeyboardInterrupt:
+            print("clara_jax: stopped; the same command goes on", file=sys.stderr)
+            return INTERRUPTED
+
+    def _go(self) -> int:
         options = self._options
         url = endpoint_lib.address(options)  # before anything is written
         basis = {name: getattr(options, name) for name in _BASIS}
         basis |= {"seed": self._config.seed, "prompts": self._prompts.hash}
-        found = jobs.collect(self._documents, self._config)
+        found = jobs.collect(self._documents, self._config, self._corpus)
         first = next(found)  # so that a wrong name of a file makes no folder
         with Store(self._output, basis) as store:
             self._total = jobs.save(self._output, itertools.chain([first], found))
             code = 0
-            try:
-                counts = asyncio.run(self._work(store))
-            except KeyboardInterrupt:
-                print("clara_jax: stopped; the same command goes on", file=sys.stderr)
-                return INTERRUPTED
+            counts = asyncio.run(self._work(store))
             left = self._total - self._done
             if left:
                 code = LEFT
@@ -178,6 +188,7 @@ class _Run:
             "prompts": {"version": self._prompts.version, "sha256": self._prompts.hash},
             "seed": self._config.seed,
             "documents": self._documents,
+            "corpus": self._corpus,
             "document_length": self._config.data.document_length,
             "options": options,
             "tokens": estimate.describe(self._options, store.tokens),
@@ -204,6 +215,19 @@ class _Run:
                     line = {"id": result["id"], "source": result["source"], **part}
                     excluded.write(json.dumps(line, ensure_ascii=False) + "\n")
         manifest["counts"] = {"jobs": self._total, **found.counts}
+        if others := len(store) - found.counts["jobs done"]:
+            print(
+                f"clara_jax: {self._output}: {others} more done by earlier runs are not among the "
+                "documents now, so not in train.jsonl either; their state is kept",
+                file=sys.stderr,
+            )
+        if found.reasons and found.counts["jobs without any record"] == found.counts["jobs done"]:
+            (reason, _), *_ = found.reasons.most_common(1)
+            print(
+                f"clara_jax: {self._output}: no record at all, mostly for the reason: {reason}; "
+                "see excluded.jsonl",
+                file=sys.stderr,
+            )
         files.write(
             os.path.join(self._output, "manifest.json"), json.dumps(manifest, indent=2) + "\n"
         )

@@ -8,8 +8,11 @@ import itertools
 import re
 
 # A stop with the quotes and brackets that close behind it; blanks must follow, save in Chinese and
-# Japanese, whose stops stand nowhere else.
-_STOP = re.compile(r"(?P<latin>[.!?…]+)[\"'”’»)\]]*(?=\s)|[。！？]+[」』”’）]*")
+# Japanese, whose stops stand nowhere else. A row of stops is looked at once, however long.
+_STOPS = ".!?…।॥؟۔።။។"
+_STOP = re.compile(
+    rf"(?<![{_STOPS}])(?P<latin>[{_STOPS}]++)[\"'”’»)\]]*+(?=\s)|[。！？]++[」』”’）]*+"
+)
 _LAST_WORD = re.compile(r"([\w.]+)\.$")
 _INITIAL = re.compile(r"(?:^|[\s.(\"'“‘-])[^\W\d_]\.$")
 _FIRST_WORD = re.compile(r"[\s\"'“‘«(\[]*([\w]+)?")

@@ -61,6 +61,9 @@ class Store:
     def __exit__(self, *unused: Any) -> None:
         self._file.close()
 
+    def __len__(self) -> int:
+        return len(self._results)
+
     def __contains__(self, job: str) -> bool:
         return bytes.fromhex(job) in self._results
 
@@ -87,10 +90,15 @@ class Store:
     def _append(self, line: dict[str, Any]) -> int:
         start = self._end
         data = json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-        while data:
-            written = self._file.write(data)
-            data = data[written:]
-            self._end += written
+        try:
+            while data:
+                written = self._file.write(data)
+                data = data[written:]
+                self._end += written
+        except OSError as e:  # a full disk; the next line must not stand behind half a line
+            self._file.truncate(start)
+            self._end = start
+            raise OSError(e.errno, e.strerror, self._path) from e
         return start
 
     def _line(self, start: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Synthetic against human questions: what is counted, and runs on equally many of each."""
 
+import argparse
 import json
 
 import pytest
@@ -50,6 +51,18 @@ def test_pieces_belong_to_the_document_that_they_are_of():
     paraphrase = ScpRecord("paraphrase", (), ("It has a red colour.",), DOCUMENT, "x:3")
     found = compare.by_document([piece, elsewhere, paraphrase], list(HUMAN))
     assert found == {DOCUMENT: [("Is it red?", "yes")]}
+
+
+def test_documents_of_several_lines_are_asked_about_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare.synthesis, "run", lambda *unused: 1)
+    args = argparse.Namespace(
+        output=str(tmp_path), base_url="u", model="m", rounds=1, concurrency=1, seed=0
+    )
+    with pytest.raises(SystemExit) as ended:
+        compare._synthesize(args, ["T\nfirst\nsecond", "alone"])
+    assert ended.value.code == 1
+    rows = list(map(json.loads, (tmp_path / "documents.jsonl").read_text().splitlines()))
+    assert rows == [{"title": "T", "text": "first\nsecond"}, {"title": "", "text": "alone"}]
 
 
 def test_as_many_of_each_about_the_same_documents():

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import sys
+import time
 import types
 
 import pytest
@@ -43,6 +44,8 @@ def read(names, counts=None, **options):
         ("晴れです。「はい。」次", ["晴れです。", "「はい。」", "次"]),
         ("See No. 5 there.", ["See No. 5 there."]),
         ("No stop", ["No stop"]),
+        ("यह एक है। वह दो है।", ["यह एक है।", "वह दो है।"]),
+        ("هل هذا؟ نعم.", ["هل هذا؟", "نعم."]),
     ],
 )
 def test_sentences(text, parts):
@@ -55,6 +58,22 @@ def test_pieces_fit_and_lose_nothing(text, limit):
     pieces = list(corpus.chunk(text, lambda t: sentences.estimate(t) <= limit))
     assert "".join("".join(pieces).split()) == "".join(text.split())
     assert all(0 < sentences.estimate(piece) <= limit for piece in pieces)
+
+
+def test_time_grows_no_faster_than_a_text_without_ends():
+    measured = 0
+
+    def fits(text):
+        nonlocal measured
+        measured += len(text)
+        return len(text) <= 1000
+
+    text = "word " * 40_000
+    assert " ".join(corpus.chunk(text, fits)) == text.strip()
+    assert measured < 100 * len(text)
+    begun = time.monotonic()
+    assert sentences.split("." * 100_000 + "x") == ["." * 100_000 + "x"]
+    assert time.monotonic() - begun < 5
 
 
 def test_cut_at_sentence_ends_with_the_title_on_each(tmp_path):
@@ -124,6 +143,8 @@ def test_passages_of_evaluation_files_are_left_out(tmp_path):
         ("a.jsonl", b"{", "a.jsonl:1: not JSON"),
         ("a.txt", b"ok\n\xff", "a.txt:2: not UTF-8"),
         ("a.txt", b"\n\n", "holds no document"),
+        ("a.json", b'[{"text": "x"}]', "a.json: is no plain text; write it as .txt, or as .jsonl"),
+        ("a.CSV", b"id,text", "is no plain text"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, name, content, message):

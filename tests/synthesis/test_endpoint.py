@@ -150,6 +150,60 @@ def test_strange_bodies_are_malformed_replies(body):
     assert reply.value is None and "no text" in reply.error
 
 
+def test_odd_counts_of_tokens_are_none():
+    usage = {"prompt_tokens": "12", "completion_tokens": None}
+    body = {"choices": [{"message": {"content": '{"questions": []}'}}], "usage": usage}
+    reply = read_reply(body, KINDS["simple"].shape)
+    assert reply.value == {"questions": []} and (reply.tokens_in, reply.tokens_out) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"answers": [{"number": 1e999, "answer": "x"}]}',
+        '{"answers": ' + "[" * 9999 + "]" * 9999 + "}",
+    ],
+)
+def test_numbers_and_depths_that_python_cannot_hold_are_malformed(text):
+    body = {"choices": [{"message": {"content": text}}]}
+    reply = read_reply(body, KINDS["answers"].shape)
+    assert reply.value is None and reply.error
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("<html>\nwelcome", "<html> welcome"),
+        ({"error": {"message": "no quota"}}, "no quota"),
+        ({"choices": []}, "choices"),
+        ({"choices": ["x"]}, "choices"),
+        ([], "[]"),
+        (None, "None"),
+    ],
+)
+def test_what_is_no_completion_is_an_error_of_the_endpoint(config, quick, monkeypatch, body, said):
+    async def post(*unused, **options):
+        return body
+
+    def prepare(found):
+        monkeypatch.setattr(found._client, "post", post)
+
+    options = config("http://127.0.0.1:9/v1", retries=1).synthesis
+    (error,), _ = ask(options, prepare=prepare)
+    assert isinstance(error, UserError) and "no completion but" in str(error)
+    assert said in str(error) and "base_url" in str(error) and "\n" not in str(error)
+    (error,), found = ask(options, prepare=lambda found: (prepare(found), answered(found)))
+    assert isinstance(error, Unavailable) and found.counts["body"] == 2
+
+
+def test_a_key_that_cannot_be_sent_is_told_but_not_shown(config, monkeypatch):
+    for key in ("schlüssel", "se\ncret"):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        with pytest.raises(UserError, match="OPENAI_API_KEY has a character") as error:
+            Endpoint(config("http://127.0.0.1:9/v1").synthesis)
+        assert key not in str(error.value)
+
+
 def test_the_host_alone_is_told():
     assert endpoint.host("https://user:secret@example.org/v1?key=1") == "example.org"
     assert endpoint.host("http://127.0.0.1:80/v1") == "127.0.0.1:80"

@@ -57,9 +57,16 @@ def test_squad_nested_and_flat(tmp_path):
     assert run(tmp_path, "squad", flat) == ([wanted], {importers.UNANSWERABLE: 1})
 
 
+def test_squad_answers_that_are_one_text(tmp_path):
+    found, _ = run(tmp_path, "squad", [{"context": "c", "question": "q", "answers": "Paris"}])
+    assert found[0]["answers"] == ["Paris"] and "aliases" not in found[0]
+
+
 @pytest.mark.parametrize(
     ("kind", "values", "name", "message"),
     [
+        ("squad", [{"context": "c", "question": "q", "answers": 5}], "in.jsonl",
+         "answers must hold texts"),
         ("teacher", [{"query": "?", "docs": ["a"]}], "in.jsonl", "in.jsonl:1: has none of mistral"),
         ("clara", [{"data_type": "qa", "question": ["a"], "answers": [], "docs": ["d"]}],
          "in.jsonl", "in.jsonl:1: 1 questions but 0 answers"),

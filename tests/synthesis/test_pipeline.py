@@ -120,6 +120,17 @@ def test_valid_pairs_are_kept_on_request_though_facts_are_missing(coverage, miss
     assert missing in result["excluded"][0]["reason"] and "missing" not in result["qa"]
 
 
+@pytest.mark.parametrize("step", ["1.answers", "1.validate"])
+def test_a_later_round_that_fails_leaves_the_pairs_of_earlier_ones_on_request(step):
+    script = SCRIPT | {"0.coverage": MORE, step: Failed("no JSON")}
+    script.setdefault("1.answers", {"answers": [{"number": 1, "answer": "Bob"}]})
+    result, _ = run(script, uncovered="keep")
+    assert result["records"][0]["answers"] == ["Ada", "both"]
+    assert result["qa"]["missing"] == "no JSON"
+    result, _ = run(script)
+    assert result["excluded"] == [{"part": "qa", "reason": "no JSON"}]
+
+
 def test_numbers_before_questions_are_left_out():
     script = SCRIPT | {"0.simple": {"questions": ["1. Who wrote?", "- 3.5 of what is 7?"]}}
     script["0.complex"] = {"questions": []}

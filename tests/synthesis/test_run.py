@@ -49,6 +49,8 @@ def test_manifest(undisturbed, corpus):
     assert manifest["model"] == "none" and manifest["seed"] == 0
     assert manifest["endpoint"].startswith("127.0.0.1:") and "base_url" not in str(manifest)
     assert manifest["options"]["rounds"] == 10 and manifest["left_undone"] == 0
+    assert manifest["corpus"]["documents"] == manifest["corpus"]["kept"] == 60
+    assert manifest["corpus"]["near"] == manifest["corpus"]["leaked"] == 0
     counts, tokens = manifest["counts"], manifest["tokens"]
     assert counts["jobs"] == counts["jobs done"] == 60
     assert tokens["in"] > 60 * 5 * 300 and tokens["out"] > 60 * 5 * 10
@@ -158,11 +160,47 @@ def test_preview_prints_and_keeps_nothing(corpus, config, url, tmp_path, capsys)
     assert not (tmp_path / "o").exists()
 
 
+def test_preview_of_texts_with_other_ends_of_lines(config, url, tmp_path, capsys):
+    corpus = tmp_path / "questions.jsonl"
+    corpus.write_text(json.dumps({"question": "a\u2028b\u0085c?", "docs": ["d e f g h i"]}))
+    options = config(url, task="instruct")
+    assert run.run(str(corpus), str(tmp_path / "o"), options, preview=1) == 0
+    assert json.loads(capsys.readouterr().out)["question"] == "a\u2028b\u0085c?"
+
+
+def test_no_record_at_all_is_told(config, serve, corpus, tmp_path, capsys):
+    options = config(serve("--faults=1", "--kinds=malformed"), documents=2, repairs=0)
+    assert run.run(corpus, str(tmp_path / "o"), options) == 0
+    told = capsys.readouterr().err
+    assert "no record at all, mostly for the reason: qa: malformed reply to " in told
+
+
+def test_results_of_documents_that_are_gone_are_told(config, url, corpus, tmp_path, capsys):
+    for documents, told in ((3, 0), (2, 1), (3, 0)):
+        assert run.run(corpus, str(tmp_path / "o"), config(url, documents=documents)) == 0
+        assert capsys.readouterr().err.count("1 more done by earlier runs") == told
+
+
+@pytest.mark.parametrize("place", ["jobs.save", "asyncio.run"])
+def test_an_interrupt_is_one_line(config, url, corpus, tmp_path, capsys, monkeypatch, place):
+    def interrupt(*unused):
+        for work in unused:
+            getattr(work, "close", lambda: None)()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"clara_jax.synthesis.run.{place}", interrupt)
+    assert run.run(corpus, str(tmp_path / "o"), config(url)) == run.INTERRUPTED
+    assert run.run(corpus, str(tmp_path / "o"), config(url), preview=2) == run.INTERRUPTED
+    assert capsys.readouterr().err.count("\n") == 2
+
+
 def test_mistakes_are_one_line(corpus, config, url, tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     cases = [
         (config(""), {}, "config.synthesis.base_url is empty"),
         (config("ftp://x"), {}, "must begin with http"),
+        (config("http://127.0.0.1:abc/v1"), {}, "is no URL"),
+        (config("http://[::1/v1"), {}, "is no URL"),
         (config(url, model=""), {}, "config.synthesis.model is empty"),
         (config(url, model="missing"), {}, "status 404: no such model"),
         (config(url), {"preview": 0}, "--preview=0"),

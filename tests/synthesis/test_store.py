@@ -76,3 +76,28 @@ def test_half_a_file_never_shows(tmp_path):
     with files.whole_file(str(path)) as f:
         f.write("whole")
     assert path.read_text() == "whole"
+
+
+def test_a_full_disk_leaves_no_half_line_before_the_next(tmp_path, monkeypatch):
+    class Full:
+        def __init__(self, file):
+            self._file, self.left = file, 20
+
+        def __getattr__(self, name):
+            return getattr(self._file, name)
+
+        def write(self, data):
+            if not self.left:
+                raise OSError(28, "No space left on device")
+            size, self.left = self._file.write(data[: self.left]), 0
+            return size
+
+    with Store(str(tmp_path), {}) as store:
+        store._file = Full(store._file)
+        with pytest.raises(OSError, match="No space left") as error:
+            store.add(A, "s", GOOD)
+        assert error.value.filename == str(tmp_path / "state.jsonl")
+        store._file.left = 10**6
+        store.add(A, "s", GOOD)
+    with Store(str(tmp_path), {}) as store:
+        assert store.replies(A) == {"s": GOOD}
