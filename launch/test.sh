@@ -12,4 +12,5 @@ case ",$EXTRAS," in *,parity,*)
 esac
 ruff check .
 ruff format --check --quiet .
-exec python -m pytest -n "${WORKERS:-2}" "$@"
+# Each worker begins with a piece of the list in order: what a module shares is made once or twice.
+exec python -m pytest -n "${WORKERS:-2}" --dist=worksteal "$@"

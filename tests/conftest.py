@@ -3,21 +3,26 @@
 import os
 import pathlib
 
+# All of it in the environment, so that the processes that tests start have it too; they may append
+# to XLA_FLAGS, of which the last word counts.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Tests compile much and compute little: optimisation would take most of their time.
+# Tests compile much and compute little: optimisation would take most of their time, and the newer
+# emitters of fusions, which emit MLIR first, take as long again as those before them.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    + " --xla_cpu_use_fusion_emitters=false"
 )
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
+    pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"
+)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import jax
 import pytest
 
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-_CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"
-jax.config.update("jax_compilation_cache_dir", str(_CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 @pytest.fixture

@@ -45,13 +45,10 @@ class Job:
         for i, log in enumerate(self.logs):
             environment = {
                 **os.environ,
-                "JAX_PLATFORMS": "cpu",
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
                 # The last as for several processes: devices of one can block each other as well.
-                "--xla_backend_optimization_level=0 "
+                "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} "
+                f"--xla_force_host_platform_device_count={devices} "
                 "--xla_cpu_enable_concurrency_optimized_scheduler=false",
-                "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
                 "CLARA_JAX_TIMEOUT": "60",
                 **variables,
             }

@@ -12,7 +12,8 @@ ASK = ["--mode=ask", "--workdir=W", "--documents=no.txt"]
 
 
 def command(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess:
-    environment = dict(os.environ, XLA_FLAGS="")
+    one_device = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
+    environment = dict(os.environ, XLA_FLAGS=one_device)
     return subprocess.run(
         [sys.executable, "-m", "clara_jax.main", *arguments],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, input=stdin,

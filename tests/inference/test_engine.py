@@ -2,6 +2,7 @@ import dataclasses
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -46,13 +47,15 @@ def test_compress_keeps_order_and_shape(setup, caplog):
     lengths = [min(len(setup.tokenizer.encode(d)), 40) for d in DOCUMENTS]
     # A document that is cut keeps its limit of 40 + 3 tokens, of which eos is none.
     assert together.rate == pytest.approx(sum(lengths) / 36)
+
+    @jax.jit
+    def encode(trees, ids):
+        positions = jnp.arange(ids.shape[1])[None]
+        return model_lib.encode(setup.decoder, trees, ids, positions, jnp.ones_like(ids))
+
     for document, memory in zip(DOCUMENTS, together.memories, strict=True):
         ids, _ = prompts_lib.document_ids(setup.tokenizer, setup.extra, document, 40)
-        ids = jnp.asarray(ids)[None]
-        ones = jnp.ones_like(ids)
-        hidden = model_lib.encode(
-            setup.decoder, setup.trees, ids, jnp.arange(ids.shape[1])[None], ones
-        )
+        hidden = np.asarray(encode(setup.trees, jnp.asarray(ids)[None]))
         np.testing.assert_allclose(memory, hidden[0, -4:], atol=1e-4)
     assert Clara(setup).compress([]).shape == (0, 4, 128)
 
@@ -190,11 +193,11 @@ def test_a_shared_text_is_compressed_once(joint, monkeypatch):
 
 
 def test_best_is_the_order_of_select():
-    rng = np.random.default_rng(0)
+    rng, select = np.random.default_rng(0), jax.jit(topk.select, static_argnums=1)
     for count in (1, 2, 8, 9, 100):
         scores = rng.integers(0, 5, count).astype(np.float32) - 7  # with ties, all below 0
         for k in (1, 3, 200):
-            _, expected = topk.select(jnp.asarray(scores)[None], k)
+            _, expected = select(jnp.asarray(scores)[None], k)
             assert rank.best(scores, k) == [i for i in expected[0].tolist() if i >= 0]
     assert rank.best(np.array([1.0, 3.0, 3.0, 2.0], np.float32), 3) == [1, 2, 3]
 

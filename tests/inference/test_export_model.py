@@ -125,13 +125,15 @@ def logits_of(clara, ids, role):
     from clara_jax.models.decoder import head_logits
 
     setup = clara.setup
-    tokens = np.asarray(ids, np.int32)[None]
-    x = model_lib.embed(setup.model, setup.trees, tokens)
-    hidden, _ = model_lib.run(
-        setup.decoder, setup.trees, role, x, np.arange(tokens.shape[1], dtype=np.int32)[None]
-    )
-    added = setup.trees["added"].get("head")
-    return np.asarray(head_logits(setup.model, setup.trees["base"], hidden, added))[0]
+    positions = np.arange(len(ids), dtype=np.int32)[None]
+
+    @jax.jit
+    def logits(trees, tokens):
+        x = model_lib.embed(setup.model, trees, tokens)
+        hidden, _ = model_lib.run(setup.decoder, trees, role, x, positions)
+        return head_logits(setup.model, trees["base"], hidden, trees["added"].get("head"))
+
+    return np.asarray(logits(setup.trees, np.asarray(ids, np.int32)[None]))[0]
 
 
 def test_the_release_gives_our_logits_in_torch(golden, tmp_path):

@@ -115,7 +115,7 @@ def test_each_of_two_processes_reads_its_share(checkpoint, tmp_path, mesh, share
             cwd=ROOT,
             env=os.environ | {
                 "PYTHONPATH": str(ROOT),
-                "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+                "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4",
                 "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2",
                 "JAX_PROCESS_ID": str(i),
             },

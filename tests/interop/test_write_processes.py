@@ -37,7 +37,7 @@ def test_two_processes_write_one_model(tmp_path, mesh):
             cwd=ROOT,
             env=os.environ | {
                 "PYTHONPATH": str(ROOT),
-                "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+                "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4",
                 "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2",
                 "JAX_PROCESS_ID": str(i),
             },

@@ -443,8 +443,8 @@ def test_cudnn_is_lowered_for_gpus_with_our_mask(small):
 
 
 def test_int8_is_as_exact_as_its_steps(small):
-    params = init_params(small, jax.random.key(0))
-    quantized = quantize_params(params)
+    params = jax.jit(init_params, static_argnums=0)(small, jax.random.key(0))
+    quantized = jax.jit(quantize_params)(params)
     for path, leaf in jax.tree.leaves_with_path(quantized):
         name = path[-1].key
         assert (leaf.dtype == jnp.int8) == (name == "kernel"), path
@@ -467,7 +467,8 @@ def test_int8_is_as_exact_as_its_steps(small):
     head = {"kernel": dequantize(quantized["head"])}
     wanted = head_logits(small, whole | {"head": head}, x)
     np.testing.assert_allclose(head_logits(int8, quantized, x), wanted, rtol=1e-4, atol=1e-4)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), init_params(int8, jax.random.key(0))) == (
+    made = jax.eval_shape(lambda key: init_params(int8, key), jax.random.key(0))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), made) == (
         jax.tree.map(lambda x: (x.shape, x.dtype), abstract_params(int8))
     )
 

@@ -76,15 +76,17 @@ def test_slots_gradients_are_the_parts_of_the_whole(method):
     config = Config(select=Select(k=3, method=method))
     g_BKN = RNG.normal(size=(4, 3, 6)).astype(np.float32)
     draw = Draw(rng=jax.random.key(1), tau=0.7)
-    found = slot_gradients(config, jnp.asarray(LOGITS), jnp.asarray(g_BKN), jnp.asarray(MASK), draw)
+    arrays = (jnp.asarray(x) for x in (LOGITS, g_BKN, MASK))
+    found = jax.jit(lambda *arrays: slot_gradients(config, *arrays, draw))(*arrays)
     noise = jax.random.split(draw.rng, 3)[1]  # as the objective draws it
 
     def through(scores, slot):
         weights, _ = topk.select(scores, 3, method, 0.7, mask_BN=jnp.asarray(MASK), rng=noise)
         return (weights * g_BKN)[:, slot].sum()
 
+    part = jax.jit(jax.grad(through))
     for j in range(3):
-        gradient = jax.grad(through)(jnp.asarray(LOGITS), j)
+        gradient = part(jnp.asarray(LOGITS), j)
         assert float(found[f"slot_gradient/{j + 1}"]) == pytest.approx(
             float(jnp.abs(gradient).sum()), rel=1e-4
         )
