@@ -1,0 +1,108 @@
+"""Search among many documents, in time and recall: `… evaluation.benchmark search`.
+
+The memories are made up, like those of a trained model in their spectrum. On 4,308 passages that
+SmolLM2 compressed 16 times (M * D = 9,216) the mean has a norm of 0.77 beside unit vectors, the
+principal components hold 51 %, 63 %, 74 % and 83 % of the rest in 64, 128, 256 and 512 numbers
+(participation ratio 106), and the nearest other document has a cosine of 0.80, the median 0.60.
+Here a document is
+
+    mean + topic + own          topic and own from a power law of variances over DIRECTIONS
+    + noise                     isotropic in all M * D numbers
+
+of TOPICS topics; half of the variance of a document is its topic's. A query is a document of the
+corpus with as much noise of its own as makes the cosine of the two COSINE: the nearest documents
+of a query are its topic's, which differ little, and not only the one that it was made of.
+"""
+
+import dataclasses
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+
+import ml_dtypes
+import numpy as np
+
+from clara_jax import config as config_lib
+from clara_jax.inference import search_build
+from clara_jax.inference.search import Search
+from clara_jax.inference.search_keys import Recall
+
+M, D = 16, 576
+DIRECTIONS = 2048  # of the documents' differences, beside the noise
+DECAY = 0.5  # of the power law: the n-th direction's standard deviation is n ** -DECAY
+TOPICS = 2000
+MEAN = 0.77  # norm of the mean, over that of a document
+NOISE = 0.1  # share of a document's variance about the mean that is noise in all numbers
+COSINE = 0.85  # of a query and the document that it was made of
+BATCH = 8  # queries
+RUNS = 30
+_BLOCK = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class RamPart:
+    """The one part of a RamStore."""
+
+    name: str
+    rows: int
+
+
+class RamStore:
+    """What `Search` asks of a store, with memories in main memory.
+
+    Args:
+        path: folder for the keys.
+        memories_RMD: of all documents, bfloat16.
+    """
+
+    def __init__(self, path: str, memories_RMD: np.ndarray):
+        self.path, self._memories = path, memories_RMD
+        self.rows, self.alive_R = len(memories_RMD), np.ones(len(memories_RMD), bool)
+        self.parts = [RamPart("00000", self.rows)]
+
+    def memories(self, rows: Sequence[int]) -> np.ndarray:
+        """Float32 [n, M, D]."""
+        if isinstance(rows, range):
+            return self._memories[rows.start : rows.stop].astype(np.float32)
+        return self._memories[np.asarray(rows, int)].astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Made-up memories and queries (module docstring)."""
+
+    memories_RMD: np.ndarray  # bfloat16
+    queries_nMD: np.ndarray  # float32
+    sources_n: np.ndarray  # rows that the queries were made of
+
+
+def make(documents: int, queries: int, seed: int = 0) -> Corpus:
+    """Documents in random order of their topics, and queries."""
+    rng = np.random.default_rng(seed)
+    X = M * D
+    # Not quite orthonormal, but random directions in so many dimensions nearly are.
+    directions = rng.standard_normal((DIRECTIONS, X), np.float32) / np.sqrt(X)
+    deviations = np.arange(1, DIRECTIONS + 1, dtype=np.float32) ** -DECAY
+    deviations *= np.sqrt((1 - MEAN**2) * (1 - NOISE) / np.square(deviations).sum())
+    mean = rng.standard_normal(X, np.float32)
+    mean *= MEAN / np.linalg.norm(mean)
+    noise = np.float32(np.sqrt((1 - MEAN**2) * NOISE / X))
+    topics = rng.standard_normal((max(documents * TOPICS // 200_000, 1), DIRECTIONS), np.float32)
+    topic_R = rng.integers(len(topics), size=documents)
+    memories = np.empty((documents, X), ml_dtypes.bfloat16)
+    for first in range(0, documents, _BLOCK):
+        own = rng.standard_normal((min(_BLOCK, documents - first), DIRECTIONS), np.float32)
+        own = np.float32(np.sqrt(0.5)) * (own + topics[topic_R[first : first + len(own)]])
+        block = (own * deviations) @ directions + mean
+        block += noise * rng.standard_normal(block.shape, np.float32)
+        memories[first : first + len(own)] = block
+    sources = rng.integers(documents, size=queries)
+    x_nX = memories[sources].astype(np.float32)
+    x_nX /= np.linalg.norm(x_nX, axis=1, keepdims=True)
+    # Off by as random a direction as the differences of documents: seen by all components.
+    off_nX = (rng.standard_normal((queries, DIRECTIONS), np.float32) * deviations) @ directions
+    off_nX -= (off_nX * x_nX).sum(1, keepdims=True) * x_nX
+    off_nX /= np.linalg.norm(off_nX, axis=1, keepdims=True)
+    x_nX = COSINE * x_nX + np.sqrt(1 - COSINE**2).astype(np.float32) * off_nX
+    return Corpus(memories.reshape(-1, M, D), x_nX.reshape(-1, M, D), sources)
