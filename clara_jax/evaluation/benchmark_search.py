@@ -15,21 +15,21 @@ of a query are its topic's, which differ little, and not only the one that it wa
 """
 
 import dataclasses
-import statistics
+import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from clara_jax import config as config_lib
-from clara_jax.inference import search_build
 from clara_jax.inference.search import Search
 from clara_jax.inference.search_keys import Recall
 
 M, D = 16, 576
-DIRECTIONS = 2048  # of the documents' differences, beside the noise
+DIRECTIONS = 1024  # of the documents' differences, beside the noise
 DECAY = 0.5  # of the power law: the n-th direction's standard deviation is n ** -DECAY
 TOPICS = 2000
 MEAN = 0.77  # norm of the mean, over that of a document
@@ -106,3 +106,70 @@ def make(documents: int, queries: int, seed: int = 0) -> Corpus:
     off_nX /= np.linalg.norm(off_nX, axis=1, keepdims=True)
     x_nX = COSINE * x_nX + np.sqrt(1 - COSINE**2).astype(np.float32) * off_nX
     return Corpus(memories.reshape(-1, M, D), x_nX.reshape(-1, M, D), sources)
+
+
+def measure(documents: int, key: int, candidates: int) -> list[str]:
+    """Recall and time of a search among so many documents, in main memory and on disk; lines."""
+    corpus = make(documents, RUNS * BATCH)
+    options = config_lib.Search(by="keys", key=key, candidates=candidates)
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
+        os.makedirs(os.path.join(folder, "parts", "00000"))
+        store = RamStore(folder, corpus.memories_RMD)
+        start = time.perf_counter()
+        search = Search(store, options)
+        lines = [f"built in {time.perf_counter() - start:.0f} s: {search.describe()}"]
+        lines += _recall(corpus, store, search, candidates)
+        lines.append(f"memories in main memory: {_time(corpus, search)}")
+        path = os.path.join(folder, "memories.bin")
+        corpus.memories_RMD.tofile(path)
+        shape = corpus.memories_RMD.shape
+        store._memories = np.memmap(path, ml_dtypes.bfloat16, "r", shape=shape)
+        for name in ("read from disk for the first time", "from disk, in the cache of files"):
+            with open(path, "rb") as f:
+                os.fsync(f.fileno())
+                if "first" in name:
+                    os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            lines.append(f"{name}: {_time(corpus, search)}")
+    return lines
+
+
+def _recall(corpus: Corpus, store: Any, search: Search, candidates: int) -> list[str]:
+    queries = corpus.queries_nMD
+    recall = Recall(queries, np.full(len(queries), -1), "cosine", 20)
+    for first in range(0, store.rows, _BLOCK):
+        last = min(first + _BLOCK, store.rows)
+        recall.add(first, store.memories(range(first, last)), store.alive_R[first:last])
+    found = [
+        search.candidates(queries[i : i + BATCH], [""] * BATCH)
+        for i in range(0, len(queries), BATCH)
+    ]
+    found_nC = np.concatenate(found)
+    cosines = [f"{recall.scores[:, place].mean():.3f}" for place in (0, 1, 19)]
+    first_is_source = (recall.best[:, 0] == corpus.sources_n).mean()
+    lines = [
+        f"{len(queries)} queries; exact search finds the document that a query was made of first "
+        f"for {first_is_source:.1%}; mean scores of the first, second and 20th: "
+        + ", ".join(cosines)
+    ]
+    for count in sorted({20, 50, 100, candidates}):
+        lines.append(f"recall@20 among {count} candidates: {recall.of(found_nC[:, :count]):.2%}")
+    return lines
+
+
+def _time(corpus: Corpus, search: Search) -> str:
+    """Milliseconds of a batch from memories of queries to scored documents."""
+    search.search(corpus.queries_nMD[:BATCH], [""] * BATCH, 5)  # compiles
+    candidates, whole = [], []
+    for i in range(0, len(corpus.queries_nMD), BATCH):
+        queries = corpus.queries_nMD[i : i + BATCH]
+        start = time.perf_counter()
+        search.candidates(queries, [""] * BATCH)
+        between = time.perf_counter()
+        search.search(queries, [""] * BATCH, 5)
+        candidates.append(between - start)
+        whole.append(time.perf_counter() - between)
+    p50, p95 = np.quantile(whole, [0.5, 0.95]) * 1000
+    return (
+        f"{BATCH} queries p50 {p50:.0f} ms, p95 {p95:.0f} ms, of which candidates "
+        f"{np.quantile(candidates, 0.5) * 1000:.0f} ms ({len(whole)} batches)"
+    )

@@ -45,6 +45,7 @@ class _State:
 
     store: Any
     alive_R: np.ndarray
+    info: dict[str, Any] | None  # of the keys, see search_build.describe
     nearest: Nearest | None
     words: Words | None
 
@@ -79,6 +80,12 @@ class Search:
     def store(self) -> Any:
         """The store that is searched."""
         return self._state.store
+
+    def describe(self) -> str:
+        """What is searched by, and the recall of keys as it was measured when they were made."""
+        info = self._state.info
+        keys = "" if info is None else f"keys: {search_build.describe(info)}"
+        return " | ".join(filter(None, (keys, "BM25" if self._state.words else "")))
 
     def candidates(self, queries_nMD: np.ndarray, questions: Sequence[str]) -> np.ndarray:
         """Rows int [n, C] of documents to score, the likeliest first; -1 where there are fewer.
@@ -139,7 +146,7 @@ class Search:
             return
         if store.rows == old.store.rows:
             nearest = old.nearest and old.nearest.masked(store.alive_R)
-            self._state = _State(store, store.alive_R.copy(), nearest, old.words)
+            self._state = _State(store, store.alive_R.copy(), old.info, nearest, old.words)
             return
         nearest = None
         if old.nearest is not None:
@@ -150,12 +157,12 @@ class Search:
             words = search_build.update_words(words, store)
         elif words is not None:
             words = search_build.open_words(store)
-        self._state = _State(store, store.alive_R.copy(), nearest, words)
+        self._state = _State(store, store.alive_R.copy(), old.info, nearest, words)
 
     def _open(self, store: Any) -> _State:
         if not store.alive_R.any():
             raise UserError(f"{store.path}: holds no document; add some with --mode=compress")
-        nearest = words = None
+        info = nearest = words = None
         if self.options.by != "bm25":
             arguments = store, self._score, self.options.key
             found = search_build.open_basis(*arguments)
@@ -163,11 +170,12 @@ class Search:
                 found = search_build.build(*arguments, self.options.candidates)
             else:
                 logging.info("search keys: %s", search_build.describe(found[1]))
-            keys_RK = search_build.keys_of(store, found[0])
-            nearest = Nearest(self._mesh, found[0], keys_RK, store.alive_R)
+            basis, info = found
+            keys_RK = search_build.keys_of(store, basis)
+            nearest = Nearest(self._mesh, basis, keys_RK, store.alive_R)
         if self.options.by != "keys":
             words = search_build.open_words(store)
-        return _State(store, store.alive_R.copy(), nearest, words)
+        return _State(store, store.alive_R.copy(), info, nearest, words)
 
     def _candidates(
         self, state: _State, queries_nMD: np.ndarray, questions: Sequence[str]

@@ -210,6 +210,11 @@ class Recall:
         """Rows [n, best] of the documents that score best so far; -1 where there are fewer."""
         return self._rows_nb
 
+    @property
+    def scores(self) -> np.ndarray:
+        """Their scores, float32 [n, best]; -inf where there are fewer."""
+        return self._scores_nb
+
     def of(self, candidates_nC: np.ndarray) -> float:
         """Share of the best documents among the candidates, mean over queries."""
         shares = [
