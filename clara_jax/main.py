@@ -66,7 +66,9 @@ flags.DEFINE_float("top_p", None, "Share of probability that tokens are drawn fr
 flags.DEFINE_string("topology", None, "TPUs to compile for, as v5e:4x4. By default these devices.")
 flags.DEFINE_bool("dry_run", None, "Only count documents, and estimate requests and cost.")
 flags.DEFINE_integer("preview", None, "Only make the records of so many documents, and print.")
-flags.DEFINE_enum("program", None, ["train", "prefill", "decode", "compress"], "What to compile.")
+flags.DEFINE_enum(
+    "program", None, ["train", "prefill", "decode", "compress", "search"], "What to compile."
+)
 
 
 def run() -> int:
