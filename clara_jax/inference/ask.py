@@ -1,4 +1,4 @@
-"""`--mode=ask`: questions answered from a file of documents, which is compressed once, or a store."""
+"""`--mode=ask`: questions answered from a file of documents, compressed once, or from a store."""
 
 import sys
 from collections.abc import Iterator, Sequence
