@@ -32,6 +32,7 @@ CHOICES = {
     "memory.init": ("mean", "tokens"),
     "memory.positions": ("after", "spread"),
     "synthesis.task": ("scp", "instruct"),
+    "store.dtype": ("bfloat16", "int8"),
 }
 
 POSITIVE = (
@@ -40,6 +41,7 @@ POSITIVE = (
     "train.batch_rows", "train.accumulate", "train.loss_chunks", "train.log_every",
     "train.checkpoint_every", "train.keep_checkpoints", "select.k", "select.candidates",
     "eval.batch", "eval.max_new_tokens", "synthesis.concurrency", "synthesis.max_tokens",
+    "store.part", "store.batch", "store.bucket",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "data.records", "data.encoder_row", "data.decoder_row", "data.epochs", "data.workers",
