@@ -210,6 +210,16 @@ class Synthesis:
 
 
 @dataclasses.dataclass(frozen=True)
+class Store:
+    """A store of compressed documents (`--mode=compress`)."""
+
+    dtype: str = "bfloat16"  # of a new store's memories: bfloat16, or int8 with a scale a vector
+    part: int = 1024  # of a new store: documents, or pieces of long ones, that are written together
+    batch: int = 16  # documents compressed at once
+    bucket: int = 32  # lengths of rows are multiples of it: few shapes are compiled
+
+
+@dataclasses.dataclass(frozen=True)
 class Search:
     """Search in a store of compressed documents (inference/search.py)."""
 
@@ -241,6 +251,7 @@ class Config:
     mesh: Mesh = Mesh()
     prompts: Prompts = Prompts()
     synthesis: Synthesis = Synthesis()
+    store: Store = Store()
     search: Search = Search()
 
     @property

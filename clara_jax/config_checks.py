@@ -32,6 +32,7 @@ CHOICES = {
     "memory.init": ("mean", "tokens"),
     "memory.positions": ("after", "spread"),
     "synthesis.task": ("scp", "instruct"),
+    "store.dtype": ("bfloat16", "int8"),
     "search.by": ("fused", "keys", "bm25"),
 }
 
@@ -41,6 +42,7 @@ POSITIVE = (
     "train.batch_rows", "train.accumulate", "train.loss_chunks", "train.log_every",
     "train.checkpoint_every", "train.keep_checkpoints", "select.k", "select.candidates",
     "eval.batch", "eval.max_new_tokens", "synthesis.concurrency", "synthesis.max_tokens",
+    "store.part", "store.batch", "store.bucket",
     "search.key", "search.candidates", "search.hops",
 )  # fmt: skip
 NOT_NEGATIVE = (
