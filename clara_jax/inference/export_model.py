@@ -52,8 +52,8 @@ def run(
         The exit code, 0.
 
     Raises:
-        UserError: there is no such model or store, the format cannot hold it, or it cannot be written;
-            nothing is left of the output then.
+        UserError: there is no such model or store, the format cannot hold it, or it cannot be
+            written; nothing is left of the output then.
     """
     if (format == "faiss") != (store is not None):
         raise UserError("--format=faiss writes the keys of a --store: give both, or neither")
