@@ -21,9 +21,9 @@ _SHOWN = 80  # characters of a document
 def run(
     workdir: str,
     documents: str | None = None,
-    store: str | None = None,
     base: str | None = None,
     question: str | None = None,
+    store: str | None = None,
     config: Config | None = None,
     **options: Any,
 ) -> int:
@@ -32,9 +32,9 @@ def run(
     Args:
         workdir: of a run, or a directory in the layout of the PyTorch release.
         documents: file for `read_documents`; all of its documents are ranked.
-        store: or the folder of a store, which is searched.
         base: the base model, as for `engine.load`.
         question: the only question; None reads them from standard input, one a line.
+        store: the folder of a store, which is searched, in place of `documents`.
         config: its `search` counts; None: the run's own.
         **options: `top_k`, `max_new_tokens`, `temperature`, `top_p` of `Clara.ask`.
 

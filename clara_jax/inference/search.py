@@ -136,8 +136,10 @@ class Search:
             own = one[: -(-top_k // 2)]
             rows = {hit.row for hit in own}
             others = [hit for hit in (*two, *one) if hit.row not in rows]
-            unique = {hit.row: hit for hit in reversed(others)}
-            found.append([*own, *reversed(unique.values())][:top_k])
+            unique: dict[int, Hit] = {}
+            for hit in others:
+                unique.setdefault(hit.row, hit)
+            found.append([*own, *unique.values()][:top_k])
         return found
 
     def refresh(self, store: Any) -> None:

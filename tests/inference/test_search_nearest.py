@@ -38,7 +38,7 @@ def test_shards_find_what_one_device_finds(mesh, approximate, monkeypatch):
     np.testing.assert_array_equal(other.search(QUERIES, 40), expected(40, ~ALIVE))
     np.testing.assert_array_equal(nearest.search(QUERIES, 40), expected(40, ALIVE))
     if mesh.tensor == 2:
-        assert len({shard.index for shard in nearest._keys.addressable_shards}) == 8
+        assert len({str(shard.index) for shard in nearest._keys.addressable_shards}) == 8
     search_nearest.program.cache_clear()
 
 
@@ -56,6 +56,6 @@ def test_few_sizes_are_compiled():
         for devices in (1, 8):
             size = search_nearest.capacity(rows, devices)
             assert size % devices == 0
-            assert rows <= size <= max(1.13 * rows, 128 * devices) + devices
+            assert rows <= size <= 1.13 * rows + 128 * devices
     sizes = {search_nearest.capacity(rows, 1) for rows in range(1000, 4000)}
     assert len(sizes) <= 18
