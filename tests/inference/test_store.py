@@ -110,7 +110,8 @@ def test_manifest_says_what_there_is(store, setup):
     data = sorted(pathlib.Path(store.path).rglob("memories/c/*/0/0"))
     assert len(data) == len(store.manifest.parts)
     for file, part in zip(data, store.manifest.parts, strict=True):
-        assert part.rows * row <= file.stat().st_size + 16 * part.rows
+        numbers = row - 4 * 4 * (store.dtype == "int8")  # the scales have a file of their own
+        assert file.stat().st_size == part.rows * (numbers + 4) + 16 * part.rows + 4
 
 
 def test_the_interface_reads_and_makes_stores(plain, setup, tmp_path):
@@ -118,8 +119,9 @@ def test_the_interface_reads_and_makes_stores(plain, setup, tmp_path):
     made = clara.compress_to(tmp_path / "s", SHORT[:2])
     again = clara_jax.open_store(tmp_path / "s")
     assert [d.whole for d in again.documents([1, 0])] == [SHORT[1], SHORT[0]] and made.rows == 2
-    given = clara.answer(["who ?"], [plain.memories([0, 1])], 4)
-    assert given == clara.answer(["who ?"], [open_store(plain.path).memories([0, 1])], 4)
+    np.testing.assert_allclose(again.memories([0, 1]), clara.compress(SHORT[:2]), rtol=0.01)
+    np.testing.assert_array_equal(again.memories([1]), plain.memories([1]))
+    assert len(clara.answer(["who ?"], [again.memories([0, 1])], 4)) == 1
 
 
 def test_mistakes(plain, tmp_path):
