@@ -213,6 +213,26 @@ class Synthesis:
 
 
 @dataclasses.dataclass(frozen=True)
+class Store:
+    """A store of compressed documents (`--mode=compress`)."""
+
+    dtype: str = "bfloat16"  # of a new store's memories: bfloat16, or int8 with a scale a vector
+    part: int = 1024  # of a new store: documents, or pieces of long ones, that are written together
+    batch: int = 16  # documents compressed at once
+    bucket: int = 32  # lengths of rows are multiples of it: few shapes are compiled
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """Search in a store of compressed documents (inference/search.py)."""
+
+    by: str = "fused"  # candidates by keys of the memories, by bm25 (words), or both, fused
+    key: int = 512  # numbers of a document's key, principal components of its memory
+    candidates: int = 200  # documents of a question that are scored exactly
+    hops: int = 1  # 2: search again with the question and the best document's text
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """All of a run."""
 
@@ -234,6 +254,8 @@ class Config:
     mesh: Mesh = Mesh()
     prompts: Prompts = Prompts()
     synthesis: Synthesis = Synthesis()
+    store: Store = Store()
+    search: Search = Search()
 
     @property
     def memory_tokens(self) -> int:

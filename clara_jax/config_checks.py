@@ -33,6 +33,8 @@ CHOICES = {
     "memory.positions": ("after", "spread"),
     "synthesis.task": ("scp", "instruct"),
     "synthesis.uncovered": ("exclude", "keep"),
+    "store.dtype": ("bfloat16", "int8"),
+    "search.by": ("fused", "keys", "bm25"),
 }
 
 POSITIVE = (
@@ -41,6 +43,8 @@ POSITIVE = (
     "train.batch_rows", "train.accumulate", "train.loss_chunks", "train.log_every",
     "train.checkpoint_every", "train.keep_checkpoints", "select.k", "select.candidates",
     "eval.batch", "eval.max_new_tokens", "synthesis.concurrency", "synthesis.max_tokens",
+    "store.part", "store.batch", "store.bucket",
+    "search.key", "search.candidates", "search.hops",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "data.records", "data.encoder_row", "data.decoder_row", "data.epochs", "data.workers",
@@ -93,6 +97,8 @@ def validate(config: Any) -> None:
     if not 0 <= config.seed < 2**32:
         raise UserError(f"config.seed={config.seed} must be from 0 to 2**32 - 1")
     _validate_prompts(config.prompts)
+    if config.search.hops > 2:
+        raise UserError(f"config.search.hops={config.search.hops} must be 1 or 2")
     if not is_remat(config.model.remat):
         raise UserError(
             f"config.model.remat={config.model.remat!r} is not one of none, dots, full, nor some "

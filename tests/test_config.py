@@ -71,6 +71,7 @@ VALID = {name: choices[-1] for name, choices in config_checks.CHOICES.items()} |
     "model.attention": "splash",
     "model.remat": "q,gate",
     "train.only": "memory",
+    "search.hops": 2,
     "mesh.fsdp": 4,
     "prompts.paraphrase_users": ("{docs} again",),
 }
@@ -162,6 +163,7 @@ def test_groups_must_be_groups():
         ("optim.weight_decay", float("inf")),
         ("optim.final_fraction", 1.5),
         ("synthesis.near_duplicates", 1.5),
+        ("search.hops", 3),
         ("seed", -1),
         ("seed", 2**32),
         ("prompts.qa_user", "no place"),
