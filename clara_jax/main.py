@@ -1,12 +1,10 @@
 """Command line: python -m clara_jax.main --config=configs/scp.py --workdir=runs/scp [--mode=train].
 
-    train     --config=configs/e2e.py:mistral_7b --workdir=… [--config.init_from=…]; the stages are
-              configs/scp.py, instruct.py, e2e.py, contrastive.py
+    train     --config=configs/{scp,instruct,e2e,contrastive}.py:mistral_7b --workdir=… [--config…]
     evaluate  the same, with --mode=evaluate
     ask       --mode=ask --workdir=… --documents=… [--question=…] [--base=…] [--top_k=…]
               [--max_new_tokens=…] [--temperature=…] [--top_p=…]
-    compress  --mode=compress --store=… --workdir=… --documents=… [--base=…] [--config=…], or
-              --store=… --delete=IDS, --store=… --compact
+    compress  --mode=compress --store=… --workdir=… --documents=… [--base=…] [--delete] [--compact]
     import    --mode=import --source=… --base=… --workdir=…, a checkpoint of the PyTorch release
     export    --mode=export --workdir=… --format=… --output=… [--base=…]
     compile   --mode=compile --config=… [--topology=v5e:4x4] [--program=…], without any TPU

@@ -192,8 +192,10 @@ def test_what_a_storage_raises_is_told(bucket, monkeypatch):
 
 
 def test_a_store_on_gs(bucket, tmp_path, monkeypatch):
+    original = store_files.kvstore
+
     def kvstore(folder):
-        return {"driver": "file", "path": f"{bucket.parent}/{folder.removeprefix('gs://')}/"}
+        return original(folder.replace("gs://", f"{bucket.parent}/"))
 
     expected = store_files.kvstore("gs://bucket/stores/one/parts/00000/memories")
     assert expected == {
