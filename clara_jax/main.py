@@ -1,7 +1,6 @@
 """Command line: python -m clara_jax.main --config=configs/scp.py --workdir=runs/scp [--mode=train].
 
-    train     --config=configs/e2e.py:mistral_7b --workdir=… [--config.init_from=…]; the stages are
-              configs/scp.py, instruct.py, e2e.py, contrastive.py
+    train     --config=configs/{scp,instruct,e2e,contrastive}.py:mistral_7b --workdir=… [--config…]
     evaluate  the same, with --mode=evaluate
     ask       --mode=ask --workdir=… --documents=… | --store=… [--config=…] [--question=…]
               [--base=…] [--top_k=…] [--max_new_tokens=…] [--temperature=…] [--top_p=…]

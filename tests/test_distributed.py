@@ -10,10 +10,17 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
+from clara_jax.config import Store
+from clara_jax.data.facts import FactsSource
 from clara_jax.distributed import LOST, from_environment
 from clara_jax.errors import UserError
+from clara_jax.inference import store_write
+from clara_jax.inference.documents import stream
+from clara_jax.inference.load import load_setup
+from clara_jax.inference.store import open_store
 
 ROOT = pathlib.Path(__file__).parent.parent
 # A constant rate, so that a run of fewer steps is the start of one of more.
@@ -202,6 +209,24 @@ def test_choosing_among_documents_and_its_evaluation(folder, one):
     assert both["predictions"] == alone["predictions"]
     ce = [result["conditions"]["reasoner"]["answer_ce"] for result in results]
     assert ce[1] == pytest.approx(ce[0], rel=1e-5)
+
+
+def test_two_processes_write_the_store_of_one(folder, one):
+    documents = folder / "documents.jsonl"
+    texts = (FactsSource(40, seed=1)[i].document for i in range(40))
+    documents.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    options = [
+        "--mode=compress", f"--workdir={one}", f"--documents={documents}",
+        f"--store={folder / 'both'}", "--config=configs/quickstart.py",
+        "--config.store.part=16", "--config.store.batch=8", "--config.store.dtype=int8",
+    ]  # fmt: skip
+    run(folder, options, count=2)
+    both, how = open_store(folder / "both"), Store("int8", 16, 8)
+    alone = store_write.add(folder / "alone", load_setup(one), stream(documents), how)
+    assert both.manifest == alone.manifest and len(both.manifest.parts) == 3
+    rows = range(40)
+    assert both.documents(rows) == alone.documents(rows)
+    np.testing.assert_allclose(both.memories(rows), alone.memories(rows), atol=2e-2)
 
 
 def test_a_mistake_ends_all_processes_with_its_line(folder, two):

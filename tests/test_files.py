@@ -14,12 +14,14 @@ from fsspec.implementations.local import LocalFileSystem
 from orbax.checkpoint._src.path import gcs_utils
 
 from clara_jax import files
-from clara_jax.config import Config, Data, Eval, Memory, Mesh, Model, Train, freeze
+from clara_jax.config import Config, Data, Eval, Memory, Mesh, Model, Store, Train, freeze
 from clara_jax.data.sources import JsonlSource
 from clara_jax.errors import UserError
 from clara_jax.evaluation import report, results
+from clara_jax.inference import store_files, store_write
 from clara_jax.inference.load import load_setup
 from clara_jax.training import lineage
+from clara_jax.training import setup as setup_lib
 from clara_jax.training.checkpoint import Checkpoints
 from clara_jax.training.train import train
 
@@ -187,3 +189,37 @@ def test_what_a_storage_raises_is_told(bucket, monkeypatch):
     with pytest.raises(UserError, match=r"^gs://bucket/r/eval: cannot write .*403: forbidden\)$"):
         monkeypatch.setattr(Bucket, "exists", lambda *_, **__: False)
         results.write({"step": 1}, "gs://bucket/r")
+
+
+def test_a_store_on_gs(bucket, tmp_path, monkeypatch):
+    original = store_files.kvstore
+
+    def kvstore(folder):
+        return original(folder.replace("gs://", f"{bucket.parent}/"))
+
+    expected = store_files.kvstore("gs://bucket/stores/one/parts/00000/memories")
+    assert expected == {
+        "driver": "gcs", "bucket": "bucket", "path": "stores/one/parts/00000/memories/",
+    }  # fmt: skip
+    monkeypatch.setattr(store_files, "kvstore", kvstore)
+    texts = [f"{n} is a" for n in range(7)]
+    setup = setup_lib.create(tiny("", 1))
+    name, options = "gs://bucket/stores/one", Store(part=3, batch=8)
+    bucket.mkdir()
+    store_write.add(name, setup, texts[:4], options)
+    unfinished = bucket / "stores" / "one" / "parts" / "00002" / "memories"  # as a kill leaves it
+    unfinished.mkdir(parents=True)
+    (unfinished / "zarr.json").write_text("{")
+    remote = store_write.add(name, setup, texts, options)
+    local = store_write.add(tmp_path / "local", setup, texts[:4], options)
+    local = store_write.add(tmp_path / "local", setup, texts, options)
+    assert remote.documents(range(7)) == local.documents(range(7))
+    (first, block), *_ = remote.blocks(7)
+    assert first == 0 and block.tobytes() == next(local.blocks(7))[1].tobytes()
+    gone = remote.documents([1])[0].id
+    store_write.delete(name, [gone])
+    compacted = store_write.compact(name)
+    assert list(compacted.texts()) == [text for text in texts if text != texts[1]]
+    parts = {path.name for path in (bucket / "stores" / "one" / "parts").iterdir()}
+    assert parts == {part.name for part in compacted.manifest.parts}
+    assert not [name for name in os.listdir(tmp_path) if name.startswith("gs:")]

@@ -1,9 +1,12 @@
 import json
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
+from clara_jax.data.records import digest
 from clara_jax.errors import UserError
-from clara_jax.inference.documents import read_documents
+from clara_jax.inference.documents import Document, of_values, read_documents, stream
 
 
 def written(tmp_path, name, content):
@@ -30,6 +33,48 @@ def test_lines_of_one_document_each(tmp_path):
     path = written(tmp_path, "d.JSONL", lines.replace("\n", "\n\n") + "\n")
     expected = ["one", "zwei\nHälfte", "Title\nthree", "Four\nis first", "five", "six"]
     assert read_documents(path) == expected
+
+
+def test_ids_and_titles_of_lines(tmp_path):
+    lines = jsonl(
+        {"text": "one", "id": "a"},
+        {"text": "Ti\ntwo", "title": "Ti", "id": 3},
+        {"text": "three"},
+        {"docs": ["Head\nfour", "no title", " \nfive", "x" * 201 + "\nsix"]},
+        {"text": "Ti", "title": "Ti"},
+    )
+    found = list(stream(written(tmp_path, "d.jsonl", lines)))
+    assert [(d.id, d.title, d.text) for d in found[:3]] == [
+        ("a", "", "one"), ("3", "Ti", "two"), (digest("three").hex(), "", "three"),
+    ]  # fmt: skip
+    assert [(d.title, d.text) for d in found[3:]] == [
+        ("Head", "four"), ("", "no title"), ("", " \nfive"), ("", "x" * 201 + "\nsix"), ("", "Ti"),
+    ]  # fmt: skip
+    assert found[3].id == digest("Head\nfour").hex() and found[1].origin.endswith("d.jsonl:2")
+
+
+@pytest.mark.parametrize("key", ["text", "contents", "document"])
+def test_parquet(tmp_path, key):
+    rows = {key: ["one", None, "", "four"], "id": [7, 8, 9, 10], "title": [None, "T", "", "F"],
+            "other": [1, 2, 3, 4]}  # fmt: skip
+    path = tmp_path / "d.parquet"
+    pyarrow.parquet.write_table(pyarrow.table(rows), path)
+    with pytest.raises(UserError, match=r"d.parquet: row 2: has none of text, contents"):
+        list(stream(path))
+    rows[key][1] = "two"
+    pyarrow.parquet.write_table(pyarrow.table(rows), path, row_group_size=3)
+    assert [(d.id, d.whole) for d in stream(path)] == [("7", "one"), ("8", "T\ntwo"),
+                                                       ("10", "F\nfour")]  # fmt: skip
+    path.write_bytes(b"PAR1 no")
+    with pytest.raises(UserError, match="not a readable Parquet file"):
+        list(stream(path))
+
+
+def test_documents_of_a_program():
+    given = [Document("a", "", "x"), "text", {"text": "y", "id": "b"}]
+    assert [d.text for d in of_values(given)] == ["x", "text", "y"]
+    with pytest.raises(UserError, match=r"documents\[1\]: must be a text or a mapping, not 3"):
+        list(of_values(["a", 3]))
 
 
 def test_records_give_all_their_documents(tmp_path):
@@ -65,6 +110,9 @@ def test_paragraphs_of_plain_text(tmp_path, name, newline):
         ("d.jsonl", jsonl({"text": None}), "d.jsonl:1: text must be a text, not None"),
         ("d.jsonl", jsonl({"text": "\ud800"}), r"d.jsonl:1: text must be a text, not '\\ud800'"),
         ("d.jsonl", jsonl({"text": "a", "title": 3}), "d.jsonl:1: title must be a text, not 3"),
+        ("d.jsonl", jsonl({"text": "a", "id": ""}), "d.jsonl:1: id must not be empty"),
+        ("d.jsonl", jsonl({"text": "a", "id": "b "}), "nor begin or end with a blank: 'b '"),
+        ("d.jsonl", jsonl({"text": "a", "id": True}), "id must be a text, not True"),
         ("d.jsonl", jsonl({"docs": "a"}), "d.jsonl:1: docs must be a list of texts, not 'a'"),
         ("d.jsonl", jsonl({"context": ["a", 3]}), r"d.jsonl:1: context\[1\] must be a text"),
     ],
