@@ -25,7 +25,7 @@ class Mode:
     on_devices: bool = True
 
 
-_PATHS = {"workdir", "documents", "base", "source", "output"}
+_PATHS = {"workdir", "documents", "base", "source", "output", "store"}
 
 
 def parse(argv: Sequence[str]) -> None:

@@ -5,6 +5,7 @@
     evaluate  the same, with --mode=evaluate
     ask       --mode=ask --workdir=… --documents=… [--question=…] [--base=…] [--top_k=…]
               [--max_new_tokens=…] [--temperature=…] [--top_p=…]
+    serve     --mode=serve --store=… --workdir=… [--base=…] [--config=configs/serve.py]
     import    --mode=import --source=… --base=… --workdir=…, a checkpoint of the PyTorch release
     export    --mode=export --workdir=… --format=… --output=… [--base=…]
     compile   --mode=compile --config=… [--topology=v5e:4x4] [--program=…], without any TPU
@@ -35,6 +36,7 @@ MODES = {
         "inference.ask", "run", ("workdir", "documents"),
         ("base", "question", "top_k", "max_new_tokens", "temperature", "top_p"),
     ),
+    "serve": Mode("serving.run", "run", ("store", "workdir"), ("base", "config")),
     "import": Mode("inference.import_model", "run", ("source", "workdir"), ("base",), False),
     "export": Mode(
         "inference.export_model", "run", ("workdir", "format", "output"), ("base",), False
@@ -56,13 +58,13 @@ flags.DEFINE_string("source", None, "Checkpoint to import: a directory or owner/
 flags.DEFINE_string("output", None, "Folder that is made.")
 flags.DEFINE_enum("format", None, ["release", "peft", "merged", "native"], "What to export to.")
 flags.DEFINE_string("documents", None, "File of documents: .jsonl, or paragraphs of plain text.")
+flags.DEFINE_string("store", None, "Folder of documents compressed once (--mode=compress).")
 flags.DEFINE_string("base", None, "The base model, if it is not where the run found it.")
 flags.DEFINE_string("question", None, "What to ask. Without it, standard input is read.")
 flags.DEFINE_integer("top_k", None, "Documents to answer from. By default as in training.")
 flags.DEFINE_integer("max_new_tokens", None, "Most tokens of an answer. 32 by default.")
 flags.DEFINE_float("temperature", None, "Of the draws of tokens. 0, the default, is greedy.")
 flags.DEFINE_float("top_p", None, "Share of probability that tokens are drawn from. 1 by default.")
-
 flags.DEFINE_string("topology", None, "TPUs to compile for, as v5e:4x4. By default these devices.")
 flags.DEFINE_bool("dry_run", None, "Only count documents, and estimate requests and cost.")
 flags.DEFINE_integer("preview", None, "Only make the records of so many documents, and print.")

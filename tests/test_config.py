@@ -72,6 +72,7 @@ VALID = {name: choices[-1] for name, choices in config_checks.CHOICES.items()} |
     "model.remat": "q,gate",
     "train.only": "memory",
     "mesh.fsdp": 4,
+    "serve.port": 0,
     "prompts.paraphrase_users": ("{docs} again",),
 }
 
@@ -161,6 +162,7 @@ def test_groups_must_be_groups():
         ("optim.learning_rate", float("nan")),
         ("optim.weight_decay", float("inf")),
         ("optim.final_fraction", 1.5),
+        ("serve.port", 2**16),
         ("seed", -1),
         ("seed", 2**32),
         ("prompts.qa_user", "no place"),
