@@ -1,6 +1,9 @@
 """A tiny random model, and a corpus in memory that is searched exactly."""
 
 import dataclasses
+import json
+import threading
+import time
 import types
 import urllib.error
 import urllib.request
@@ -14,6 +17,7 @@ from clara_jax.data.facts import FactsSource
 from clara_jax.errors import UserError
 from clara_jax.inference import rank
 from clara_jax.inference.engine import Clara
+from clara_jax.serving.run import Server
 from clara_jax.serving.service import Service
 from clara_jax.sharding import make_mesh
 from clara_jax.training import setup as setup_lib
@@ -100,3 +104,60 @@ def service(setup):
     service.start()
     yield service
     service.close()
+
+
+class Running:
+    """A server on a port of its own, in a thread of this process."""
+
+    def __init__(self, service, token=None):
+        self.server = Server(service, token)
+        self._bound = self.server.bound()
+        sockets = self._bound.__enter__()
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": sockets})
+        self.thread.start()
+        self.url = f"http://127.0.0.1:{self.server.port}"
+        while not self.server.started:
+            time.sleep(0.01)
+
+    def __call__(self, path, body=None, method=None, headers=None):
+        """Status, headers and JSON or text of a response."""
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json", **(headers or {})}
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
+        try:
+            response = urllib.request.urlopen(request, timeout=60)
+        except urllib.error.HTTPError as e:
+            response = e
+        with response:
+            text = response.read().decode()
+            kind = response.headers["content-type"] or ""
+            content = json.loads(text) if kind.startswith("application/json") else text
+            return response.status, response.headers, content
+
+    def close(self):
+        self.server.should_exit = True
+        self.thread.join(30)
+        self._bound.__exit__(None, None, None)
+        assert not self.thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def http(service):
+    """A running server."""
+    running = Running(service)
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def running(service):
+    """Starts servers of a test's own."""
+    started = []
+
+    def start(*args):
+        started.append(Running(*args))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.close()

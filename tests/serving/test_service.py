@@ -17,6 +17,7 @@ QUESTIONS = [
     "who is bedda daba ?", "where ?", "what is the job of defa ?", "who has a horse ?",
     "which colour does she like ?", "red", "what food and what instrument ?", "city of goba ?",
 ]  # fmt: skip
+LENGTHS = (5, 12)  # most tokens of their answers
 
 
 class Asked:
@@ -68,7 +69,7 @@ def settled(service):
 def answers(service):
     """What Clara answers; computed before anything counts compilations."""
     return [
-        expected(service, question, 1 + i % 3, 4 + 3 * (i % 4))
+        expected(service, question, 1 + i % 3, LENGTHS[i % 2])
         for i, question in enumerate(QUESTIONS)
     ]
 
@@ -78,7 +79,7 @@ def test_many_at_once_are_answered_as_one_by_one_and_nothing_compiles(service, a
     service.metrics.warmed_up()
     for _ in range(2):  # the ring of columns turns, and slots are used again
         asked = [
-            Asked(service, question, 1 + i % 3, max_new_tokens=4 + 3 * (i % 4))
+            Asked(service, question, 1 + i % 3, max_new_tokens=LENGTHS[i % 2])
             for i, question in enumerate(QUESTIONS)
         ]
         assert [a.wait() for a in asked] == answers
@@ -166,7 +167,7 @@ def test_deadlines(service, monkeypatch):
 
 def test_what_fails_is_told_and_the_next_is_answered(service):
     settled(service)
-    long = Asked(service, "who " * 100)
+    long = Asked(service, "who " * 200)
     long.wait()
     assert isinstance(long.error, UserError) and "too long" in str(long.error)
     service.corpus.fails = OSError("disk")
