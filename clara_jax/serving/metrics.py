@@ -3,7 +3,14 @@
 import time
 
 import jax
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 
 _EVENT = "/jax/core/compile/backend_compile_duration"
 _WINDOW = 5.0  # seconds that tokens/s is a mean of
@@ -24,6 +31,7 @@ class Metrics:
 
     def __init__(self):
         self.registry = r = CollectorRegistry()
+        ProcessCollector(registry=r)  # memory and CPU time, on Linux
         self.requests = Counter(
             "clara_requests", "Requests answered.", ["path", "status"], registry=r
         )

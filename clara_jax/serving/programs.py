@@ -279,8 +279,11 @@ class Slots:
 
 
 def buckets(longest: int) -> list[int]:
-    """Lengths that prompts are padded to: doubled from BUCKET on, the last holds `longest`."""
+    """Lengths that prompts are padded to, up to one that holds `longest`.
+
+    Multiples of BUCKET, in steps of at least an eighth of the length: padding stays below that.
+    """
     found = [BUCKET]
     while found[-1] < longest:
-        found.append(min(2 * found[-1], -(-longest // BUCKET) * BUCKET))
+        found.append(found[-1] + max(1, found[-1] // (8 * BUCKET)) * BUCKET)
     return found

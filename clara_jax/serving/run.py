@@ -21,7 +21,6 @@ from clara_jax.config import Config, Serve
 from clara_jax.errors import UserError
 from clara_jax.inference.load import load_setup
 from clara_jax.serving.app import make_app
-
 from clara_jax.serving.service import Service
 
 TOKEN = "CLARA_TOKEN"
