@@ -1,17 +1,21 @@
 """CLaRa in JAX: documents compressed into memory vectors, and answers read from them."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clara_jax.inference.engine import Answer, Clara, load
+    from clara_jax.inference.store import Store, open_store
 
-__all__ = ["Answer", "Clara", "load"]
+_MODULES = {
+    "Answer": "engine", "Clara": "engine", "load": "engine",
+    "Store": "store", "open_store": "store",
+}  # fmt: skip
+__all__ = ["Answer", "Clara", "Store", "load", "open_store"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the engine, and JAX with it, when it is first used."""
-    if name not in __all__:
+    """Imports what is asked for, and JAX with it, when it is first used."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from clara_jax.inference import engine
-
-    return getattr(engine, name)
+    return getattr(importlib.import_module(f"clara_jax.inference.{_MODULES[name]}"), name)

@@ -226,6 +226,16 @@ class Serve:
 
 
 @dataclasses.dataclass(frozen=True)
+class Store:
+    """A store of compressed documents (`--mode=compress`)."""
+
+    dtype: str = "bfloat16"  # of a new store's memories: bfloat16, or int8 with a scale a vector
+    part: int = 1024  # of a new store: documents, or pieces of long ones, that are written together
+    batch: int = 16  # documents compressed at once
+    bucket: int = 32  # lengths of rows are multiples of it: few shapes are compiled
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """All of a run."""
 
@@ -248,6 +258,7 @@ class Config:
     prompts: Prompts = Prompts()
     synthesis: Synthesis = Synthesis()
     serve: Serve = Serve()
+    store: Store = Store()
 
     @property
     def memory_tokens(self) -> int:

@@ -32,6 +32,7 @@ CHOICES = {
     "memory.init": ("mean", "tokens"),
     "memory.positions": ("after", "spread"),
     "synthesis.task": ("scp", "instruct"),
+    "store.dtype": ("bfloat16", "int8"),
 }
 
 POSITIVE = (
@@ -42,6 +43,7 @@ POSITIVE = (
     "eval.batch", "eval.max_new_tokens", "synthesis.concurrency", "synthesis.max_tokens",
     "serve.slots", "serve.queue", "serve.prompt_tokens", "serve.max_new_tokens", "serve.cached",
     "serve.body",
+    "store.part", "store.batch", "store.bucket",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "data.records", "data.encoder_row", "data.decoder_row", "data.epochs", "data.workers",

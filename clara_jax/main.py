@@ -5,6 +5,8 @@
     evaluate  the same, with --mode=evaluate
     ask       --mode=ask --workdir=… --documents=… [--question=…] [--base=…] [--top_k=…]
               [--max_new_tokens=…] [--temperature=…] [--top_p=…]
+    compress  --mode=compress --store=… --workdir=… --documents=… [--base=…] [--config=…], or
+              --store=… --delete=IDS, --store=… --compact
     serve     --mode=serve --store=… --workdir=… [--base=…] [--config=configs/serve.py]
     import    --mode=import --source=… --base=… --workdir=…, a checkpoint of the PyTorch release
     export    --mode=export --workdir=… --format=… --output=… [--base=…]
@@ -32,15 +34,14 @@ from clara_jax.errors import command
 MODES = {
     "train": Mode("training.train", "train", ("config", "workdir")),
     "evaluate": Mode("evaluation.evaluate", "run", ("config", "workdir")),
-    "ask": Mode(
-        "inference.ask", "run", ("workdir", "documents"),
-        ("base", "question", "top_k", "max_new_tokens", "temperature", "top_p"),
-    ),
+    "ask": Mode("inference.ask", "run", ("workdir", "documents"),
+                ("base", "question", "top_k", "max_new_tokens", "temperature", "top_p")),
+    "compress": Mode("inference.compress", "run", ("store",),
+                     ("workdir", "documents", "base", "config", "delete", "compact")),
     "serve": Mode("serving.run", "run", ("store", "workdir"), ("base", "config")),
     "import": Mode("inference.import_model", "run", ("source", "workdir"), ("base",), False),
-    "export": Mode(
-        "inference.export_model", "run", ("workdir", "format", "output"), ("base",), False
-    ),
+    "export": Mode("inference.export_model", "run", ("workdir", "format", "output"),
+                   ("base",), False),
     "compile": Mode("aot.compile", "run", ("config",), ("topology", "program"), False),
     "synthesize": Mode("synthesis.run", "run", ("documents", "output"),
                        ("config", "dry_run", "preview"), False),
@@ -57,8 +58,10 @@ flags.DEFINE_string("workdir", None, "Folder of the run: config, metrics, checkp
 flags.DEFINE_string("source", None, "Checkpoint to import: a directory or owner/name[/subfolder].")
 flags.DEFINE_string("output", None, "Folder that is made.")
 flags.DEFINE_enum("format", None, ["release", "peft", "merged", "native"], "What to export to.")
-flags.DEFINE_string("documents", None, "File of documents: .jsonl, or paragraphs of plain text.")
+flags.DEFINE_string("documents", None, "Documents: .jsonl, .parquet, or paragraphs of text.")
 flags.DEFINE_string("store", None, "Folder of documents compressed once (--mode=compress).")
+flags.DEFINE_string("delete", None, "Ids of documents, with commas, or a file of ids, one a line.")
+flags.DEFINE_bool("compact", None, "Write a store anew without what was deleted.")
 flags.DEFINE_string("base", None, "The base model, if it is not where the run found it.")
 flags.DEFINE_string("question", None, "What to ask. Without it, standard input is read.")
 flags.DEFINE_integer("top_k", None, "Documents to answer from. By default as in training.")

@@ -5,6 +5,7 @@ stands where it stands. Users can therefore write `<|im_end|>` or `<MEM0>` witho
 memory and separator ids need no entry in the tokenizer.
 """
 
+import hashlib
 import itertools
 import json
 import os
@@ -38,6 +39,13 @@ _SENTINELS = 0x100000  # each stands for an id put in by the program
 _PLACEHOLDERS = 0x101000  # each stands for an int of the user turn while the template is rendered
 _PROTECTED = 0x108000  # each stands for an added token's string in a user's text
 _REMOVE = re.compile(f"[{chr(_PRIVATE[0])}-{chr(_PRIVATE[-1])}]")
+
+# Blanks, cases, numbers, marks, accents in both forms of Unicode, and several scripts.
+_SAMPLE = (
+    "The 3rd U.S. court, in 1,984.50 (No. 12): don't re-tokenise  two blanks,\ttabs\nor lines; "
+    'uncharacteristically HTTPServer_error=0x1F {"a": [1, 2]} Œuvre naïve cafe\u0301 Straße '
+    "Москва, Αθήνα, القاهرة, 東京は雨。 서울 🙂 <s> </s> <|im_end|>"
+)
 
 # Tokenizers that are code and not files; every other name is a file, a directory or a hub id.
 NAMED: dict[str, Callable[[], PreTrainedTokenizerFast]] = {"facts": facts.load_tokenizer}
@@ -122,6 +130,15 @@ class Tokenizer:
         text = _REMOVE.sub("", text)
         encoding = self._backend.encode(text, add_special_tokens=False)
         return text if len(encoding.ids) <= length else text[: encoding.offsets[length][0]]
+
+    def digest(self) -> str:
+        """A hash of the vocabulary and of how a text of many kinds is split.
+
+        Of what it does and not of its file, which versions of libraries write differently.
+        """
+        known = [sorted(self._hf.get_vocab().items()), self.bos_id, self.eos_id]
+        known.append(self.encode(_SAMPLE))
+        return hashlib.blake2b(json.dumps(known).encode(), digest_size=16).hexdigest()
 
     def chat(self, system: str, user: Parts, assistant: str | None = None) -> list[str | int]:
         """Renders one exchange with the chat template.

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -81,19 +81,49 @@ def _encode(
     M = len(setup.extra.memory)
     encoded = [prompts.document_ids(setup.tokenizer, setup.extra, text, length) for text in texts]
     memories = np.zeros((len(encoded), M, setup.model.d_model), np.float32)
-    trees = needed(setup.trees, role)
-    spread = setup.config.memory.positions == "spread"
     rows = rows_for(len(encoded), batch)
-    for part in encoder_batches([ids for ids, _ in encoded], rows):
-        arrays = [put(setup, x) for x in (part.tokens, part.positions, part.segments)]
-        memories_BMD = to_host(setup, encode_rows(setup.decoder, role, spread, trees, *arrays))
-        memories[part.index] = memories_BMD[: len(part.index)]
-        report(len(part.index))
+    for index, memories_nMD in encode_batches(setup, role, [ids for ids, _ in encoded], rows):
+        memories[index] = memories_nMD
+        report(len(index))
     cut = sum(is_cut for _, is_cut in encoded)
     if cut:
         logging.warning("%d of %d %s cut to %d tokens", cut, len(encoded), what, length)
     read = sum(len(ids) - M - FRAME for ids, _ in encoded)
     return Compressed(memories, cut, read / max(M * len(encoded), 1))
+
+
+def encode_batches(
+    setup: Setup, role: str, documents: Sequence[Sequence[int]], rows: int, bucket: int = 64
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Memories of documents in batches of like length.
+
+    Args:
+        setup: the model.
+        role: whose adapter reads them.
+        documents: ids of each (`prompts.document_ids`).
+        rows: documents of a batch.
+        bucket: lengths are rounded up to a multiple of it.
+
+    Yields:
+        Positions int32 [n <= rows] among the documents, and their memories float32 [n, M, D]. All
+        processes get all of them.
+    """
+    trees, waiting = needed(setup.trees, role), None
+    spread = setup.config.memory.positions == "spread"
+    for batch in encoder_batches(documents, rows, bucket):
+        arrays = [put(setup, x) for x in (batch.tokens, batch.positions, batch.segments)]
+        begun = batch.index, encode_rows(setup.decoder, role, spread, trees, *arrays)
+        if waiting is not None:  # while the devices work on the next batch
+            yield _fetched(setup, *waiting)
+        waiting = begun
+    if waiting is not None:
+        yield _fetched(setup, *waiting)
+
+
+def _fetched(
+    setup: Setup, index: np.ndarray, memories_BMD: jax.Array
+) -> tuple[np.ndarray, np.ndarray]:
+    return index, to_host(setup, memories_BMD)[: len(index)]
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "role", "spread"))

@@ -11,20 +11,22 @@ What takes documents takes texts as well as memories that were compressed before
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from clara_jax import config
 from clara_jax.data import prompts
 from clara_jax.data.records import ScpRecord
 from clara_jax.errors import UserError
-from clara_jax.inference import checks, rank
+from clara_jax.inference import checks, rank, store_write
 from clara_jax.inference.checks import Documents
 from clara_jax.inference.encode import Compressed, compress, encode_query
 from clara_jax.inference.generate import Prompt, generate, needed, prompt_batches, to_host
 from clara_jax.inference.load import load_setup
 from clara_jax.inference.sampling import GREEDY, Sampling, stop_texts
+from clara_jax.inference.store import Store
 from clara_jax.training.setup import Setup
 
 __all__ = [
@@ -71,6 +73,18 @@ class Clara:
         """
         checks.can(self.setup, "compress")
         return compress(self.setup, documents, self.batch).memories
+
+    def compress_to(
+        self, store: str | os.PathLike[str], documents: Iterable[str | Mapping[str, Any]]
+    ) -> Store:
+        """Compresses documents into a store, or adds to it those that it does not hold.
+
+        Args:
+            store: its folder, made if there is none.
+            documents: texts, or mappings with `text` and perhaps `id` and `title`; streamed. Long
+                ones become several pieces.
+        """
+        return store_write.add(store, self.setup, documents, config.Store(batch=self.batch))
 
     def encode_query(self, questions: Sequence[str]) -> np.ndarray:
         """Memory vectors float32 [n, M, D] of questions, to compare documents' memories with.

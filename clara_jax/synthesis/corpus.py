@@ -5,16 +5,16 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from absl import logging
 
 from clara_jax import files
 from clara_jax.config import Config
-from clara_jax.data import records, tokenizer
+from clara_jax.data import chunks, records, sentences, tokenizer
 from clara_jax.errors import UserError, reason
-from clara_jax.synthesis import duplicates, sentences
+from clara_jax.synthesis import duplicates
 from clara_jax.synthesis.document import Document
 
 _TEXT_KEYS = ("text", "content", "passage", "contents", "document", "docs", "context", "article")
@@ -23,7 +23,6 @@ _RELEASE = re.compile(r"This a document about (.*?)\. ?$")  # the title line of 
 _LONGEST_TITLE = 200  # characters of a first line that is a title
 
 Raw = tuple[str, str, str]  # title, text, source
-Fits = Callable[[str], bool]
 
 
 @dataclasses.dataclass
@@ -78,23 +77,6 @@ def read(names: str, config: Config, counts: Counts | None = None) -> Iterator[D
     logging.info("corpus %s: %s", names, json.dumps(counts.as_json()))
 
 
-def chunk(text: str, fits: Fits) -> Iterator[str]:
-    """Pieces of a text that fit, cut at ends of sentences; in a long one at words."""
-    text = " ".join(text.split())
-    ends, start, i = sentences.ends(text), 0, 0
-    while start < len(text):
-        end = start
-        while i < len(ends) and fits(text[start : ends[i]].strip()):
-            end, i = ends[i], i + 1
-        if end == start:
-            end = _cut(text, start, ends[i], fits)
-        if piece := text[start:end].strip():
-            yield piece
-        start = end
-        while start < len(text) and text[start] == " ":
-            start += 1
-
-
 def identity(title: str, text: str) -> str:
     """A name for a passage that copies share, whatever their blanks and case."""
     return records.digest("\n".join(" ".join(t.lower().split()) for t in (title, text))).hex()
@@ -113,11 +95,9 @@ def _pieces(raws: Iterable[Raw], config: Config, counts: Counts) -> Iterator[Doc
         if not text.strip():
             counts.empty += 1
             continue
-        title = " ".join(title.split())
-        if title and size(title) > limit // 2:  # room must be left for the text
-            title = title[: _cut(title, 0, len(title), lambda t: size(t) <= limit // 2)].strip()
-        head = f"{title}\n" if title else ""
-        for piece in chunk(text, lambda t, head=head: size(head + t) <= limit):
+        title, text = " ".join(title.split()), " ".join(text.split())
+        title, parts = chunks.pieces(title, text, size, limit)
+        for piece in parts:
             counts.pieces += 1
             yield Document(identity(title, piece), title, piece, source)
 
@@ -148,23 +128,6 @@ def _leaks(names: str) -> duplicates.Leaks | None:
         leaks.add(sentences.words(text))
     leaks.close()
     return leaks
-
-
-def _cut(text: str, start: int, end: int, fits: Fits) -> int:
-    """Where the longest piece that fits ends: behind a word, or inside one that is too long."""
-    words = [start + match.end() for match in re.finditer(r"\S+", text[start:end])]
-    for places in (words, range(start + 1, end + 1)):
-        low, high = 0, 1
-        while high <= len(places) and fits(text[start : places[high - 1]].strip()):
-            low, high = high, 2 * high
-        high = min(high, len(places) + 1)
-        while high - low > 1:
-            middle = (low + high) // 2
-            fit = fits(text[start : places[middle - 1]].strip())
-            low, high = (middle, high) if fit else (low, middle)
-        if low:
-            return places[low - 1]
-    return start + 1  # one character is more than the limit: nothing can be done
 
 
 def _raw(names: str, tfds_dir: str) -> Iterator[Raw]:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import re
 
-from clara_jax.synthesis import sentences
+from clara_jax.data import sentences
 
 _UNITS = {
     word: value

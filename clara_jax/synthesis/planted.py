@@ -15,10 +15,10 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
-from clara_jax.data import records
+from clara_jax.data import records, sentences
 from clara_jax.data.sources import open_sources
 from clara_jax.errors import UserError, command
-from clara_jax.synthesis import checks, mentions, sentences
+from clara_jax.synthesis import checks, mentions
 from clara_jax.synthesis.document import Document, Pair
 
 CLEAN = "clean"

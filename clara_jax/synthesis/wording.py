@@ -2,7 +2,8 @@
 
 import re
 
-from clara_jax.synthesis import mentions, sentences
+from clara_jax.data import sentences
+from clara_jax.synthesis import mentions
 
 QUESTION = frozenset(
     "who whom whose what which when where why how many much long far old often".split()

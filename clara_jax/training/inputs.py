@@ -8,7 +8,6 @@ are written to disk as they come, so that a run that was stopped goes on.
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import itertools
 import json
 import os
@@ -27,11 +26,11 @@ from clara_jax.data.records import QaRecord, digest
 from clara_jax.data.streams import Streams
 from clara_jax.errors import UserError
 from clara_jax.inference import encode, engine
+from clara_jax.inference.fingerprint import fingerprint
 from clara_jax.progress import Progress
 from clara_jax.training.setup import Setup
 
 _CHUNK = 128  # documents or prompts between writes
-_LEADING = 4096  # numbers of each base weight that its fingerprint looks at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,32 +170,6 @@ def compute_memories(setup: Setup, documents: Iterable[str]) -> MemoryFile:
         file = MemoryFile(*how)
     logging.info("memories: %d documents in %s", len(file), config.data.memories)
     return file
-
-
-def fingerprint(setup: Setup) -> str:
-    """A hash of what memories depend on: options, adapter, memory embeddings, and the base's start.
-
-    Of each base weight only the first numbers are looked at, which tells models apart.
-    """
-    config, trees = setup.config, setup.trees
-    made = [config.data.document_length, config.data.rate, config.memory.positions]
-    found = hashlib.blake2b(repr(made).encode(), digest_size=16)
-    whole = {k: trees.get(k) for k in ("compressor", "memory")} | {"embed": trees["added"]["embed"]}
-    # Onto every device, as no process has all of what is sharded.
-    collect = jax.jit(
-        lambda whole, base: (whole, jax.tree.map(_leading, base)),
-        out_shardings=sharding.replicated(setup.mesh),
-    )
-    for leaf in jax.tree.leaves(jax.device_get(collect(whole, trees["base"]))):
-        found.update(np.ascontiguousarray(leaf).tobytes())
-    return found.hexdigest()
-
-
-def _leading(x: jax.Array) -> jax.Array:
-    """The first numbers of an array, without touching the rest."""
-    while x.ndim > 1 and x[0].size >= _LEADING:
-        x = x[0]
-    return x[:_LEADING].ravel()[:_LEADING]
 
 
 def teacher_answers(setup: Setup, reader: Reader, workdir: str) -> list[str]:

@@ -4,12 +4,11 @@ import sys
 import types
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from clara_jax.config import Config
+from clara_jax.data import sentences
 from clara_jax.errors import UserError
-from clara_jax.synthesis import corpus, sentences
+from clara_jax.synthesis import corpus
 
 
 def config(length=256, **options):
@@ -31,30 +30,6 @@ def written(tmp_path, name, content):
 
 def read(names, counts=None, **options):
     return list(corpus.read(names, config(**options), counts))
-
-
-@pytest.mark.parametrize(
-    ("text", "parts"),
-    [
-        ("He met Dr. Fox. She left.", ["He met Dr. Fox.", "She left."]),
-        ("It cost 3.5 marks. J. K. Gray paid.", ["It cost 3.5 marks.", "J. K. Gray paid."]),
-        ('"Why?" he said. "Go!" It went.', ['"Why?" he said.', '"Go!"', "It went."]),
-        ("In the U.S. The law held.", ["In the U.S.", "The law held."]),
-        ("晴れです。「はい。」次", ["晴れです。", "「はい。」", "次"]),
-        ("See No. 5 there.", ["See No. 5 there."]),
-        ("No stop", ["No stop"]),
-    ],
-)
-def test_sentences(text, parts):
-    assert sentences.split(text) == parts
-
-
-@settings(max_examples=80, deadline=None)
-@given(st.text(st.sampled_from("ab .。!?Zé1\n"), max_size=300), st.integers(4, 40))
-def test_pieces_fit_and_lose_nothing(text, limit):
-    pieces = list(corpus.chunk(text, lambda t: sentences.estimate(t) <= limit))
-    assert "".join("".join(pieces).split()) == "".join(text.split())
-    assert all(0 < sentences.estimate(piece) <= limit for piece in pieces)
 
 
 def test_cut_at_sentence_ends_with_the_title_on_each(tmp_path):
