@@ -236,6 +236,16 @@ class Store:
 
 
 @dataclasses.dataclass(frozen=True)
+class Search:
+    """Search in a store of compressed documents (inference/search.py)."""
+
+    by: str = "fused"  # candidates by keys of the memories, by bm25 (words), or both, fused
+    key: int = 512  # numbers of a document's key, principal components of its memory
+    candidates: int = 200  # documents of a question that are scored exactly
+    hops: int = 1  # 2: search again with the question and the best document's text
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """All of a run."""
 
@@ -259,6 +269,7 @@ class Config:
     synthesis: Synthesis = Synthesis()
     serve: Serve = Serve()
     store: Store = Store()
+    search: Search = Search()
 
     @property
     def memory_tokens(self) -> int:

@@ -33,6 +33,7 @@ CHOICES = {
     "memory.positions": ("after", "spread"),
     "synthesis.task": ("scp", "instruct"),
     "store.dtype": ("bfloat16", "int8"),
+    "search.by": ("fused", "keys", "bm25"),
 }
 
 POSITIVE = (
@@ -44,6 +45,7 @@ POSITIVE = (
     "serve.slots", "serve.queue", "serve.prompt_tokens", "serve.max_new_tokens", "serve.cached",
     "serve.body",
     "store.part", "store.batch", "store.bucket",
+    "search.key", "search.candidates", "search.hops",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "data.records", "data.encoder_row", "data.decoder_row", "data.epochs", "data.workers",
@@ -100,6 +102,8 @@ def validate(config: Any) -> None:
     if not 0 <= config.serve.port < 2**16:  # 0 is a free one
         raise UserError(f"config.serve.port={config.serve.port} must be from 0 to {2**16 - 1}")
     _validate_prompts(config.prompts)
+    if config.search.hops > 2:
+        raise UserError(f"config.search.hops={config.search.hops} must be 1 or 2")
     if not is_remat(config.model.remat):
         raise UserError(
             f"config.model.remat={config.model.remat!r} is not one of none, dots, full, nor some "

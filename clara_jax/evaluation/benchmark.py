@@ -18,6 +18,7 @@ from clara_jax.errors import UserError, command
 from clara_jax.evaluation import benchmark_import as importing
 from clara_jax.evaluation import benchmark_programs as programs
 from clara_jax.evaluation import benchmark_release as releasing
+from clara_jax.evaluation import benchmark_search as searching
 from clara_jax.evaluation.benchmark_measure import HEADER
 from clara_jax.evaluation.benchmark_programs import Options
 
@@ -102,6 +103,12 @@ def print_release(options: Options) -> None:
             print(found, flush=True)
 
 
+def print_search(options: Options) -> None:
+    """Search among made-up documents: recall of keys, and time in main memory and from disk."""
+    for line in alone(searching.measure, options.documents, 512, 200):
+        print(line, flush=True)
+
+
 COMMANDS = {
     "scp": print_scp,
     "compress": print_compress,
@@ -110,6 +117,7 @@ COMMANDS = {
     "packing": print_packing,
     "import": print_import,
     "release": print_release,
+    "search": print_search,
 }
 
 
@@ -121,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "what", nargs="*",
-        help=f"any of {', '.join(COMMANDS)}; default: all that can be measured, but the last two",
+        help=f"any of {', '.join(COMMANDS)}; default: all that can be measured, but the last three",
     )  # fmt: skip
     parser.add_argument("--base", default="", help="base model; default: random weights")
     parser.add_argument("--preset", default="smollm2_135m", help="shape of the random weights")
@@ -129,15 +137,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--chunks", type=int, default=1, help="blocks of the cross-entropy")
     parser.add_argument("--source", action="append", default=[], help="records, for packing")
     parser.add_argument("--gigabytes", type=float, default=3.0, help="to import, in bfloat16")
+    parser.add_argument("--documents", type=int, default=200_000, help="to search among")
     args = parser.parse_args(argv)
     if args.chunks < 1:
         parser.error("--chunks must be at least 1")
+    if args.documents < 1:
+        parser.error("--documents must be at least 1")
     for name in set(args.what) - set(COMMANDS):
         parser.error(f"unknown benchmark {name!r}; known: {', '.join(COMMANDS)}")
     options = Options(
-        args.base, args.preset, args.dtype, args.chunks, tuple(args.source), args.gigabytes
+        args.base,
+        args.preset,
+        args.dtype,
+        args.chunks,
+        tuple(args.source),
+        args.gigabytes,
+        args.documents,
     )
-    unmeasured = {"import", "release"} | (set() if options.sources else {"packing"})
+    unmeasured = {"import", "release", "search"} | (set() if options.sources else {"packing"})
     default = [name for name in COMMANDS if name not in unmeasured]
     for name in args.what or default:
         COMMANDS[name](options)

@@ -54,6 +54,7 @@ class Options:
         chunks: blocks of the cross-entropy.
         sources: records whose packing is measured.
         gigabytes: 10^9 bytes of the bfloat16 checkpoint that is imported, about.
+        documents: to search among.
     """
 
     base: str = ""
@@ -62,6 +63,7 @@ class Options:
     chunks: int = 1
     sources: tuple[str, ...] = ()
     gigabytes: float = 3.0
+    documents: int = 200_000
 
 
 def make_setup(options: Options, remat: str = "none", stage: str = "scp", **data: Any) -> Setup:

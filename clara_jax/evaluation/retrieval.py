@@ -1,10 +1,10 @@
 """How well candidates are ranked, and BM25, the ranking that needs no model."""
 
-import logging
-import re
 from collections.abc import Sequence
 
 import numpy as np
+
+from clara_jax.inference.search_words import Words
 
 KS = (1, 3, 5)
 
@@ -102,26 +102,12 @@ def bm25_scores(questions: Sequence[str], candidates: Sequence[Sequence[str]]) -
     Raises:
         ValueError: numbers of questions and of lists of candidates differ.
     """
-    # bm25s runs JAX when it is imported, which settles its devices: not before a program needs it.
-    import bm25s
-
-    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it lowers its own level to debugging
     if len(questions) != len(candidates):
         raise ValueError(f"{len(questions)} questions have {len(candidates)} lists of candidates")
     distinct = dict.fromkeys(text for texts in candidates for text in texts)
     row_of = {text: row for row, text in enumerate(distinct)}
-    documents = [_words(text) for text in distinct]
-    if not any(documents):  # their mean length is 0, and BM25 divides by it
-        return [np.zeros(len(texts), np.float32) for texts in candidates]
-    index = bm25s.BM25()
-    index.index(documents, create_empty_token=False, show_progress=False)
-    scores = []
-    for question, texts in zip(questions, candidates, strict=True):
-        # By ids, for `get_scores` fails on a question without words.
-        of_all = index.get_scores_from_ids(index.get_tokens_ids(_words(question)))
-        scores.append(of_all[[row_of[text] for text in texts]])
-    return scores
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
+    index = Words.build(distinct)
+    return [
+        index.scores(question)[[row_of[text] for text in texts]]
+        for question, texts in zip(questions, candidates, strict=True)
+    ]

@@ -1,0 +1,211 @@
+"""Search keys of a store, computed once and kept beside its memories.
+
+    STORE/search/<basis>/basis.npz, search.json     the basis, and what it was measured to find
+    STORE/search/words-<time>/…                     BM25 (search_words.py)
+    STORE/parts/<part>/keys-<basis>.npy             float16 [rows, K]
+
+Parts never change, so a part that has keys needs no others. `search.json` is written last: without
+it all is made again.
+"""
+
+import dataclasses
+import io
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from clara_jax import files
+from clara_jax.inference import search_keys
+from clara_jax.inference.search_keys import Basis, Recall
+from clara_jax.inference.search_words import Words
+from clara_jax.progress import Progress
+
+SAMPLE = 8  # documents that a basis is fitted on, for one of its components
+HELD = 64  # documents that recall is measured with, not of the sample
+BEST = 20  # documents that should be among the candidates
+_GROWN = 2  # times the documents of a basis: it is fitted anew, if more would have been sampled
+_ROWS = 1024  # documents whose memories are in memory at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A part of a store: its folder's name, its first row and how many rows."""
+
+    name: str
+    first: int
+    rows: int
+
+
+def parts(store: Any) -> list[Part]:
+    """The parts of a store in order."""
+    found, first = [], 0
+    for part in store.parts:
+        found.append(Part(part.name, first, part.rows))
+        first += part.rows
+    return found
+
+
+def open_basis(store: Any, score: str, key: int) -> tuple[Basis, dict[str, Any]] | None:
+    """The newest basis of a store for a score and so many numbers, and what is known of it.
+
+    None where there is none, or one of far fewer documents than there are now.
+    """
+    for info, place in reversed(_bases(store, score, key)):
+        if store.rows > _GROWN * info["rows"] and info["sampled"] < SAMPLE * key:
+            return None
+        try:
+            return Basis.unpack((place / "basis.npz").read_bytes()), info
+        except (OSError, ValueError, KeyError):
+            continue  # damaged
+    return None
+
+
+def build(store: Any, score: str, key: int, candidates: int) -> tuple[Basis, dict[str, Any]]:
+    """Fits a basis, writes the keys of all documents and measures their recall.
+
+    Held documents are the queries of it: share of the 20 documents that score best by all numbers
+    of the memories that are among the candidates by keys.
+    """
+    start = time.perf_counter()
+    alive = np.flatnonzero(store.alive_R)
+    drawn = np.random.default_rng(0).permutation(len(alive))
+    held = np.sort(alive[drawn[: min(HELD, len(alive) // 4)]])
+    sample = np.sort(alive[drawn[len(held) :][: SAMPLE * key]])
+    logging.info("search keys: principal components of %d documents", len(sample))
+    basis = search_keys.fit(store.memories(sample.tolist()), score, key)
+    queries_nMD = store.memories(held.tolist())
+    recall = Recall(queries_nMD, held, score, BEST)
+    keys_RK = keys_of(store, basis, recall, write=True)
+    products_nR = basis.queries(queries_nMD) @ keys_RK.astype(np.float32).T
+    products_nR[:, ~store.alive_R] = -np.inf
+    products_nR[np.arange(len(held)), held] = -np.inf
+    best_nC = np.argsort(-products_nR, axis=1, kind="stable")[:, :candidates]
+    info = {
+        "score": score, "key": key, "rows": store.rows, "sampled": len(sample),
+        "variance": basis.variance, "recall": recall.of(best_nC), "held": len(held),
+        "candidates": candidates, "time": time.time(),
+    }  # fmt: skip
+    folder = files.path(store.path) / "search" / basis.name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "basis.npz").write_bytes(basis.pack())
+    files.write(folder / "search.json", json.dumps(info, indent=2))
+    _forget(store, basis, score, key)
+    logging.info("search keys: %s, in %.0f s", describe(info), time.perf_counter() - start)
+    return basis, info
+
+
+def describe(info: dict[str, Any]) -> str:
+    """What a basis is and finds, in a few words."""
+    return (
+        f"{info['key']} numbers a document keep {info['variance']:.0%} of the variance; of the "
+        f"{BEST} documents that score best {info['recall']:.1%} are among {info['candidates']} "
+        f"candidates ({info['held']} documents as queries, {info['rows']} rows)"
+    )
+
+
+def keys_of(store: Any, basis: Basis, recall: Recall | None = None, write: bool = True) -> Any:
+    """Keys float16 [rows, K] of all rows; those of parts that have none are computed.
+
+    Args:
+        store: the store.
+        basis: of the keys.
+        recall: is given all documents; then all keys are computed.
+        write: whether to keep them in the store.
+    """
+    keys_RK = np.zeros((store.rows, basis.key), np.float16)
+    progress = None
+    for part in parts(store):
+        place = files.path(store.path) / "parts" / part.name / f"keys-{basis.name}.npy"
+        own_rK = keys_RK[part.first : part.first + part.rows]
+        if recall is None and _read(place, own_rK):
+            continue
+        progress = progress or Progress(store.rows, "search keys")
+        for first in range(0, part.rows, _ROWS):
+            start, stop = part.first + first, part.first + min(first + _ROWS, part.rows)
+            memories_bMD = store.memories(range(start, stop))
+            own_rK[first : first + _ROWS] = basis.documents(memories_bMD)
+            if recall is not None:
+                recall.add(start, memories_bMD, store.alive_R[start:stop])
+            progress.update(stop)
+        if write:
+            file = io.BytesIO()
+            np.save(file, own_rK)
+            unfinished = place.parent / f"{place.name}.tmp"
+            unfinished.write_bytes(file.getvalue())
+            unfinished.replace(place)
+    if progress:
+        progress.close()
+    return keys_RK
+
+
+def _read(place: Any, own_rK: np.ndarray) -> bool:
+    """Reads the keys of a part; False where there are none, or others."""
+    try:
+        with place.open("rb") as f:
+            found = np.load(f)
+    except (OSError, ValueError, EOFError):
+        return False
+    if found.shape != own_rK.shape:
+        return False
+    own_rK[:] = found
+    return True
+
+
+def open_words(store: Any) -> Words:
+    """BM25 of all rows of a store; built, and kept there, where there is none that serves."""
+    now = [[part.name, part.rows] for part in parts(store)]
+    newest = sorted((p for p in _folders(store) if p.name.startswith("words-")), reverse=True)
+    for place in newest:
+        found = Words.load(str(place))
+        if found and found[1]["parts"] == now[: len(found[1]["parts"])]:
+            if found[0].can_take(store.rows):
+                return update_words(found[0], store)
+    start = time.perf_counter()
+    words = Words.build(store.texts())
+    # Nanoseconds, so that no two have the same name.
+    folder = files.path(store.path) / "search" / f"words-{time.time_ns()}"
+    words.save(str(folder), {"parts": now})
+    for place in newest:
+        place.rmtree()
+    logging.info("BM25 of %d documents, in %.0f s", words.rows, time.perf_counter() - start)
+    return words
+
+
+def update_words(words: Words, store: Any) -> Words:
+    """The index with the rows that it does not know yet; the same if it knows all."""
+    if words.rows == store.rows:
+        return words
+    return words.extended(itertools.islice(store.texts(), words.rows, None))
+
+
+def _folders(store: Any) -> Iterator[Any]:
+    place = files.path(store.path) / "search"
+    yield from sorted(place.iterdir(), key=lambda one: one.name) if place.exists() else ()
+
+
+def _bases(store: Any, score: str, key: int) -> list[tuple[dict[str, Any], Any]]:
+    """What is known of each basis for a score and so many numbers, and its folder; newest last."""
+    found = []
+    for place in _folders(store):
+        try:
+            info = json.loads((place / "search.json").read_text())
+            if (info["score"], info["key"]) == (score, key):
+                found.append((info, place))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not whole
+    return sorted(found, key=lambda one: one[0]["time"])
+
+
+def _forget(store: Any, basis: Basis, score: str, key: int) -> None:
+    """Removes earlier bases of the same kind, and their keys."""
+    for _, place in _bases(store, score, key):
+        if place.name != basis.name:
+            for part in parts(store):
+                keys = files.path(store.path) / "parts" / part.name / f"keys-{place.name}.npy"
+                keys.unlink(missing_ok=True)
+            place.rmtree()
