@@ -15,7 +15,7 @@
               [--dry_run] [--preview=3], training data from documents by an OpenAI-like endpoint
 
 Exit codes: 0 done, 2 a mistake that the printed line tells how to mend, 143 SIGTERM after saving;
-1 or 134 another process of the run is gone.
+1 or 134 another process is gone.
 """
 
 import contextlib

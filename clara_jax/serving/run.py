@@ -21,6 +21,7 @@ from clara_jax.config import Config, Serve
 from clara_jax.errors import UserError
 from clara_jax.inference.load import load_setup
 from clara_jax.serving.app import make_app
+from clara_jax.serving.corpus import Corpus
 from clara_jax.serving.service import Service
 
 TOKEN = "CLARA_TOKEN"
@@ -43,8 +44,6 @@ def run(store: str, workdir: str, base: str | None = None, config: Config | None
     Raises:
         UserError: model, store or options cannot be used, or the address is taken.
     """
-    from clara_jax.serving.corpus import Corpus  # later at top
-
     config = config_lib.Config() if config is None else config
     if jax.process_count() > 1:
         raise UserError("--mode=serve runs in one process; start one on each machine")

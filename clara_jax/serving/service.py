@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -21,6 +21,7 @@ from clara_jax.errors import UserError
 from clara_jax.inference import checks, lens
 from clara_jax.inference.encode import Compressed, compress, encode_query, encode_rows
 from clara_jax.inference.generate import BUCKET, needed, put, to_host
+from clara_jax.serving.corpus import MOST, TOGETHER, Corpus
 from clara_jax.serving.device_rows import DeviceRows
 from clara_jax.serving.engine import (
     Broken,
@@ -34,12 +35,6 @@ from clara_jax.serving.engine import (
 from clara_jax.serving.metrics import Metrics
 from clara_jax.serving.programs import Slots
 from clara_jax.training.setup import Setup
-
-if TYPE_CHECKING:
-    from clara_jax.serving.corpus import Corpus
-
-MOST = 50  # documents that a question may ask for, and that a search always looks for
-_TOGETHER = 4  # questions that are encoded and searched at once; one alone has its own shape
 
 
 class Full(Exception):
@@ -100,7 +95,7 @@ class Service:
         UserError: the model cannot answer, or the options do not fit it.
     """
 
-    def __init__(self, setup: Setup, corpus: "Corpus", options: Serve):
+    def __init__(self, setup: Setup, corpus: Corpus, options: Serve):
         checks.can(setup, "ask")
         self.setup, self.corpus, self.options = setup, corpus, options
         self.metrics = Metrics()
@@ -234,7 +229,7 @@ class Service:
                     break
                 jobs = [self._jobs.popleft()]
                 while jobs[0].work is None and self._jobs and self._jobs[0].work is None:
-                    if len(jobs) == _TOGETHER:
+                    if len(jobs) == TOGETHER:
                         break
                     jobs.append(self._jobs.popleft())
             jobs = [job for job in jobs if not self._dropped(job)]
@@ -310,14 +305,15 @@ class Service:
         """Queries and hits, in one of two shapes whatever the number of questions."""
         filled = list(questions)
         if len(filled) > 1:
-            filled += filled[:1] * (_TOGETHER - len(filled))
+            filled += filled[:1] * (TOGETHER - len(filled))
         queries = encode_query(self.setup, filled, len(filled))
         hits = self.corpus.find(queries, filled, MOST)
         return queries[: len(questions)], hits[: len(questions)]
 
     def _warm_up(self) -> None:
         _warm_up_encoder(self.setup)
-        for texts in (["?"], ["?"] * _TOGETHER):
+        self.corpus.warm_up()
+        for texts in (["?"], ["?"] * TOGETHER):
             queries, _ = self._find(texts)
         lens.words(self.setup, queries[:1])
 
@@ -332,8 +328,8 @@ def _told(error: Exception) -> Exception:
 
 def _compress(setup: Setup, texts: Sequence[str]) -> Compressed:
     """As `encode.compress`, in the shapes that are compiled at the start."""
-    filled = [*texts, *[texts[-1]] * (-len(texts) % _TOGETHER)]
-    found = compress(setup, filled, _TOGETHER)
+    filled = [*texts, *[texts[-1]] * (-len(texts) % TOGETHER)]
+    found = compress(setup, filled, TOGETHER)
     return dataclasses.replace(found, memories=found.memories[: len(texts)])
 
 
@@ -342,7 +338,7 @@ def _warm_up_encoder(setup: Setup) -> None:
     reader = "compressor" if setup.trees.get("reasoner") is None else "reasoner"
     spread = setup.config.memory.positions == "spread"
     longest = setup.config.data.document_length + FRAME + len(setup.extra.memory)
-    shapes = {(reader, 1), (reader, _TOGETHER), ("compressor", _TOGETHER)}
+    shapes = {(reader, 1), (reader, TOGETHER), ("compressor", TOGETHER)}
     for role, rows in sorted(shapes):
         for length in range(BUCKET, longest + BUCKET, BUCKET):
             tokens, positions, segments = np.zeros((3, rows, length), np.int32)
