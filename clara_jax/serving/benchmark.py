@@ -174,11 +174,11 @@ def answering(
         UserError: there are no two records with so many documents.
     """
     every = (records[i] for i in range(len(records)))
-    enough = (record for record in every if len(record.docs) >= documents)
+    enough = (record for record in every if len(record.documents) >= documents)
     records = list(itertools.islice(enough, count + 1))
     if len(records) < 2:
         raise UserError(f"no two records of --questions have {documents} documents")
-    given = [list(record.docs[:documents]) for record in records]
+    given = [list(record.documents[:documents]) for record in records]
     asked = [record.question for record in records]
     texts = [list(prompt.tokens) for prompt in answer_prompts(setup, asked, given)]
     start = texts[0][: min(common(texts[0], other) for other in texts[1:])]

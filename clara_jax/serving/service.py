@@ -16,11 +16,10 @@ import numpy as np
 from absl import logging
 
 from clara_jax.config import Serve
-from clara_jax.data.rows import FRAME
 from clara_jax.errors import UserError
 from clara_jax.inference import checks, lens
-from clara_jax.inference.encode import Compressed, compress, encode_query, encode_rows
-from clara_jax.inference.generate import BUCKET, needed, put, to_host
+from clara_jax.inference.encode import encode_query
+from clara_jax.serving.compressing import compress, warm_up
 from clara_jax.serving.corpus import MOST, TOGETHER, Corpus
 from clara_jax.serving.device_rows import DeviceRows
 from clara_jax.serving.engine import (
@@ -175,7 +174,7 @@ class Service:
 
     def compress(self, texts: Sequence[str]) -> "tuple[Job, Future]":
         """Memories of texts, `encode.Compressed`."""
-        return self._do(lambda: _compress(self.setup, texts))
+        return self._do(lambda: compress(self.setup, texts))
 
     def add(self, documents: Sequence[dict[str, Any]]) -> "tuple[Job, Future]":
         """Adds documents to the corpus."""
@@ -311,7 +310,7 @@ class Service:
         return queries[: len(questions)], hits[: len(questions)]
 
     def _warm_up(self) -> None:
-        _warm_up_encoder(self.setup)
+        warm_up(self.setup)
         self.corpus.warm_up()
         for texts in (["?"], ["?"] * TOGETHER):
             queries, _ = self._find(texts)
@@ -324,24 +323,3 @@ def _told(error: Exception) -> Exception:
         return error
     logging.error("a job of the worker failed", exc_info=error)
     return Broken("the server failed; its log says why")
-
-
-def _compress(setup: Setup, texts: Sequence[str]) -> Compressed:
-    """As `encode.compress`, in the shapes that are compiled at the start."""
-    filled = [*texts, *[texts[-1]] * (-len(texts) % TOGETHER)]
-    found = compress(setup, filled, TOGETHER)
-    return dataclasses.replace(found, memories=found.memories[: len(texts)])
-
-
-def _warm_up_encoder(setup: Setup) -> None:
-    """Compiles what `_compress` and `encode_query` run, for all lengths of texts."""
-    reader = "compressor" if setup.trees.get("reasoner") is None else "reasoner"
-    spread = setup.config.memory.positions == "spread"
-    longest = setup.config.data.document_length + FRAME + len(setup.extra.memory)
-    shapes = {(reader, 1), (reader, TOGETHER), ("compressor", TOGETHER)}
-    for role, rows in sorted(shapes):
-        for length in range(BUCKET, longest + BUCKET, BUCKET):
-            tokens, positions, segments = np.zeros((3, rows, length), np.int32)
-            arrays = [put(setup, x) for x in (tokens, positions, segments)]
-            trees = needed(setup.trees, role)
-            to_host(setup, encode_rows(setup.decoder, role, spread, trees, *arrays))

@@ -81,7 +81,9 @@ def test_a_question_by_keyboard(http, service, browser, monkeypatch):
     shown_rate = float(re.search(r"([\d.]+)× compressed", shown(browser, "compression"))[1])
     assert shown_rate == pytest.approx(whole["compression"]["rate"], abs=0.051)
     words = browser.find_elements(By.CSS_SELECTOR, "#words li")
-    assert [word.text.split(",")[0] for word in words] == [w["text"] for w in whole["words"]]
+    assert [word.text.split(",")[0].strip() for word in words] == [
+        w["text"] for w in whole["words"]
+    ]
     marked = ["new" in word.get_attribute("class").split() for word in words]
     assert marked == [w["in_documents"] for w in whole["words"]]
     # The next question: slash comes back, and Tab reaches button and options.
