@@ -3,13 +3,13 @@
     train     --config=configs/e2e.py:mistral_7b --workdir=… [--config.init_from=…]; the stages are
               configs/scp.py, instruct.py, e2e.py, contrastive.py
     evaluate  the same, with --mode=evaluate
-    ask       --mode=ask --workdir=… --documents=… [--question=…] [--base=…] [--top_k=…]
-              [--max_new_tokens=…] [--temperature=…] [--top_p=…]
+    ask       --mode=ask --workdir=… --documents=… | --store=… [--config=…] [--question=…]
+              [--base=…] [--top_k=…] [--max_new_tokens=…] [--temperature=…] [--top_p=…]
     compress  --mode=compress --store=… --workdir=… --documents=… [--base=…] [--config=…], or
               --store=… --delete=IDS, --store=… --compact
     serve     --mode=serve --store=… --workdir=… [--base=…] [--config=configs/serve.py]
     import    --mode=import --source=… --base=… --workdir=…, a checkpoint of the PyTorch release
-    export    --mode=export --workdir=… --format=… --output=… [--base=…]
+    export    --mode=export --workdir=… --format=… --output=… [--base=…] [--store=…]
     compile   --mode=compile --config=… [--topology=v5e:4x4] [--program=…], without any TPU
     synthesize  --mode=synthesize --documents=… --output=… [--config=configs/synthesize.py]
               [--dry_run] [--preview=3], training data from documents by an OpenAI-like endpoint
@@ -34,14 +34,15 @@ from clara_jax.errors import command
 MODES = {
     "train": Mode("training.train", "train", ("config", "workdir")),
     "evaluate": Mode("evaluation.evaluate", "run", ("config", "workdir")),
-    "ask": Mode("inference.ask", "run", ("workdir", "documents"),
-                ("base", "question", "top_k", "max_new_tokens", "temperature", "top_p")),
+    "ask": Mode("inference.ask", "run", ("workdir",),
+                ("documents", "store", "base", "config", "question", "top_k", "max_new_tokens",
+                 "temperature", "top_p")),
     "compress": Mode("inference.compress", "run", ("store",),
                      ("workdir", "documents", "base", "config", "delete", "compact")),
     "serve": Mode("serving.run", "run", ("store", "workdir"), ("base", "config")),
     "import": Mode("inference.import_model", "run", ("source", "workdir"), ("base",), False),
     "export": Mode("inference.export_model", "run", ("workdir", "format", "output"),
-                   ("base",), False),
+                   ("base", "store"), False),
     "compile": Mode("aot.compile", "run", ("config",), ("topology", "program"), False),
     "synthesize": Mode("synthesis.run", "run", ("documents", "output"),
                        ("config", "dry_run", "preview"), False),
@@ -57,7 +58,8 @@ _MODE = flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
 flags.DEFINE_string("workdir", None, "Folder of the run: config, metrics, checkpoints.")
 flags.DEFINE_string("source", None, "Checkpoint to import: a directory or owner/name[/subfolder].")
 flags.DEFINE_string("output", None, "Folder that is made.")
-flags.DEFINE_enum("format", None, ["release", "peft", "merged", "native"], "What to export to.")
+_FORMATS = ["release", "peft", "merged", "native", "faiss"]
+flags.DEFINE_enum("format", None, _FORMATS, "What to export to. faiss: search keys of a --store.")
 flags.DEFINE_string("documents", None, "Documents: .jsonl, .parquet, or paragraphs of text.")
 flags.DEFINE_string("store", None, "Folder of documents compressed once (--mode=compress).")
 flags.DEFINE_string("delete", None, "Ids of documents, with commas, or a file of ids, one a line.")
@@ -71,7 +73,8 @@ flags.DEFINE_float("top_p", None, "Share of probability that tokens are drawn fr
 flags.DEFINE_string("topology", None, "TPUs to compile for, as v5e:4x4. By default these devices.")
 flags.DEFINE_bool("dry_run", None, "Only count documents, and estimate requests and cost.")
 flags.DEFINE_integer("preview", None, "Only make the records of so many documents, and print.")
-flags.DEFINE_enum("program", None, ["train", "prefill", "decode", "compress"], "What to compile.")
+_PROGRAMS = ["train", "prefill", "decode", "compress", "search"]
+flags.DEFINE_enum("program", None, _PROGRAMS, "What to compile.")
 
 
 def run() -> int:

@@ -141,6 +141,6 @@ def _bytes(tree: Any) -> int:
 
 def _options(config: Config) -> dict[str, Any]:
     """What was set otherwise than by default, of what changes the program."""
-    groups = ("model", "lora", "data", "train", "select", "eval.batch")
+    groups = ("model", "lora", "data", "train", "select", "eval.batch", "search")
     names = config_lib.differences(Config(), config, groups)
     return {name: get(config, name) for name in names}

@@ -15,7 +15,7 @@ import numpy as np
 
 from clara_jax import sharding
 from clara_jax.config import Config
-from clara_jax.inference import encode, generate
+from clara_jax.inference import encode, generate, search_nearest
 from clara_jax.models import clara
 from clara_jax.models.decoder import Cache, abstract_params
 from clara_jax.training.optim import make_optimizer
@@ -26,6 +26,7 @@ EXAMPLES = 2  # of a packed row
 DECODER = 512  # tokens of prompt and answer
 QUERY = 64  # tokens of a question with its memory tokens
 NEW_TOKENS = 64  # most tokens of an answer
+DOCUMENTS = 2_000_000  # to search among
 _IDS = ("tokens", "positions", "segments")
 
 
@@ -112,11 +113,31 @@ def compress(setup: Setup) -> Program:
     return Program(function, arguments, kinds, flops, shape[0])
 
 
+def search(setup: Setup) -> Program:
+    """Candidates of `eval.batch` questions by their keys, among DOCUMENTS documents."""
+    config, mesh = setup.config, setup.mesh
+    M, D, K = config.memory_tokens, setup.model.d_model, config.search.key
+    score, B = config.select.score, config.eval.batch
+    X = D if score == "mean" else M * D
+    rows = search_nearest.capacity(DOCUMENTS, mesh.size)
+    over, everywhere = search_nearest.keys_sharding(mesh), sharding.replicated(mesh)
+    queries = jax.ShapeDtypeStruct((B, M, D), jnp.float32, sharding=everywhere)
+    components = jax.ShapeDtypeStruct((X, min(K, X)), jnp.float32, sharding=everywhere)
+    shape = (rows, min(K, X))
+    keys = jax.ShapeDtypeStruct(shape, search_nearest.dtype(mesh), sharding=over)
+    added = jax.ShapeDtypeStruct((rows,), jnp.float32, sharding=over)
+    function = search_nearest.program(mesh, score, config.search.candidates)
+    kinds = {"base": {}, "keys": (keys, added), "basis": components, "batch": queries}
+    flops = 2.0 * B * shape[1] * (rows + X)
+    return Program(function, (queries, components, keys, added), kinds, flops, B)
+
+
 PROGRAMS: dict[str, Callable[[Setup], Program]] = {
     "train": train,
     "prefill": prefill,
     "decode": decode,
     "compress": compress,
+    "search": search,
 }
 
 

@@ -70,6 +70,8 @@ def advice(config: Config, found: dict[str, Any]) -> list[str]:
     else:
         if config.eval.batch > 1:
             ways.append(f"--config.eval.batch={config.eval.batch // 2}: fewer rows at once")
+        if found["program"] == "search":
+            ways.append(f"--config.search.key={config.search.key // 2}: half the keys")
     base = kinds.get("base", 0)
     if base > over / 4:  # else it would not help
         if model.param_dtype == "float32":

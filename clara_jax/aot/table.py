@@ -72,6 +72,7 @@ ROWS = (
     Row("scp", "mistral_7b", "v5e:2x4", _SERVING, "decode"),
     Row("scp", "mistral_7b", "v5e:2x4", (*_SERVING, "model.param_dtype=int8"), "decode"),
     Row("scp", "mistral_7b", "v5e:4x4", ("eval.batch=256",), "compress"),
+    Row("e2e", "smollm2_135m", "v5e:2x4", ("eval.batch=32",), "search"),
 )
 
 

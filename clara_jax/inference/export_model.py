@@ -4,6 +4,7 @@
     peft     one PEFT directory an adapter, and the memory tokens beside them
     merged   base and generator as one Hugging Face model, for vLLM and the like
     native   all trained weights in one file, for `clara_jax.load` on any machine
+    faiss    of a store that the model made the search keys, for other engines (search_export.py)
 
 Of the base no more than embedding and head is held in memory, unless it was trained itself; a
 merged model is written a file at a time.
@@ -23,8 +24,10 @@ from clara_jax import files
 from clara_jax.config import ADAPTERS, Config, Mesh
 from clara_jax.data.tokenizer import NAMED
 from clara_jax.errors import UserError
+from clara_jax.inference import search_export
 from clara_jax.inference.export_notes import NOTES, POSITIONS
 from clara_jax.inference.load import load_setup
+from clara_jax.inference.store import open_store
 from clara_jax.interop import base as base_lib
 from clara_jax.interop import hf_config, hf_write, hub_ids, layout, native, peft, release_write
 from clara_jax.interop.release_config import STAGES, Settings, theirs
@@ -33,22 +36,29 @@ from clara_jax.training.setup import Setup
 _PARTS = ("embed", "head")
 
 
-def run(workdir: str, format: str, output: str, base: str | None = None) -> int:
-    """Writes a model in another form.
+def run(
+    workdir: str, format: str, output: str, base: str | None = None, store: str | None = None
+) -> int:
+    """Writes a model, or the search keys of a store, in another form.
 
     Args:
         workdir: of a run or an import, or a directory in the release's layout.
         format: one of FORMATS.
         output: folder that is made; must not be there yet.
         base: the base model, as for `engine.load`.
+        store: of which `faiss` writes the keys.
 
     Returns:
         The exit code, 0.
 
     Raises:
-        UserError: there is no such model, the format cannot hold it, or it cannot be written;
-            nothing is left of the output then.
+        UserError: there is no such model or store, the format cannot hold it, or it cannot be
+            written; nothing is left of the output then.
     """
+    if (format == "faiss") != (store is not None):
+        raise UserError("--format=faiss writes the keys of a --store: give both, or neither")
+    if store is not None:
+        return _keys(load_setup(workdir, base), store, output)
     with files.whole_folder(output, workdir) as folder:
         setup = load_setup(workdir, base, parts=_PARTS)
         if not setup.config.model.base and not setup.base_trained:  # random: no file has it
@@ -70,6 +80,14 @@ def run(workdir: str, format: str, output: str, base: str | None = None) -> int:
         )
     sizes = (os.path.getsize(os.path.join(f, n)) for f, _, names in os.walk(output) for n in names)
     print(f"{output}: {format}, {sum(sizes) / 1e6:.1f} MB; its README.md says how to use it")
+    return 0
+
+
+def _keys(setup: Setup, store: str, output: str) -> int:
+    opened = open_store(store)
+    opened.check(setup)
+    search_export.export(opened, setup.config.search, setup.config.select.score, output)
+    print(f"{output}: keys.faiss, their ids in ids.jsonl, and basis.npz for keys of queries")
     return 0
 
 

@@ -15,12 +15,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh
 
 from clara_jax import config as config_lib
 from clara_jax import sharding
-from clara_jax.errors import UserError
 from clara_jax.inference import rank, search_build
 from clara_jax.inference.encode import encode_query
 from clara_jax.inference.search_nearest import Nearest
@@ -104,7 +102,7 @@ class Search:
         self, queries_nMD: np.ndarray, questions: Sequence[str], top_k: int
     ) -> list[list[Hit]]:
         """The `top_k` candidates of each question that the trained score likes best."""
-        return self._best(self._state, [queries_nMD], [questions], top_k)
+        return self._best(self._state, queries_nMD, questions, top_k)
 
     def search_twice(
         self,
@@ -115,8 +113,9 @@ class Search:
     ) -> list[list[Hit]]:
         """As `search`, in two hops.
 
-        The second question is the first one and the text of the document that scores best. Both
-        are searched for; all candidates are ranked by the mean of their two scores.
+        The second question is the first one and the text of the document that scores best for it.
+        Half of the documents, rounded up, are the best for the question; after them come the best
+        others for the second question, with their scores for that.
 
         Args:
             queries_nMD: as for `candidates`.
@@ -125,13 +124,23 @@ class Search:
             top_k: documents of each.
         """
         state = self._state
-        first = self._best(state, [queries_nMD], [questions], 1)
-        texts = iter(state.store.documents([hit.row for hits in first for hit in hits]))
+        first = self._best(state, queries_nMD, questions, top_k)
+        texts = iter(state.store.documents([hits[0].row for hits in first if hits]))
         more = [
-            f"{question}\n{read(next(texts))}" if hits else question
+            f"{question}\n{next(texts).whole}" if hits else question
             for question, hits in zip(questions, first, strict=True)
         ]
-        return self._best(state, [queries_nMD, encode(more)], [questions, more], top_k)
+        second = self._best(state, encode(more), more, top_k)
+        found = []
+        for one, two in zip(first, second, strict=True):
+            own = one[: -(-top_k // 2)]
+            rows = {hit.row for hit in own}
+            others = [hit for hit in (*two, *one) if hit.row not in rows]
+            unique: dict[int, Hit] = {}
+            for hit in others:
+                unique.setdefault(hit.row, hit)
+            found.append([*own, *unique.values()][:top_k])
+        return found
 
     def refresh(self, store: Any) -> None:
         """Searches what is now in a store, to which documents were added, or some deleted.
@@ -140,8 +149,8 @@ class Search:
         rows anew, keys are computed again.
         """
         old = self._state
-        kept = search_build.parts(old.store)
-        if search_build.parts(store)[: len(kept)] != kept:  # compacted
+        kept = search_build.places(old.store)
+        if search_build.places(store)[: len(kept)] != kept:  # compacted
             self._state = self._open(store)
             return
         if store.rows == old.store.rows:
@@ -160,17 +169,10 @@ class Search:
         self._state = _State(store, store.alive_R.copy(), old.info, nearest, words)
 
     def _open(self, store: Any) -> _State:
-        if not store.alive_R.any():
-            raise UserError(f"{store.path}: holds no document; add some with --mode=compress")
+        search_build.not_empty(store)
         info = nearest = words = None
         if self.options.by != "bm25":
-            arguments = store, self._score, self.options.key
-            found = search_build.open_basis(*arguments)
-            if found is None:
-                found = search_build.build(*arguments, self.options.candidates)
-            else:
-                logging.info("search keys: %s", search_build.describe(found[1]))
-            basis, info = found
+            basis, info = search_build.open_or_build(store, self._score, self.options)
             keys_RK = search_build.keys_of(store, basis)
             nearest = Nearest(self._mesh, basis, keys_RK, store.alive_R)
         if self.options.by != "keys":
@@ -192,30 +194,20 @@ class Search:
         ]
 
     def _best(
-        self,
-        state: _State,
-        queries: Sequence[np.ndarray],
-        questions: Sequence[Sequence[str]],
-        top_k: int,
+        self, state: _State, queries_nMD: np.ndarray, questions: Sequence[str], top_k: int
     ) -> list[list[Hit]]:
-        """The best candidates of one or two hops by the mean of the hops' scores."""
-        hops = [self._candidates(state, *hop) for hop in zip(queries, questions, strict=True)]
-        found = [dict(collections.ChainMap(*each)) for each in zip(*hops, strict=True)]
-        rows = sorted(set().union(*found))
+        found = self._candidates(state, queries_nMD, questions)
+        rows = sorted(set().union(*found))  # a document of several questions is read once
         place = {row: i for i, row in enumerate(rows)}
         memories_UMD = state.store.memories(rows)
         best = []
-        for i, by in enumerate(found):
-            own = list(by)
-            if not own:
-                best.append([])
-                continue
-            memories_CMD = memories_UMD[[place[row] for row in own]]
-            scores_C = np.mean(
-                [rank.scores(of_hop[i], memories_CMD, self._score) for of_hop in queries], axis=0
-            )
-            chosen = rank.best(scores_C, top_k)
-            best.append([Hit(own[j], float(scores_C[j]), by[own[j]]) for j in chosen])
+        for query_MD, by in zip(queries_nMD, found, strict=True):
+            own, chosen = list(by), []
+            if own:
+                memories_CMD = memories_UMD[[place[row] for row in own]]
+                scores_C = rank.scores(query_MD, memories_CMD, self._score)
+                chosen = rank.best(scores_C, top_k)
+            best.append([Hit(own[i], float(scores_C[i]), by[own[i]]) for i in chosen])
         return best
 
 
@@ -232,12 +224,6 @@ def fused(lists: dict[str, Sequence[int]], most: int) -> dict[int, str]:
             total[row] += 1 / (_RRF + 1 + place)
             by[row] = "both" if row in by else name
     return {row: by[row] for row in sorted(total, key=lambda row: (-total[row], row))[:most]}
-
-
-def read(document: Any) -> str:
-    """The text of a stored document, its title first, as the model reads it."""
-    title = document.title
-    return f"{title}\n{document.text}" if title else document.text
 
 
 def find(

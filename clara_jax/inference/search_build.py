@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from clara_jax import config as config_lib
 from clara_jax import files
+from clara_jax.errors import UserError
 from clara_jax.inference import search_keys
 from clara_jax.inference.search_keys import Basis, Recall
 from clara_jax.inference.search_words import Words
@@ -33,21 +35,31 @@ _ROWS = 1024  # documents whose memories are in memory at once
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """A part of a store: its folder's name, its first row and how many rows."""
+class Place:
+    """Where the rows of a part are: its name, first row, how many, and what else is known of it.
+
+    Names may come again after a store was compacted, with other documents.
+    """
 
     name: str
     first: int
     rows: int
+    part: tuple[Any, ...]
 
 
-def parts(store: Any) -> list[Part]:
+def places(store: Any) -> list[Place]:
     """The parts of a store in order."""
     found, first = [], 0
-    for part in store.parts:
-        found.append(Part(part.name, first, part.rows))
+    for part in store.manifest.parts:
+        found.append(Place(part.name, first, part.rows, dataclasses.astuple(part)))
         first += part.rows
     return found
+
+
+def not_empty(store: Any) -> None:
+    """Raises a UserError for a store without documents."""
+    if not store.alive_R.any():
+        raise UserError(f"{store.path}: holds no document; add some with --mode=compress")
 
 
 def open_basis(store: Any, score: str, key: int) -> tuple[Basis, dict[str, Any]] | None:
@@ -65,6 +77,17 @@ def open_basis(store: Any, score: str, key: int) -> tuple[Basis, dict[str, Any]]
     return None
 
 
+def open_or_build(
+    store: Any, score: str, options: config_lib.Search
+) -> tuple[Basis, dict[str, Any]]:
+    """The basis that a store has for a score and `config.search`, or a new one."""
+    found = open_basis(store, score, options.key)
+    if found is None:
+        return build(store, score, options.key, options.candidates)
+    logging.info("search keys: %s", describe(found[1]))
+    return found
+
+
 def build(store: Any, score: str, key: int, candidates: int) -> tuple[Basis, dict[str, Any]]:
     """Fits a basis, writes the keys of all documents and measures their recall.
 
@@ -80,7 +103,7 @@ def build(store: Any, score: str, key: int, candidates: int) -> tuple[Basis, dic
     basis = search_keys.fit(store.memories(sample.tolist()), score, key)
     queries_nMD = store.memories(held.tolist())
     recall = Recall(queries_nMD, held, score, BEST)
-    keys_RK = keys_of(store, basis, recall, write=True)
+    keys_RK = keys_of(store, basis, recall)
     products_nR = basis.queries(queries_nMD) @ keys_RK.astype(np.float32).T
     products_nR[:, ~store.alive_R] = -np.inf
     products_nR[np.arange(len(held)), held] = -np.inf
@@ -108,39 +131,59 @@ def describe(info: dict[str, Any]) -> str:
     )
 
 
-def keys_of(store: Any, basis: Basis, recall: Recall | None = None, write: bool = True) -> Any:
-    """Keys float16 [rows, K] of all rows; those of parts that have none are computed.
+def keys_of(store: Any, basis: Basis, recall: Recall | None = None) -> np.ndarray:
+    """Keys float16 [rows, K] of all rows; those of parts that have none are computed and kept.
 
     Args:
         store: the store.
         basis: of the keys.
         recall: is given all documents; then all keys are computed.
-        write: whether to keep them in the store.
     """
     keys_RK = np.zeros((store.rows, basis.key), np.float16)
-    progress = None
-    for part in parts(store):
-        place = files.path(store.path) / "parts" / part.name / f"keys-{basis.name}.npy"
-        own_rK = keys_RK[part.first : part.first + part.rows]
-        if recall is None and _read(place, own_rK):
-            continue
-        progress = progress or Progress(store.rows, "search keys")
-        for first in range(0, part.rows, _ROWS):
-            start, stop = part.first + first, part.first + min(first + _ROWS, part.rows)
-            memories_bMD = store.memories(range(start, stop))
-            own_rK[first : first + _ROWS] = basis.documents(memories_bMD)
-            if recall is not None:
-                recall.add(start, memories_bMD, store.alive_R[start:stop])
-            progress.update(stop)
-        if write:
-            file = io.BytesIO()
-            np.save(file, own_rK)
-            unfinished = place.parent / f"{place.name}.tmp"
-            unfinished.write_bytes(file.getvalue())
-            unfinished.replace(place)
-    if progress:
-        progress.close()
+    every = places(store)
+    missing = [
+        place
+        for place in every
+        if recall is not None
+        or not _read(_keys_file(store, basis.name, place), _of(keys_RK, place))
+    ]
+    if not missing:
+        return keys_RK
+    progress, done = Progress(sum(place.rows for place in missing), "search keys"), 0
+    for start, memories_bMD in _memories(store, missing, whole=len(missing) == len(every)):
+        stop = start + len(memories_bMD)
+        keys_RK[start:stop] = basis.documents(memories_bMD)
+        if recall is not None:
+            recall.add(start, memories_bMD, store.alive_R[start:stop])
+        done += len(memories_bMD)
+        progress.update(done)
+    progress.close()
+    for place in missing:
+        file = io.BytesIO()
+        np.save(file, _of(keys_RK, place))
+        final = _keys_file(store, basis.name, place)
+        unfinished = final.parent / f"{final.name}.tmp"
+        unfinished.write_bytes(file.getvalue())
+        unfinished.replace(final)
     return keys_RK
+
+
+def _memories(store: Any, missing: list[Place], whole: bool) -> Iterator[tuple[int, np.ndarray]]:
+    """Blocks of the memories of some parts, or of all, with their first rows."""
+    if whole:
+        yield from store.blocks(_ROWS)
+        return
+    for place in missing:
+        for start in range(place.first, place.first + place.rows, _ROWS):
+            yield start, store.memories(range(start, min(start + _ROWS, place.first + place.rows)))
+
+
+def _of(keys_RK: np.ndarray, place: Place) -> np.ndarray:
+    return keys_RK[place.first : place.first + place.rows]
+
+
+def _keys_file(store: Any, basis: str, place: Place) -> Any:
+    return files.path(store.path) / "parts" / place.name / f"keys-{basis}.npy"
 
 
 def _read(place: Any, own_rK: np.ndarray) -> bool:
@@ -158,7 +201,7 @@ def _read(place: Any, own_rK: np.ndarray) -> bool:
 
 def open_words(store: Any) -> Words:
     """BM25 of all rows of a store; built, and kept there, where there is none that serves."""
-    now = [[part.name, part.rows] for part in parts(store)]
+    now = [list(place.part) for place in places(store)]
     newest = sorted((p for p in _folders(store) if p.name.startswith("words-")), reverse=True)
     for place in newest:
         found = Words.load(str(place))
@@ -205,7 +248,6 @@ def _forget(store: Any, basis: Basis, score: str, key: int) -> None:
     """Removes earlier bases of the same kind, and their keys."""
     for _, place in _bases(store, score, key):
         if place.name != basis.name:
-            for part in parts(store):
-                keys = files.path(store.path) / "parts" / part.name / f"keys-{place.name}.npy"
-                keys.unlink(missing_ok=True)
+            for part in places(store):
+                _keys_file(store, place.name, part).unlink(missing_ok=True)
             place.rmtree()

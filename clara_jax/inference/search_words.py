@@ -79,9 +79,11 @@ class Words:
         found_nk = np.full((len(questions), k), -1)
         for found_k, question in zip(found_nk, questions, strict=True):
             scores_R = np.where(alive_R, self.scores(question), 0)
-            best = np.argpartition(-scores_R, min(k, len(scores_R) - 1))[:k] if self._rows else []
-            best = sorted((row for row in best if scores_R[row] > 0),
-                          key=lambda row: (-scores_R[row], row))  # fmt: skip
+            rows = np.flatnonzero(scores_R)
+            if len(rows) > k:  # equal ones at the end are sorted too
+                least = -np.partition(-scores_R[rows], k - 1)[k - 1]
+                rows = rows[scores_R[rows] >= least]
+            best = rows[np.argsort(-scores_R[rows], kind="stable")][:k]
             found_k[: len(best)] = best
         return found_nk
 

@@ -127,6 +127,17 @@ def test_a_train_step_is_compiled_for_tpus(capsys):
     assert found["predicted_mfu"] == pytest.approx(mfu)
 
 
+@needs_libtpu
+def test_search_is_compiled_for_tpus(capsys, monkeypatch):
+    monkeypatch.setattr(programs, "DOCUMENTS", 20_000)
+    config = dataclasses.replace(tiny("e2e"), mesh=MeshConfig())
+    assert compile.run(config, "v5e:2x2", "search") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"] is True and found["predicted_step_seconds"] > 0
+    width = min(config.search.key, config.memory_tokens * PRESETS["tiny"].d_model)
+    assert found["hbm_by_kind"]["keys"] == pytest.approx(5000 * (2 * width + 4), rel=0.15)
+
+
 def test_rows_of_unknown_length_are_two_examples_of_a_packed_row():
     data = Data(sources="facts:40", document_length=40, rate=10)
     config = dataclasses.replace(tiny("scp"), data=data)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from clara_jax.evaluation import benchmark, benchmark_measure
+from clara_jax.evaluation import benchmark, benchmark_measure, benchmark_search
 from clara_jax.evaluation import benchmark_programs as programs
 from clara_jax.evaluation.benchmark_programs import Options
 from clara_jax.training import objectives
@@ -70,6 +70,18 @@ def test_release_is_compared_only_on_its_own_model_and_device():
     assert programs.release(Options(), "1 row") == programs.RELEASE["1 row"]
     for other in (TINY, Options(dtype="bfloat16"), Options(base="x.gguf")):
         assert programs.release(other, "1 row") is None
+
+
+def test_search(monkeypatch):
+    monkeypatch.setattr(benchmark_search, "RUNS", 2)
+    monkeypatch.setattr(benchmark_search, "D", 16)
+    lines = benchmark_search.measure(300, 16, 30)
+    assert len([line for line in lines if "p50" in line]) == 3
+    corpus = benchmark_search.make(300, 5)
+    x, q = (a.reshape(-1, 256).astype(np.float32) for a in (
+        corpus.memories_RMD[corpus.sources_n], corpus.queries_nMD))  # fmt: skip
+    cosines = (x * q).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(q, axis=1)
+    np.testing.assert_allclose(cosines, benchmark_search.COSINE, rtol=1e-3)
 
 
 def test_mistakes(capsys):

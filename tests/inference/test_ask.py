@@ -1,5 +1,7 @@
+import dataclasses
 import io
 import json
+import shutil
 import sys
 
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ from clara_jax import config as config_lib
 from clara_jax.config import Data
 from clara_jax.data.facts import FactsSource
 from clara_jax.errors import UserError
-from clara_jax.inference import ask, encode
+from clara_jax.inference import ask, encode, export_model, search, store_write
 from clara_jax.training.checkpoint import Checkpoints
 
 DOCUMENTS = [FactsSource(9, seed=3)[i].document for i in range(9)]
@@ -112,3 +114,65 @@ def test_a_release(shared, tmp_path, capsys):
     assert "\n".join(answer) == scalars["gen_from_questions/texts"][1].strip()
     assert first.startswith("   0.6774  ") and second.startswith("   0.6765  ")
     assert record["docs"][2].startswith(first[11:]) and record["docs"][1].startswith(second[11:])
+
+
+@pytest.fixture(scope="module")
+def store(workdir, tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("store") / "s")
+    documents = [{"id": f"d{i}", "title": f"T {i}", "text": x} for i, x in enumerate(DOCUMENTS)]
+    store_write.add(path, clara_jax.load(workdir).setup, documents)
+    return path
+
+
+@pytest.mark.parametrize("hops", [1, 2])
+def test_a_store(workdir, store, capsys, hops):
+    config = dataclasses.replace(config_lib.Config(), search=config_lib.Search(hops=hops))
+    options = {"top_k": 2, "max_new_tokens": 6}
+    ask.run(workdir, store=store, question=QUESTIONS[0], config=config, **options)
+    *answer, first, second = capsys.readouterr().out.splitlines()
+    clara, opened = clara_jax.load(workdir), clara_jax.open_store(store)
+    memories = opened.memories(range(9))
+    (expected,) = clara.ask(QUESTIONS[:1], [memories], **options)
+    ids = [line.split()[1] for line in (first, second)]
+    assert ids[0] == f"d{expected.indices[0]}"
+    if hops == 1:
+        assert "\n".join(answer) == expected.text
+        assert second == f"  {expected.scores[1]:7.4f}  d{expected.indices[1]}  " + (
+            f"T {expected.indices[1]}"
+        )
+    assert len(set(ids)) == 2
+
+
+def test_documents_or_a_store(workdir, store, file):
+    for given in ({}, {"store": store, "documents": file}):
+        with pytest.raises(UserError, match="--documents or from --store: give one"):
+            ask.run(workdir, question="who ?", **given)
+    with pytest.raises(UserError, match="only with --store"):
+        ask.run(workdir, file, question="who ?", config=config_lib.Config())
+
+
+def test_deleted_and_added_in_a_real_store(workdir, store, tmp_path):
+    path = shutil.copytree(store, tmp_path / "copy")
+    clara = clara_jax.load(workdir)
+    found = search.Search(clara_jax.open_store(path), config_lib.Search())
+
+    def ids():
+        hits = search.find(clara.setup, found, QUESTIONS[:1], 99)[0]
+        return [document.id for document in found.store.documents([hit.row for hit in hits])]
+
+    best = ids()[0]
+    found.refresh(store_write.delete(path, [best]))
+    assert best not in ids() and len(ids()) == 8
+    new = {"id": "new", "text": QUESTIONS[0]}
+    found.refresh(store_write.add(path, clara.setup, [new]))
+    assert ids()[0] == "new" and len(ids()) == 9
+    before = ids()
+    found.refresh(store_write.compact(path))
+    assert ids() == before and found.store.rows == 9
+
+
+def test_exported_keys(workdir, store, tmp_path):
+    with pytest.raises(UserError, match="give both, or neither"):
+        export_model.run(workdir, "native", str(tmp_path / "x"), store=store)
+    assert export_model.run(workdir, "faiss", str(tmp_path / "x"), store=store) == 0
+    assert len((tmp_path / "x" / "ids.jsonl").read_text().splitlines()) == 9
