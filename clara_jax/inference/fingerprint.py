@@ -13,12 +13,14 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from clara_jax import sharding
 from clara_jax.models.config import ModelConfig
@@ -37,11 +39,7 @@ def fingerprint(setup: Setup) -> dict[str, str]:
     config, trees = setup.config, setup.trees
     base = {name: tree for name, tree in trees["base"].items() if name != "head"}
     own = {name: trees.get(name) for name in ("compressor", "memory")}
-    collect = jax.jit(
-        lambda base, own: (_sums(base, rounded=True), _sums(own, rounded=False)),
-        out_shardings=sharding.replicated(setup.mesh),
-    )
-    base_sums, own_sums = jax.device_get(collect(base, own))
+    base_sums, own_sums = jax.device_get(_summer(setup.mesh)(base, own))
     layout = [
         config.data.document_length, config.data.rate, config.memory.positions,
         config.lora.scale if own["compressor"] is not None else 0, _architecture(setup.model),
@@ -59,6 +57,14 @@ def _architecture(model: ModelConfig) -> dict[str, Any]:
     fields = [field for field in dataclasses.fields(model) if field.name not in _HOW]
     values = {field.name: (getattr(model, field.name), field.default) for field in fields}
     return {name: repr(value) for name, (value, default) in values.items() if value != default}
+
+
+@functools.cache  # compiled once, not at every document that a server adds
+def _summer(mesh: Mesh) -> Callable[[Any, Any], Any]:
+    return jax.jit(
+        lambda base, own: (_sums(base, rounded=True), _sums(own, rounded=False)),
+        out_shardings=sharding.replicated(mesh),
+    )
 
 
 def _sums(tree: Any, rounded: bool) -> Any:

@@ -1,0 +1,215 @@
+import dataclasses
+import pathlib
+
+import numpy as np
+import pytest
+
+from clara_jax import config
+from clara_jax.config import Data
+from clara_jax.data.facts import FactsSource
+from clara_jax.errors import UserError
+from clara_jax.inference import pieces, store_files, store_write
+from clara_jax.inference.documents import Document
+from clara_jax.inference.store import open_store
+
+TEXTS = [FactsSource(20, seed=4)[i].document for i in range(20)]
+DOCUMENTS = [{"id": f"d{i}", "text": text} for i, text in enumerate(TEXTS)]
+DOCUMENTS[6] = {"id": "d6", "title": "T", "text": " . ".join(TEXTS[6:9])}  # two pieces or three
+OPTIONS = config.Store(part=4, batch=4)
+
+
+@pytest.fixture(scope="module")
+def setup(random_setup):
+    return random_setup(Data(document_length=40, rate=10), 5)
+
+
+@pytest.fixture(scope="module")
+def whole(setup, tmp_path_factory):
+    return store_write.add(tmp_path_factory.mktemp("whole") / "s", setup, DOCUMENTS, OPTIONS)
+
+
+def content(store) -> dict[str, bytes]:
+    """All files of a store."""
+    folder = pathlib.Path(getattr(store, "path", store))
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def parents(store) -> list[str]:
+    """Documents that are not deleted, in the order of their rows."""
+    alive = np.flatnonzero(store.alive_R)
+    return list(dict.fromkeys(document.parent for document in store.documents(alive)))
+
+
+def test_documents_become_parts_in_their_order(whole, setup, tmp_path):
+    finished = []
+    store = store_write.add(tmp_path / "s", setup, iter(DOCUMENTS), OPTIONS, finished.append)
+    assert content(store) == content(whole)
+    assert sum(finished) == len(DOCUMENTS) and max(finished) <= 4
+    assert parents(store) == [document["id"] for document in DOCUMENTS]
+
+
+class Killed(BaseException):
+    """Ends the work at once, as a kill does: nothing catches it."""
+
+
+def test_killed_anywhere_it_goes_on_to_the_same_store(whole, setup, tmp_path, monkeypatch):
+    write, create = store_files.write_manifest, store_files.create_arrays
+
+    def dying(function, calls):
+        def run(*args):
+            nonlocal calls
+            calls -= 1
+            if calls < 0:
+                raise Killed
+            return function(*args)
+
+        return run
+
+    path, listed = tmp_path / "s", []
+    for name, function in (("write_manifest", write), ("create_arrays", create)) * 2:
+        with monkeypatch.context() as patch:
+            patch.setattr(store_files, name, dying(function, 1))
+            with pytest.raises(Killed):
+                store_write.add(path, setup, DOCUMENTS, OPTIONS)
+        listed.append(len(open_store(path).manifest.parts))
+    assert listed == [0, 1, 2, 3] and len(whole.manifest.parts) > 4
+    (path / "parts" / "00003" / "memories" / "more").mkdir(parents=True)  # of an unfinished part
+    assert content(store_write.add(path, setup, DOCUMENTS, OPTIONS)) == content(whole)
+
+
+def test_the_same_again_adds_nothing_and_new_documents_are_added(whole, setup, tmp_path):
+    path = tmp_path / "s"
+    store_write.add(path, setup, DOCUMENTS[:5], OPTIONS)
+    before = content(store_write.add(path, setup, DOCUMENTS[:5], OPTIONS))
+    other = dataclasses.replace(OPTIONS, part=100, dtype="int8")  # a store's own count
+    store = store_write.add(path, setup, [*DOCUMENTS[3:], TEXTS[0], TEXTS[0]], other)
+    after = content(store)
+    assert {name: after[name] for name in before if name != "manifest.json"} == {
+        name: value for name, value in before.items() if name != "manifest.json"
+    }
+    digest = Document("", "", TEXTS[0])
+    assert parents(store) == [*(d["id"] for d in DOCUMENTS), pieces.digest(digest).hex()]
+    assert store.dtype == "bfloat16" and max(part.rows for part in store.manifest.parts) <= 4
+    rows = {d.whole: d for d in store.documents(range(store.rows))}
+    assert len(rows) == len(DOCUMENTS) + len(whole.find(["d6"])) - 1  # d0 is there twice
+
+
+def test_ids_that_stand_for_two_documents_are_told(setup, tmp_path):
+    path = tmp_path / "s"
+    with pytest.raises(UserError, match=r"^documents\[1\]: another document has the id 'a'; "):
+        store_write.add(path, setup, [{"id": "a", "text": "x"}, {"id": "a", "text": "y"}])
+    store_write.add(path, setup, [{"id": "a", "text": "x"}, DOCUMENTS[6]], OPTIONS)
+    with pytest.raises(UserError, match="another document has the id 'a'"):
+        store_write.add(path, setup, [{"id": "a", "title": "T", "text": "x"}])
+    with pytest.raises(UserError, match="another document has the id 'd6#1'"):
+        store_write.add(path, setup, [{"id": "d6#1", "text": "x"}])
+    long = DOCUMENTS[6] | {"id": "b"}
+    with pytest.raises(UserError, match="a piece of 'b' has the id 'b#0'"):
+        store_write.add(path, setup, [{"id": "b#0", "text": "x"}, long])
+    assert parents(open_store(path)) == ["a", "d6"]
+
+
+def test_deleted_documents_may_come_back(whole, setup, tmp_path):
+    path = tmp_path / "s"
+    store_write.add(path, setup, DOCUMENTS, OPTIONS)
+    gone = ["d1", "d6", "d19"]
+    before = content(path)
+    for ids, message in ((["d1", "x"], "no document of the id 'x'"),
+                         (["d6#1"], "'d6#1' is a piece of 'd6'; delete the whole")):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            store_write.delete(path, ids)
+    assert content(path) == before
+    store = store_write.delete(path, gone)
+    left = [d["id"] for d in DOCUMENTS if d["id"] not in gone]
+    assert parents(store) == left and store.rows == whole.rows
+    with pytest.raises(UserError, match="no document of the id 'd6'"):
+        store_write.delete(path, ["d6"])
+    store = store_write.add(path, setup, [{"id": "d6", "text": "now short"}], OPTIONS)
+    assert parents(store) == [*left, "d6"]
+    assert [d.text for d in store.documents(store.find(["d6"]))] == ["now short"]
+    store = store_write.delete(path, ["d6"])
+    assert parents(store) == left
+
+
+def test_compacting_keeps_what_is_left(whole, setup, tmp_path, monkeypatch):
+    path = tmp_path / "s"
+    store_write.add(path, setup, DOCUMENTS[:14], OPTIONS)
+    for document in DOCUMENTS[14:]:
+        store_write.add(path, setup, [document], OPTIONS)
+    many = store_write.delete(path, ["d4", "d6", "d15"])
+    alive = np.flatnonzero(many.alive_R)
+    expected = many.documents(alive), many.memories(alive)
+    kept = {name for name in content(path) if name.startswith("parts/00000/")}
+    with monkeypatch.context() as patch:  # a kill before and after the manifest is replaced
+        patch.setattr(store_files, "write_manifest", lambda *_: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception):
+            store_write.compact(path)
+    assert parents(open_store(path)) == parents(many)
+    store = store_write.compact(path)
+    assert store.alive_R.all() and store.manifest.deleted == {}
+    assert store.documents(range(store.rows)) == expected[0]
+    np.testing.assert_array_equal(store.memories(range(store.rows)), expected[1])
+    assert len(store.manifest.parts) < len(many.manifest.parts) - 4
+    assert max(part.rows for part in store.manifest.parts) <= 4
+    after = content(path)
+    assert kept <= set(after), "parts that lose nothing stay as they are"
+    names = {name.split("/")[1] for name in after if name.startswith("parts/")}
+    assert names == {part.name for part in store.manifest.parts}
+    sums = (store.manifest.fed_tokens, store.manifest.documents)
+    assert sums == (sum(d.tokens for d in expected[0]), 17)
+    assert content(store_write.compact(path)) == after
+
+
+def test_a_very_long_document_is_written_in_steps(setup, tmp_path):
+    text = " . ".join(TEXTS)
+    store = store_write.add(tmp_path / "s", setup, [{"id": "a", "text": text}, "b"], OPTIONS)
+    assert [part.documents for part in store.manifest.parts] == [1, 1]
+    assert store.manifest.parts[0].rows > 8
+    assert " ".join(d.text for d in store.documents(store.find(["a"]))) == text
+    small = store_write.add(
+        tmp_path / "t", setup, [{"id": "a", "text": text}], config.Store(part=64, batch=4)
+    )
+    np.testing.assert_allclose(
+        store.memories(store.find(["a"])), small.memories(small.find(["a"])), atol=0.05
+    )
+    store_write.delete(tmp_path / "s", ["a"])
+    assert store_write.compact(tmp_path / "s").rows == 1
+
+
+def test_what_is_cut_is_counted(setup, tmp_path):
+    tokens = len(setup.tokenizer.encode("a " * 30))
+    documents = [{"id": "a", "title": "a " * 30, "text": "it is so . " * 9}]
+    store = store_write.add(tmp_path / "s", setup, documents, OPTIONS)
+    found = store.documents(range(store.rows))
+    kept = len(setup.tokenizer.encode(found[0].title))
+    assert kept <= 20 and store.manifest.cut_tokens == tokens - kept
+    assert all(d.tokens == len(setup.tokenizer.encode(d.whole)) <= 40 for d in found)
+
+
+def test_only_one_run_changes_a_store(setup, tmp_path):
+    path = tmp_path / "s"
+
+    def documents():
+        yield "one"
+        with pytest.raises(UserError, match="another run is writing there"):
+            store_write.add(path, setup, ["two"])
+        yield "three"
+
+    assert store_write.add(path, setup, documents()).rows == 2
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds something else; give --store another name"):
+        store_write.add(other, setup, ["one"])
+    with pytest.raises(UserError, match="no store there"):
+        store_write.delete(other, ["one"])
+    assert [path.name for path in other.iterdir()] == ["notes.txt"]
+
+
+def test_memories_that_are_no_numbers_are_refused(setup, tmp_path):
+    trees = setup.trees | {"memory": setup.trees["memory"] * float("nan")}
+    with pytest.raises(UserError, match="'a': memories are not finite"):
+        store_write.add(
+            tmp_path / "s", dataclasses.replace(setup, trees=trees), [{"id": "a", "text": "b"}]
+        )
