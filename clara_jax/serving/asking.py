@@ -15,20 +15,20 @@ from clara_jax.serving.service import Empty, Found, Full, Job, Service
 
 _GRACE = 1.0  # seconds after the deadline
 
-# Of each error: status, and headers.
-_STATUS: dict[type[Exception], tuple[int, dict[str, str]]] = {
-    Full: (429, {"Retry-After": "1"}),
-    Late: (504, {}),
-    Cancelled: (499, {}),
-    Empty: (409, {}),
-    UserError: (422, {}),
-    Broken: (500, {}),
+_STATUS: dict[type[Exception], int] = {
+    Full: 429,
+    Late: 504,
+    Cancelled: 499,  # nobody reads it
+    Empty: 409,
+    UserError: 422,
+    Broken: 500,
 }
 
 
 def http_error(error: Exception) -> HTTPException:
     """What a client is told of an error."""
-    for kind, (status, headers) in _STATUS.items():
+    headers = {"Retry-After": str(error.after)} if isinstance(error, Full) else None
+    for kind, status in _STATUS.items():
         if isinstance(error, kind):
             return HTTPException(status, str(error), headers)
     raise error

@@ -83,13 +83,13 @@ class Engine:
         setup: the model.
         read: reads memories [n, M, D] of rows of the store.
         metrics: of the server.
-        started: called whenever a waiting request gets a slot or is dropped.
+        started: called whenever a request waits no more, with whether it got a slot.
     """
 
     def __init__(
         self, setup: Setup, slots: Slots, rows: DeviceRows,
         read: Callable[[Sequence[int]], np.ndarray], metrics: Metrics,
-        started: Callable[[], None] = lambda: None,
+        started: Callable[[bool], None] = lambda served: None,
     ):  # fmt: skip
         self._setup, self._slots, self._rows, self._read = setup, slots, rows, read
         self._metrics, self._started = metrics, started
@@ -129,7 +129,7 @@ class Engine:
                 self._waiting.append(request)
                 self._changed.notify()
         if broken:
-            self._started()
+            self._started(False)
             request.on_end(Broken("the engine has ended"))
 
     @property
@@ -159,7 +159,7 @@ class Engine:
             self._in = [None] * len(self._in)
         for i, request in enumerate(left):
             if i < waiting:
-                self._started()
+                self._started(False)
             request.on_end(Broken("the engine has ended"))
 
     def _turn(self) -> None:
@@ -187,8 +187,9 @@ class Engine:
                 if not self._waiting:
                     return
                 request = self._waiting.popleft()
-            self._started()
-            if why := _gone(request):
+            why = _gone(request)
+            self._started(why is None)
+            if why:
                 request.on_end(why)
                 continue
             slot = self._in.index(None)

@@ -101,6 +101,12 @@ def setup():
 
 
 @pytest.fixture(scope="session")
+def texts():
+    """The corpus' documents."""
+    return TEXTS
+
+
+@pytest.fixture(scope="session")
 def service(setup):
     """A service that has warmed up, over six documents."""
     service = Service(setup, MemoryCorpus(setup, TEXTS), OPTIONS)

@@ -12,7 +12,7 @@ schemathesis = pytest.importorskip("schemathesis")
 from hypothesis import HealthCheck, Phase, given, seed, settings  # noqa: E402
 from schemathesis import GenerationMode  # noqa: E402
 
-EXAMPLES = int(os.environ.get("FUZZ", "40"))  # in all
+EXAMPLES = int(os.environ.get("FUZZ", "20"))  # in all
 
 
 def test_no_request_gives_an_error_of_ours(http):

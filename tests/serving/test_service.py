@@ -63,6 +63,7 @@ def settled(service):
     while service.engine.busy or service._waiting:
         assert time.monotonic() < until
         time.sleep(0.01)
+    service._interval = 0.0  # other tests hold the queue up
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,7 @@ def answers(service):
 
 
 def test_many_at_once_are_answered_as_one_by_one_and_nothing_compiles(service, answers):
+    settled(service)
     assert len(set(answers)) > 4 and all(answers)
     service.metrics.warmed_up()
     for _ in range(2):  # the ring of columns turns, and slots are used again
@@ -160,6 +162,7 @@ def test_deadlines(service, monkeypatch):
         asked.wait()
         assert isinstance(asked.error, Late)
     monkeypatch.setattr(service, "options", dataclasses.replace(service.options, deadline=0.5))
+    monkeypatch.setattr(service, "_interval", 0.0)
     held = threading.Event()
     asked = [Asked(service, QUESTIONS[0], slow=held) for _ in range(5)]
     time.sleep(0.6)  # some have a slot by now, others wait for one
@@ -184,3 +187,21 @@ def test_what_fails_is_told_and_the_next_is_answered(service):
     assert Asked(service, QUESTIONS[0]).wait() == expected(service, QUESTIONS[0])
     assert not service.broken
     settled(service)
+
+
+def test_who_would_come_too_late_is_refused_at_once(service, monkeypatch):
+    settled(service)
+    held = threading.Event()
+    first = Asked(service, QUESTIONS[0], slow=held)
+    while not first.pieces:
+        time.sleep(0.01)
+    monkeypatch.setattr(service, "_interval", service.options.deadline / 5)
+    rest = [Asked(service, QUESTIONS[1]) for _ in range(3)]  # waits of 0, 1/5 and 2/5
+    with pytest.raises(Full) as full:
+        Asked(service, QUESTIONS[1])
+    assert full.value.after == 9  # half of 3/5 of 30 s
+    held.set()
+    for asked in (first, *rest):
+        asked.wait()
+    settled(service)
+    assert service._interval < service.options.deadline / 5  # it was faster
