@@ -105,8 +105,7 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
-        """Compiles, then takes requests."""
-        self._slots.warm_up(self._rows.table_RMD)
+        """Takes requests from now on."""
         self._thread.start()
 
     def close(self) -> None:

@@ -267,6 +267,13 @@ class Slots:
             self.prefill(0, [0] * bucket, [-1] * bucket, table_RMD, Choice.create())
         jax.block_until_ready(self.step())
 
+    def rehearse(self, table_RMD: jax.Array, tokens: int) -> None:
+        """Reads a prompt of middling length and decodes so many tokens, as a request would."""
+        length = self.buckets[len(self.buckets) // 2]
+        self.prefill(0, [0] * length, [-1] * length, table_RMD, Choice.create())
+        for _ in range(tokens):
+            jax.block_until_ready(self.step())
+
     def _places(self, setup: Setup, state: State) -> State:
         layout = setup.decoder.layout
 

@@ -111,14 +111,14 @@ class Service:
         self.setup, self.corpus, self.options = setup, corpus, options
         self.metrics = Metrics()
         self.top_k = min(setup.config.select.k, MOST)
-        slots = Slots(
+        self._slots = Slots(
             setup, common_prefix(setup), options.slots, options.prompt_tokens,
             options.max_new_tokens,
         )  # fmt: skip
         # A prompt's documents are on the device together.
         self._rows = DeviceRows(setup, max(options.cached, MOST), self.metrics.cache)
         self.engine = Engine(
-            setup, slots, self._rows, corpus.memories, self.metrics, self._one_less
+            setup, self._slots, self._rows, corpus.memories, self.metrics, self._one_less
         )
         self._jobs: collections.deque[Job] = collections.deque()
         self._changed = threading.Condition()
@@ -132,10 +132,12 @@ class Service:
         """Compiles every shape that requests can have, and takes them from then on."""
         begun = time.monotonic()
         self._warm_up()
-        self.engine.start()
+        self._slots.warm_up(self._rows.table_RMD)
         moment = time.monotonic()
         self._find(["?"])
-        self._interval = time.monotonic() - moment  # until the first are served; they need more
+        self._slots.rehearse(self._rows.table_RMD, 16)
+        self._interval = time.monotonic() - moment  # until some are served
+        self.engine.start()
         self._thread.start()
         self.metrics.documents.set(len(self.corpus))
         self.metrics.warmed_up()
