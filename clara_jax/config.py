@@ -213,6 +213,22 @@ class Synthesis:
 
 
 @dataclasses.dataclass(frozen=True)
+class Serve:
+    """`--mode=serve`: answers over HTTP from a store."""
+
+    host: str = "127.0.0.1"  # address to listen on; 0.0.0.0: all of the machine's
+    port: int = 8000
+    token_file: str = ""  # file with the bearer token; empty: CLARA_TOKEN, and without it none
+    slots: int = 8  # answers decoded at the same time
+    queue: int = 64  # requests that may wait; more get 429
+    deadline: float = 60.0  # seconds from a request to the end of its answer
+    prompt_tokens: int = 512  # most tokens of a prompt after the start that all prompts share
+    max_new_tokens: int = 128  # most tokens of an answer
+    cached: int = 1024  # documents whose memories stay on the device
+    body: int = 2**20  # most bytes of a request
+
+
+@dataclasses.dataclass(frozen=True)
 class Store:
     """A store of compressed documents (`--mode=compress`)."""
 
@@ -254,6 +270,7 @@ class Config:
     mesh: Mesh = Mesh()
     prompts: Prompts = Prompts()
     synthesis: Synthesis = Synthesis()
+    serve: Serve = Serve()
     store: Store = Store()
     search: Search = Search()
 

@@ -43,6 +43,8 @@ POSITIVE = (
     "train.batch_rows", "train.accumulate", "train.loss_chunks", "train.log_every",
     "train.checkpoint_every", "train.keep_checkpoints", "select.k", "select.candidates",
     "eval.batch", "eval.max_new_tokens", "synthesis.concurrency", "synthesis.max_tokens",
+    "serve.slots", "serve.queue", "serve.prompt_tokens", "serve.max_new_tokens", "serve.cached",
+    "serve.body",
     "store.part", "store.batch", "store.bucket",
     "search.key", "search.candidates", "search.hops",
 )  # fmt: skip
@@ -58,6 +60,7 @@ NOT_NEGATIVE = (
 ABOVE_ZERO = (
     "optim.clip", "select.temperature", "select.contrastive_temperature",
     "select.teacher_temperature", "synthesis.timeout", "synthesis.near_duplicates",
+    "serve.deadline",
 )  # fmt: skip
 ZERO_OR_MORE = ("select.final_temperature", "select.teacher_weight", "aux_contrastive")
 BELOW_ONE = ("data.holdout", "optim.warmup", "optim.b1", "optim.b2")  # and not negative
@@ -96,6 +99,8 @@ def validate(config: Any) -> None:
             raise UserError(f"config.{name}={get(config, name)} must be from 0 to 1")
     if not 0 <= config.seed < 2**32:
         raise UserError(f"config.seed={config.seed} must be from 0 to 2**32 - 1")
+    if not 0 <= config.serve.port < 2**16:  # 0 is a free one
+        raise UserError(f"config.serve.port={config.serve.port} must be from 0 to {2**16 - 1}")
     _validate_prompts(config.prompts)
     if config.search.hops > 2:
         raise UserError(f"config.search.hops={config.search.hops} must be 1 or 2")

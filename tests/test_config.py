@@ -73,6 +73,7 @@ VALID = {name: choices[-1] for name, choices in config_checks.CHOICES.items()} |
     "train.only": "memory",
     "search.hops": 2,
     "mesh.fsdp": 4,
+    "serve.port": 0,
     "prompts.paraphrase_users": ("{docs} again",),
 }
 
@@ -163,6 +164,7 @@ def test_groups_must_be_groups():
         ("optim.weight_decay", float("inf")),
         ("optim.final_fraction", 1.5),
         ("synthesis.near_duplicates", 1.5),
+        ("serve.port", 2**16),
         ("search.hops", 3),
         ("seed", -1),
         ("seed", 2**32),

@@ -12,8 +12,8 @@ LAYERS = (
     ("errors", "files", "models", "progress"),
     ("config", "config_checks", "distributed", "sharding", "data", "interop"),
     ("training", "inference"),
-    ("evaluation", "synthesis", "aot"),
-    ("main", "command_line", ""),  # the package's own names, `import clara_jax`
+    ("evaluation", "synthesis", "serving", "aot"),
+    ("main", "command_flags", "command_line", ""),  # the package's own names, `import clara_jax`
 )
 LAYER_OF = {name: i for i, names in enumerate(LAYERS) for name in names}
 

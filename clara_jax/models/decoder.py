@@ -147,7 +147,8 @@ class Decoder(nn.Module):
         Args:
             x_BTD: input embeddings in the activations' dtype.
             positions_BT: int32, position of each token in its own sequence, for rotary embeddings
-                and the window. Who sees whom depends on the order in the row instead.
+                and the window. Who sees whom depends on the order in the row, or with a cache on
+                the positions, which must grow along a row; its slots may be in any order.
             segments_BT: int32, packed sequences of a row: tokens see only their own segment, and 0
                 is padding. None: every row is one sequence. Not used with a cache.
             cache: keys and values of the tokens before these; EMPTY positions mark padding. One
@@ -159,13 +160,14 @@ class Decoder(nn.Module):
         """
         c = self.config
         self._head_params()
-        keys_BS, order_T = positions_BT, jnp.arange(positions_BT.shape[1])
-        if cache is not None:
-            order_T += cache.length
+        if cache is None:
+            keys_BS, order_T = positions_BT, jnp.arange(positions_BT.shape[1])
+            mask_BTS = (order_T[:, None] >= order_T[None])[None]
+        else:
             cache = cache.extend(positions_BT)
             keys_BS = cache.positions_BS
-        order_S = jnp.arange(keys_BS.shape[1])
-        mask_BTS = (order_T[:, None] >= order_S[None])[None] & (keys_BS != EMPTY)[:, None]
+            mask_BTS = positions_BT[:, :, None] >= keys_BS[:, None]
+        mask_BTS &= (keys_BS != EMPTY)[:, None]
         if segments_BT is None:  # the padding of prompts is a segment of its own
             segments = (keys_BS != EMPTY).astype(jnp.int32)
         else:

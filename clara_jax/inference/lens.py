@@ -1,0 +1,97 @@
+"""The logit lens of memory vectors (paper, Fig. 4): the words that the head reads in them.
+
+A query's vectors lie where its documents' do, so that they show what the reasoner looks for, words
+of the documents that the question does not hold among them.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clara_jax.inference.generate import needed, to_host
+from clara_jax.models.clara import Trees
+from clara_jax.models.config import ModelConfig
+from clara_jax.models.decoder import head_logits
+from clara_jax.training.setup import Setup
+
+_WORD = re.compile(r"\w+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Word:
+    """A word that vectors hold.
+
+    Attributes:
+        text: the word, or the part of one that is a token.
+        score: its largest logit over the vectors.
+        in_documents: it is a word of the documents, or starts one, and the question has no such.
+    """
+
+    text: str
+    score: float
+    in_documents: bool = False
+
+
+def words(setup: Setup, memories_nMD: np.ndarray, count: int = 12) -> list[list[Word]]:
+    """The words that score highest at any vector of each memory, the highest first.
+
+    Args:
+        setup: the model.
+        memories_nMD: memories, of queries or of documents.
+        count: most words of each; of tokens that differ in case or blanks alone the first counts.
+    """
+    trees = needed(setup.trees, None)
+    values, ids = _top(setup.model, trees, np.asarray(memories_nMD, np.float32), count=count)
+    values_nK, ids_nK = to_host(setup, values), to_host(setup, ids)
+    return [
+        _distinct(setup, scores, tokens, count)
+        for scores, tokens in zip(values_nK.tolist(), ids_nK.tolist(), strict=True)
+    ]
+
+
+def mark(found: Sequence[Word], question: str, documents: Sequence[str]) -> list[Word]:
+    """The same words, with `in_documents` told."""
+    asked = {word.casefold() for word in _WORD.findall(question)}
+    read = {word.casefold() for text in documents for word in _WORD.findall(text)}
+
+    def among(text: str, words: set[str]) -> bool:  # tokens of one letter start too many words
+        return any(word == text or (len(text) > 2 and word.startswith(text)) for word in words)
+
+    return [
+        dataclasses.replace(
+            word,
+            in_documents=among(word.text.casefold(), read)
+            and not among(word.text.casefold(), asked),
+        )
+        for word in found
+    ]
+
+
+@functools.partial(jax.jit, static_argnames=("config", "count"))
+def _top(
+    config: ModelConfig, trees: Trees, memories_nMD: jax.Array, count: int
+) -> tuple[jax.Array, jax.Array]:
+    """The largest logits of each memory's vectors, [n, M * count], and their tokens."""
+    hidden = memories_nMD.astype(jnp.dtype(config.dtype))
+    logits_nMV = head_logits(config, trees["base"], hidden)
+    values, ids = jax.lax.top_k(logits_nMV, count)
+    return values.reshape(len(values), -1), ids.reshape(len(ids), -1)
+
+
+def _distinct(
+    setup: Setup, scores: Sequence[float], tokens: Sequence[int], count: int
+) -> list[Word]:
+    found: dict[str, Word] = {}
+    for score, token in sorted(zip(scores, tokens, strict=True), reverse=True):
+        # Ids that only fill the head up have no text.
+        text = setup.tokenizer.decode([token]).strip() if token < setup.tokenizer.size else ""
+        if _WORD.fullmatch(text):
+            found.setdefault(text.casefold(), Word(text, score))
+        if len(found) == count:
+            break
+    return list(found.values())

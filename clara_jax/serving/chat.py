@@ -1,0 +1,66 @@
+"""Answers in the form of OpenAI's chat completions."""
+
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+from clara_jax.serving.asking import Asking, http_error
+from clara_jax.serving.guard import error_body
+
+MODEL = {"id": "clara", "object": "model", "created": 0, "owned_by": "clara_jax"}
+
+
+def completion(work: Asking, model: str) -> dict[str, Any]:
+    """A whole answer; `documents` is ours."""
+    message = {"role": "assistant", "content": work.text, "refusal": None}
+    return {
+        **_head("chat.completion", model),
+        "choices": [
+            {"index": 0, "message": message, "logprobs": None, "finish_reason": work.reason}
+        ],
+        "usage": _usage(work),
+        "documents": [document.model_dump() for document in work.result().documents],
+    }
+
+
+async def chunks(work: Asking, model: str, usage: bool) -> AsyncIterator[str]:
+    """An answer as it comes, as server-sent events.
+
+    Args:
+        work: the question.
+        model: name that the client gave.
+        usage: a chunk at the end counts tokens.
+    """
+    head = _head("chat.completion.chunk", model)
+
+    def chunk(delta: dict[str, str], reason: str | None = None) -> str:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+        return _data({**head, "choices": [choice]})
+
+    try:
+        yield chunk({"role": "assistant", "content": ""})
+        async for kind, value in work.events():
+            if kind == "text":
+                yield chunk({"content": value})
+        yield chunk({}, work.reason)
+        if usage:
+            yield _data({**head, "choices": [], "usage": _usage(work)})
+    except Exception as e:  # the status is sent: the stream itself must tell
+        yield _data(error_body(str(http_error(e).detail), "server_error"))
+    yield "data: [DONE]\n\n"
+
+
+def _head(kind: str, model: str) -> dict[str, Any]:
+    identity = f"chatcmpl-{uuid.uuid4().hex}"
+    return {"id": identity, "object": kind, "created": int(time.time()), "model": model}
+
+
+def _usage(work: Asking) -> dict[str, int]:
+    read, made = work.found.prompt_tokens, work.tokens
+    return {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
+
+
+def _data(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value)}\n\n"

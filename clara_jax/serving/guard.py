@@ -1,0 +1,129 @@
+"""What every request passes before it is read: who may ask, how much, and whether we serve."""
+
+import asyncio
+import hmac
+import json
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from clara_jax.serving.metrics import Metrics
+
+Message = dict[str, Any]
+_BODY_SECONDS = 20.0  # for a client to send its request
+_OPEN = ("/", "/healthz")  # without a token: the page asks for it, and probes have none
+_LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
+def error_body(message: str, kind: str) -> dict[str, Any]:
+    """An error in OpenAI's form."""
+    return {"error": {"message": message, "type": kind, "code": None, "param": None}}
+
+
+class Guard:
+    """ASGI middleware.
+
+    Args:
+        app: the application.
+        metrics: of the server.
+        token: bearer token that requests need, or None.
+        body: most bytes of a request.
+        host: that the server listens on.
+    """
+
+    def __init__(self, app: Any, metrics: Metrics, token: str | None, body: int, host: str):
+        self._app, self._metrics, self._token, self._body = app, metrics, token, body
+        self._local = host in _LOCAL
+        self.draining = False
+        self.active = 0
+
+    async def __call__(self, scope: Message, receive: Callable, send: Callable) -> None:
+        """Serves one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun, status = time.monotonic(), 500
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        self.active += 1
+        try:
+            refused = self._refuse(scope)
+            if refused is None:
+                receive, refused = await self._read(scope, receive)
+            if refused is not None:
+                await _respond(counted, *refused)
+            else:
+                await self._app(scope, receive, counted)
+        finally:
+            self.active -= 1
+            route = scope.get("route")  # names of our own only: others' would fill the memory
+            path = getattr(route, "path", "other")
+            self._metrics.requests.labels(path, str(status)).inc()
+            self._metrics.seconds.labels(path).observe(time.monotonic() - begun)
+
+    def _refuse(self, scope: Message) -> tuple[int, str] | None:
+        headers = dict(scope["headers"])
+        if self._local and _name(headers.get(b"host", b"localhost")) not in _LOCAL:
+            # Or a page of another site could reach us by a name that it lets point here.
+            return 421, "this server listens on loopback and is asked for by another name"
+        if scope["path"] in _OPEN:
+            return None
+        if self._token is not None:
+            kind, _, given = headers.get(b"authorization", b"").partition(b" ")
+            right = hmac.compare_digest(given.strip(), self._token.encode())
+            if kind.lower() != b"bearer" or not right:
+                return 401, "a bearer token is needed: Authorization: Bearer …"
+        if self.draining and scope["path"] != "/metrics":
+            return 503, "the server is stopping"
+        return None
+
+    async def _read(
+        self, scope: Message, receive: Callable[[], Awaitable[Message]]
+    ) -> tuple[Callable, tuple[int, str] | None]:
+        """Reads the body, at most so much of it, at most so long; a `receive` that gives it."""
+        parts, size, more = [], 0, True
+        try:
+            async with asyncio.timeout(_BODY_SECONDS):
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return receive, (400, "the client has gone")
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > self._body:
+                        return receive, (413, f"a request may have {self._body} bytes")
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            return receive, (408, f"the request did not arrive within {_BODY_SECONDS:.0f} s")
+        whole: list[Message] = [{"type": "http.request", "body": b"".join(parts)}]
+
+        async def again() -> Message:
+            return whole.pop() if whole else await receive()
+
+        return again, None
+
+
+async def _respond(send: Callable, status: int, message: str) -> None:
+    body = json.dumps(error_body(message, "invalid_request_error")).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if status in (408, 413, 503):
+        headers.append((b"connection", b"close"))
+    if status == 503:
+        headers.append((b"retry-after", b"5"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _name(host: bytes) -> str:
+    """The name in a Host header, without the port."""
+    text = host.decode("latin-1")
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.partition(":")[0]

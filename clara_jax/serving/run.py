@@ -1,0 +1,152 @@
+"""`--mode=serve`: answers over HTTP from a store; options of `config.serve` and `config.search`.
+
+SIGTERM or Ctrl-C: what runs is finished, what comes gets 503, then the process ends; a second
+signal ends it at once.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import jax
+import uvicorn
+from absl import logging
+
+from clara_jax import config as config_lib
+from clara_jax import files
+from clara_jax.config import Config, Serve
+from clara_jax.errors import UserError
+from clara_jax.inference.load import load_setup
+from clara_jax.serving.app import make_app
+from clara_jax.serving.corpus import Corpus
+from clara_jax.serving.service import Service
+
+TOKEN = "CLARA_TOKEN"
+FAILED = 1  # exit code where a thread of the server has failed
+_LOOK = 0.1  # seconds between looks whether all is done
+
+
+def run(store: str, workdir: str, base: str | None = None, config: Config | None = None) -> int:
+    """Serves until a signal.
+
+    Args:
+        store: folder of `--mode=compress`.
+        workdir: of a run, or a directory in the layout of the PyTorch release.
+        base: the base model, as for `engine.load`.
+        config: of it `serve`, `store` and `search` count.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: model, store or options cannot be used, or the address is taken.
+    """
+    config = config_lib.Config() if config is None else config
+    if jax.process_count() > 1:
+        raise UserError("--mode=serve runs in one process; start one on each machine")
+    token = read_token(config.serve)
+    setup = load_setup(workdir, base)
+    service = Service(setup, Corpus(store, setup, config), config.serve)
+    server = Server(service, token)
+    with server.bound() as sockets:
+        service.start()
+        server.run(sockets=sockets)
+    service.close()
+    return FAILED if server.failed else 0
+
+
+def read_token(options: Serve) -> str | None:
+    """The bearer token of `config.serve.token_file` or of the environment; None without.
+
+    Raises:
+        UserError: the file cannot be read, or the token is empty or not plain ASCII.
+    """
+    if options.token_file:
+        try:
+            token, origin = files.read(options.token_file).strip(), options.token_file
+        except OSError as e:
+            raise UserError(f"config.serve.token_file={options.token_file}: {e.strerror}") from e
+    elif TOKEN in os.environ:
+        token, origin = os.environ[TOKEN].strip(), TOKEN
+    else:
+        return None
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise UserError(f"{origin}: the token must be printable ASCII without blanks, not empty")
+    return token
+
+
+class Server(uvicorn.Server):
+    """Uvicorn that finishes what runs before it closes.
+
+    Args:
+        service: that answers.
+        token: bearer token that requests need.
+    """
+
+    def __init__(self, service: Service, token: str | None = None):
+        self._service, self.failed = service, False
+        app, self.guard = make_app(service, token)
+        app.router.lifespan_context = self._lifespan
+        options = service.options
+        super().__init__(
+            uvicorn.Config(
+                self.guard, host=options.host, port=options.port, log_level="warning",
+                lifespan="on", server_header=False, timeout_keep_alive=10,
+                # Connections beyond what can be in work; uvicorn itself answers them with 503.
+                limit_concurrency=4 * (options.queue + options.slots) + 100,
+                timeout_graceful_shutdown=10,
+            )
+        )  # fmt: skip
+        if token is None and options.host not in ("127.0.0.1", "localhost", "::1"):
+            logging.warning(
+                "listening on %s without a token: whoever reaches it may ask, add and delete; set "
+                "%s or config.serve.token_file", options.host, TOKEN,
+            )  # fmt: skip
+
+    @contextlib.contextmanager
+    def bound(self) -> Any:
+        """Yields the listening sockets, taken before anything is compiled.
+
+        Raises:
+            UserError: the address cannot be had.
+        """
+        options = self._service.options
+        try:
+            family, kind, _, _, address = socket.getaddrinfo(
+                options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            listening = socket.socket(family, kind)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+        except OSError as e:
+            raise UserError(
+                f"config.serve.host={options.host} port={options.port}: {e.strerror or e}"
+            ) from e
+        with listening:
+            self.port = listening.getsockname()[1]
+            yield [listening]
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """The first signal drains, the second ends."""
+        if self.guard.draining:
+            self.should_exit = self.force_exit = True
+        self.guard.draining = True
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: Any) -> AsyncIterator[None]:
+        task = asyncio.create_task(self._watch())
+        logging.info("serving on http://%s:%d", self._service.options.host, self.port)
+        yield
+        task.cancel()
+
+    async def _watch(self) -> None:
+        """Ends the server when it has drained, or when a thread of it has failed."""
+        while True:
+            await asyncio.sleep(_LOOK)
+            if self._service.broken:
+                self.failed = self.should_exit = True
+            elif self.guard.draining and not self.guard.active:
+                self.should_exit = True
