@@ -245,6 +245,7 @@ class Search:
     by: str = "fused"  # candidates by keys of the memories, by bm25 (words), or both, fused
     key: int = 512  # numbers of a document's key, principal components of its memory
     candidates: int = 200  # documents of a question that are scored exactly
+    rescore: bool = True  # the trained score decides; else candidates keep their order
     hops: int = 1  # 2: search again with the question and the best document's text
 
 

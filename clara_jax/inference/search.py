@@ -5,7 +5,8 @@
 
 Candidates are the documents whose keys (search_keys.py) are nearest to the question's, those that
 share its words (search_words.py), or both lists fused by reciprocal ranks. The trained score, of
-all numbers of their memories, then decides.
+all numbers of their memories, then decides, or with `config.search.rescore=False` is only told: a
+small model may rank worse than words do.
 """
 
 import collections
@@ -101,7 +102,10 @@ class Search:
     def search(
         self, queries_nMD: np.ndarray, questions: Sequence[str], top_k: int
     ) -> list[list[Hit]]:
-        """The `top_k` candidates of each question that the trained score likes best."""
+        """The `top_k` candidates of each question that the trained score likes best.
+
+        Without `config.search.rescore` the first `top_k` candidates, with their trained scores.
+        """
         return self._best(self._state, queries_nMD, questions, top_k)
 
     def search_twice(
@@ -197,6 +201,8 @@ class Search:
         self, state: _State, queries_nMD: np.ndarray, questions: Sequence[str], top_k: int
     ) -> list[list[Hit]]:
         found = self._candidates(state, queries_nMD, questions)
+        if not self.options.rescore:
+            found = [dict(list(by.items())[:top_k]) for by in found]
         rows = sorted(set().union(*found))  # a document of several questions is read once
         place = {row: i for i, row in enumerate(rows)}
         memories_UMD = state.store.memories(rows)
@@ -206,7 +212,7 @@ class Search:
             if own:
                 memories_CMD = memories_UMD[[place[row] for row in own]]
                 scores_C = rank.scores(query_MD, memories_CMD, self._score)
-                chosen = rank.best(scores_C, top_k)
+                chosen = rank.best(scores_C, top_k) if self.options.rescore else range(len(own))
             best.append([Hit(own[i], float(scores_C[i]), by[own[i]]) for i in chosen])
         return best
 

@@ -4,30 +4,16 @@ import json
 import shutil
 import sys
 
-import jax.numpy as jnp
 import pytest
 
 import clara_jax
 from clara_jax import config as config_lib
-from clara_jax.config import Data
 from clara_jax.data.facts import FactsSource
 from clara_jax.errors import UserError
 from clara_jax.inference import ask, encode, export_model, search, store_write
-from clara_jax.training.checkpoint import Checkpoints
 
 DOCUMENTS = [FactsSource(9, seed=3)[i].document for i in range(9)]
 QUESTIONS = ["who is this ?", "where does he live ?"]
-
-
-@pytest.fixture(scope="module")
-def workdir(random_setup, tmp_path_factory):
-    """A run after scp."""
-    setup, path = random_setup(Data(document_length=40, rate=10), 5), tmp_path_factory.mktemp("run")
-    config_lib.save(setup.config, path / "config.json")
-    trained = {name: setup.trees[name] for name in ("compressor", "generator", "memory")}
-    with Checkpoints(str(path), 1) as checkpoints:
-        checkpoints.save(3, trained, {"count": jnp.zeros(())}, {"position": 0})
-    return str(path)
 
 
 @pytest.fixture

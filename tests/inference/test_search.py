@@ -175,6 +175,20 @@ def test_fused_candidates_are_of_both(make, queries):
     assert {hit.by for hit in hits if hit.row == order[0, 40]} == {"bm25"}
 
 
+def test_candidates_keep_their_order_on_request(make, queries):
+    store, questions = make(), ["river comet number7", "opera number80", "castle senate number3"]
+    options = config_lib.Search(by="bm25", candidates=20, rescore=False)
+    search = Search(store, options, ONE)
+    store.read.clear()
+    found = search.search(queries, questions, 4)
+    assert max(map(len, store.read)) <= 3 * 4  # and only what is told is read
+    rows_nC = search.candidates(queries, questions)
+    scores, order = best(store, queries)
+    for hits, rows_C, scores_R, order_R in zip(found, rows_nC, scores, order, strict=True):
+        assert [hit.row for hit in hits] == rows_C[:4].tolist() != order_R[:4].tolist()
+        np.testing.assert_allclose([h.score for h in hits], scores_R[rows_C[:4]], rtol=1e-5)
+
+
 def test_reciprocal_ranks_by_hand():
     assert fused({"keys": [4, 7, -1], "bm25": [7, 9, -1]}, 3) == {7: "both", 4: "keys", 9: "bm25"}
     assert list(fused({"keys": [4, 7], "bm25": [9, -1]}, 2)) == [4, 9]
