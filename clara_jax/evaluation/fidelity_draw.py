@@ -10,6 +10,12 @@ from clara_jax.evaluation.report import pyplot, save
 
 STATES = {"kept": "#009E73", "altered": "#D55E00", "lost": "#BDBDBD"}
 SETS = {"unseen": ("#0072B2", "o", "-"), "seen": ("#E69F00", "s", "--")}
+COPIES = {
+    "paraphrase": "#CC79A7",
+    "reordered": "#0072B2",
+    "one fact exchanged": "#E69F00",
+    "another document": "#009E73",
+}
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 
 
@@ -55,24 +61,26 @@ def places(runs: Mapping[str, Mapping[str, Any]], path: str) -> None:
 
 def similarity(runs: Mapping[str, Mapping[str, Any]], path: str) -> None:
     """How close documents are to their changed copies, by each scorer."""
-    name, run = next(iter(runs.items()))
-    scores = run["similarity"]["scores"]
+    columns = len(next(iter(runs.values()))["similarity"]["scores"])
     figure, axes = pyplot().subplots(
-        1, len(scores), figsize=(4.4 * len(scores), 4.2), layout="constrained"
-    )
-    for ax, (scorer, copies) in zip(axes, scores.items(), strict=True):
-        drawn = ax.boxplot(
-            list(copies.values()), widths=0.6, patch_artist=True, whis=(5, 95), showfliers=False,
-            medianprops={"color": "black"},
-        )  # fmt: skip
-        for box, colour in zip(drawn["boxes"], COLOURS, strict=False):
-            box.set(facecolor=colour, alpha=0.75)
-        ax.set_xticks(range(1, len(copies) + 1), [copy.replace(" ", "\n") for copy in copies])
-        told = run["similarity"]["told_apart"][scorer]["mean"]
-        of = "of itself" if scorer == "BM25" else "cosine"
-        ax.set(title=f"{scorer}\nsame facts nearer: {told:.0%}", ylabel=f"closeness ({of})")
-        _tidy(ax)
-    figure.suptitle(f"{name}: documents against copies of them (5 to 95 %)", fontsize=11)
+        len(runs), columns, figsize=(4.4 * columns, 4.0 * len(runs)), layout="constrained",
+        squeeze=False, sharey="col",
+    )  # fmt: skip
+    for row, (name, run) in zip(axes, runs.items(), strict=True):
+        for ax, (scorer, copies) in zip(row, run["similarity"]["scores"].items(), strict=True):
+            drawn = ax.boxplot(
+                list(copies.values()), widths=0.6, patch_artist=True, whis=(5, 95),
+                showfliers=False, medianprops={"color": "black"},
+            )  # fmt: skip
+            for box, copy in zip(drawn["boxes"], copies, strict=True):
+                box.set(facecolor=COPIES[copy], alpha=0.75)
+            ax.set_xticks(range(1, len(copies) + 1), [copy.replace(" ", "\n") for copy in copies])
+            told = run["similarity"]["told_apart"][scorer]["mean"]
+            of = "of a document's with itself" if scorer == "BM25" else "cosine"
+            ax.set_title(f"{_label(name, run['rate'])}: {scorer}\nsame facts nearer: {told:.0%}")
+            ax.set_ylabel(f"closeness ({of})")
+            _tidy(ax)
+    figure.suptitle("Documents against copies of them (whiskers: 5 to 95 %)", fontsize=11)
     save(figure, path)
 
 
@@ -90,7 +98,7 @@ def _facts_by_rate(ax: Any, runs: Sequence[Mapping[str, Any]], rates: Sequence[f
     if floor:
         ax.axhline(floor, color="grey", ls=":", label="best constant answers")
     kept = [run["facts"]["unseen"]["kept"] for run in runs]
-    if knee := fidelity_facts.knee(rates, kept):
+    if knee := fidelity_facts.knee(rates, kept):  # of three rates or more
         ax.axvspan(*knee, color="grey", alpha=0.12, lw=0, label="steepest fall")
     ax.set(xscale="log", xlabel="tokens a memory vector", ylabel="facts kept", ylim=(0, 1.03))
     ax.set(title="Facts kept against the rate")
@@ -109,13 +117,11 @@ def _states(ax: Any, found: Sequence[Mapping[str, Any]], rates: Sequence[float])
         ax.bar_label(bars, texts, label_type="center", fontsize=9)
         bottom += shares
     precise = [each.get("precision", np.nan) for each in found]
-    ax.plot(range(len(found)), precise, "k_", ms=26, mew=2, label="right among the sure")
+    ax.plot(range(len(found)), precise, "D", mfc="white", mec="black", label="right among the sure")
     ax.set_xticks(range(len(found)), [f"{rate:.3g}" for rate in rates])
     ax.set(xlabel="tokens a memory vector", ylabel="share of facts", ylim=(0, 1.03))
     ax.set_title("What became of them (unseen documents)")
-    figure = ax.figure
-    figure.align_labels()
-    ax.legend(fontsize=9, loc="lower left")
+    ax.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, frameon=False)
 
 
 def _by_question(ax: Any, found: Sequence[Mapping[str, Any]], rates: Sequence[float]) -> None:

@@ -138,7 +138,9 @@ def constant(facts: Sequence[Fact]) -> float:
 
 
 def knee(rates: Sequence[float], kept: Sequence[float]) -> tuple[float, float] | None:
-    """The two neighbouring rates between which most is lost for each doubling; None: nowhere.
+    """The two neighbouring rates between which most is lost for each doubling.
+
+    None where nothing is lost, or there are but two rates.
 
     Args:
         rates: of runs, in any order.
@@ -151,7 +153,7 @@ def knee(rates: Sequence[float], kept: Sequence[float]) -> tuple[float, float] |
         if high > low
     ]
     fall, low, high = max(falls, default=(0.0, 0.0, 0.0))
-    return (low, high) if fall > 0 else None
+    return (low, high) if fall > 0 and len(falls) > 1 else None
 
 
 def _by_question(facts: Sequence[Fact]) -> dict[str, dict[str, float]]:
