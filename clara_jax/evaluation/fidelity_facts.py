@@ -5,8 +5,10 @@ memories alone says what became of it:
 
     kept     the answer is an accepted one, or holds one
     altered  it is another, and the generator is sure of it: a reader would believe it
-    lost     it is another, which the generator itself gives less than a probability of one half
+    lost     it is another, and the generator itself doubts it
 
+It is sure where the answer's tokens have a probability of one half or more, in the geometric mean
+so that long answers compare with short ones; after scp an answer's end counts as one of them.
 `precision` is the share of kept among the answers that it is sure of. A memory that drops a fact
 and says so is better than one that alters it, which accuracy alone does not tell.
 """
@@ -24,7 +26,7 @@ from clara_jax.evaluation import fidelity_read, metrics, statistics
 from clara_jax.training.setup import Setup
 
 STATES = ("kept", "altered", "lost")
-SURE = 0.5  # the probability of a whole answer from which on it counts as sure
+SURE = 0.5  # the probability of an answer's tokens from which on it counts as sure
 PLACES = 5  # equal parts of a document
 _OFTEN = 5  # a question asked of as many documents has a constant answer of its own
 
@@ -37,7 +39,7 @@ class Fact:
         question: it asks for the fact.
         accepted: its answers.
         answer: the one that was given.
-        probability: that the generator gives the answer, all its tokens together.
+        probability: of the answer's tokens, their geometric mean.
         state: of STATES.
         place: where in the document an accepted answer stands, from 0 to below 1; None: nowhere.
         piece: number of the document's piece with that place; None: as there.
@@ -81,7 +83,8 @@ def ask(setup: Setup, records: Sequence[ScpRecord]) -> tuple[list[Fact], float]:
     ]
     questions, reads = [each[0] for each in asked], [each[3] for each in asked]
     answers = fidelity_read.answer(setup, questions, reads)
-    sure = np.exp(-fidelity_read.nats(setup, questions, reads, answers))
+    costs, tokens = fidelity_read.nats(setup, questions, reads, answers)
+    sure = np.exp(-costs / np.maximum(tokens, 1))
     facts = []
     for (question, accepted, text, one), answer, p in zip(asked, answers, sure, strict=True):
         inside = [locate(part, accepted) is not None for part in one.texts]

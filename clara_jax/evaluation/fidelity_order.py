@@ -97,7 +97,7 @@ def which_first(setup: Setup, records: Sequence[ScpRecord]) -> dict[str, Any]:
     for place in range(2):
         given = _read(setup, [case[place] for case in cases])
         costs = [
-            fidelity_read.nats(setup, asked, given, [case[name] for case in cases])
+            fidelity_read.nats(setup, asked, given, [case[name] for case in cases])[0]
             for name in (2, 3)
         ]
         says_first.append(costs[0] < costs[1])

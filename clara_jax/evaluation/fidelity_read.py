@@ -65,13 +65,14 @@ def answer(setup: Setup, questions: Sequence[str], given: Sequence[Read]) -> lis
 
 def nats(
     setup: Setup, questions: Sequence[str], given: Sequence[Read], told: Sequence[str]
-) -> np.ndarray:
-    """What each told answer costs, float64 [n]: minus the log of its probability, all tokens."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Minus the log of each told answer's probability, and the number of its tokens; float64 [n]."""
     rows = [
         _prompt(setup, q, r.memories, a) for q, r, a in zip(questions, given, told, strict=True)
     ]
     trees = generate.needed(setup.trees, "generator")
     costs = np.zeros(len(rows))
+    tokens = np.array([len(prompt.tokens) - start for prompt, start in rows], float)
     longest = max((len(prompt.tokens) - start for prompt, start in rows), default=0)
     length = max(_STEP, -(-longest // _STEP) * _STEP)
     batch = setup.config.eval.batch
@@ -86,7 +87,7 @@ def nats(
         on_mesh = [generate.put(setup, x) for x in (arrays, places, targets)]
         found_B = generate.to_host(setup, _nats(setup.decoder, trees, *on_mesh))
         costs[index] = found_B[: len(index)]
-    return costs
+    return costs, tokens
 
 
 def base_means(setup: Setup, texts: Sequence[str]) -> np.ndarray:

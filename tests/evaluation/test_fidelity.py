@@ -106,7 +106,9 @@ def test_nats_are_those_of_the_answers(setup, stage):
     )
     given, rate = fidelity_read.read(setup, [record.document])
     assert given[0].memories.shape == (1, 3, 128) and rate == pytest.approx(25 / 3)
-    costs = fidelity_read.nats(setup, record.questions, given * 2, record.answers)
+    costs, tokens = fidelity_read.nats(setup, record.questions, given * 2, record.answers)
+    end = int(stage != "scp")  # the later stages' turns hold the end token
+    assert tokens.tolist() == [len(text.split()) + end for text in record.answers]
     assert len(costs) == 2 and (costs > 0).all()
     if stage == "scp":
         from clara_jax.data import prompts
@@ -115,7 +117,7 @@ def test_nats_are_those_of_the_answers(setup, stage):
         total = cross_entropies(setup, rows, "generator", lambda n: None)[0][1]
         assert costs.sum() == pytest.approx(total, rel=1e-4)
     words = ["cat", "dog", "owl", "fox"]
-    each = fidelity_read.nats(setup, ["which animal ?"] * 4, given * 4, words)
+    each = fidelity_read.nats(setup, ["which animal ?"] * 4, given * 4, words)[0]
     assert np.exp(-each).sum() < 1 and len(set(each.tolist())) == 4
 
 
@@ -201,14 +203,14 @@ def test_the_answer_to_which_first_turns_round_with_the_document(setup, monkeypa
     monkeypatch.setattr(fidelity_order, "_read", lambda setup, texts: texts)
     reads = lambda s, questions, given, told: np.array(  # noqa: E731
         [text.index(name) for text, name in zip(given, told, strict=True)]
-    )
+    )[None]
     monkeypatch.setattr(fidelity_read, "nats", reads)
     found = fidelity_order.which_first(setup, records)
     assert found["documents"] == 2
     assert found["shares"] == {"in_order": 1.0, "reversed": 1.0, "both": 1.0, "same": 0.0}
     blind = lambda s, questions, given, told: np.array(  # noqa: E731
         [question.index(name) for question, name in zip(questions, told, strict=True)]
-    )
+    )[None]
     monkeypatch.setattr(fidelity_read, "nats", blind)  # the question's first name
     shares = fidelity_order.which_first(setup, records)["shares"]
     assert shares == {"in_order": 0.5, "reversed": 0.5, "both": 0.0, "same": 1.0}
