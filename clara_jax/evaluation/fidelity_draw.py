@@ -43,17 +43,25 @@ def places(runs: Mapping[str, Mapping[str, Any]], path: str) -> None:
         1, len(shown), figsize=(6.5 * len(shown), 4.4), layout="constrained", squeeze=False
     )
     for ax, key in zip(axes[0], shown, strict=True):
-        for i, (name, run) in enumerate(runs.items()):
-            groups = run["facts"]["unseen"][key]
-            x = np.arange(len(groups)) + 0.06 * (i - (len(runs) - 1) / 2)  # bars beside each other
+        found = {name: run["facts"]["unseen"][key] for name, run in runs.items()}
+        # Runs of other limits have other pieces.
+        groups = sorted({group for groups in found.values() for group in groups}, key=int)
+        for i, (name, values) in enumerate(found.items()):
+            side = 0.06 * (i - (len(runs) - 1) / 2)  # intervals stand beside each other
+            x = [groups.index(group) + side for group in values]
             _with_bars(
-                ax, x, list(groups.values()), "kept", label=_label(name, run["rate"]),
+                ax, x, list(values.values()), "kept", label=_label(name, runs[name]["rate"]),
                 color=COLOURS[i % len(COLOURS)], marker="os^Dv<"[i % 6],
             )  # fmt: skip
-        counts = next(run["facts"]["unseen"][key] for run in runs.values())
-        ticks = [f"{group}\n({values['facts']})" for group, values in counts.items()]
+        first = next(iter(found.values()))
+        ticks = [f"{group}\n({first[group]['facts']})" if group in first else group
+                 for group in groups]  # fmt: skip
         ax.set_xticks(range(len(ticks)), ticks)
-        ax.set(xlabel=f"{panels[key]}; in brackets: facts", ylabel="facts kept", ylim=(0, 1.03))
+        ax.set(
+            xlabel=f"{panels[key]}; in brackets: number of facts",
+            ylabel="facts kept",
+            ylim=(0, 1.03),
+        )
         _tidy(ax)
         ax.legend(fontsize=9)
     save(figure, path)
@@ -76,7 +84,7 @@ def similarity(runs: Mapping[str, Mapping[str, Any]], path: str) -> None:
                 box.set(facecolor=COPIES[copy], alpha=0.75)
             ax.set_xticks(range(1, len(copies) + 1), [copy.replace(" ", "\n") for copy in copies])
             told = run["similarity"]["told_apart"][scorer]["mean"]
-            of = "of a document's with itself" if scorer == "BM25" else "cosine"
+            of = "of its own with itself" if scorer == "BM25" else "cosine"
             ax.set_title(f"{_label(name, run['rate'])}: {scorer}\nsame facts nearer: {told:.0%}")
             ax.set_ylabel(f"closeness ({of})")
             _tidy(ax)
@@ -103,6 +111,7 @@ def _facts_by_rate(ax: Any, runs: Sequence[Mapping[str, Any]], rates: Sequence[f
     ax.set(xscale="log", xlabel="tokens a memory vector", ylabel="facts kept", ylim=(0, 1.03))
     ax.set(title="Facts kept against the rate")
     ax.set_xticks(rates, [f"{rate:.3g}" for rate in rates])
+    ax.set_xlim(min(rates) / 1.15, max(rates) * 1.15)
     ax.minorticks_off()
     _tidy(ax)
     ax.legend(fontsize=9, loc="lower left")
@@ -143,6 +152,8 @@ def _with_bars(
     ax: Any, x: Sequence[float], found: Sequence[Mapping[str, Any]], key: str, **how: Any
 ) -> None:
     """A line with 95 % intervals."""
+    if not found:
+        return
     y = np.array([each[key] for each in found])
     ends = np.array(
         [each["intervals"][key] if "intervals" in each else each["interval"] for each in found]

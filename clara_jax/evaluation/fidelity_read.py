@@ -66,7 +66,7 @@ def answer(setup: Setup, questions: Sequence[str], given: Sequence[Read]) -> lis
 def nats(
     setup: Setup, questions: Sequence[str], given: Sequence[Read], told: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Minus the log of each told answer's probability, and the number of its tokens; float64 [n]."""
+    """Minus the log of each told answer's probability, and the number of its tokens, float64."""
     rows = [
         _prompt(setup, q, r.memories, a) for q, r, a in zip(questions, given, told, strict=True)
     ]
