@@ -92,6 +92,7 @@ def test_a_fact_is_found_as_a_word_of_its_own():
 
 def test_knee_is_where_most_is_lost_for_each_doubling():
     assert fidelity_facts.knee([32, 4, 8, 16], [0.1, 1.0, 0.9, 0.2]) == (8, 16)
+    assert fidelity_facts.knee([4, 8, 16], [1.0, 0.9, 0.75]) == (8, 16)
     assert fidelity_facts.knee([4, 8, 64], [1.0, 0.7, 0.2]) == (4, 8)
     assert fidelity_facts.knee([4, 8, 16], [0.5, 0.5, 0.6]) is None
     assert fidelity_facts.knee([4, 8], [1.0, 0.5]) is None
@@ -137,7 +138,9 @@ def test_base_means_are_of_the_text_alone(setup):
     means = fidelity_read.base_means(setup, texts)
     assert np.allclose(means[0], means[2]) and not np.allclose(means[0], means[1], atol=1e-2)
     alone = fidelity_read.base_means(setup, texts[:1])
-    assert np.allclose(means[0], alone[0], atol=1e-5)  # padding adds nothing
+    assert np.allclose(means[0], alone[0], atol=1e-5)
+    # States are normalised: their mean is no longer than each. Padding adds nothing to it.
+    assert 0.1 < np.sqrt(np.square(means).mean(1)).max() < 1.01
 
 
 def test_copies_keep_or_change_one_fact():
@@ -163,6 +166,7 @@ def test_copies_keep_or_change_one_fact():
 def test_rouge():
     assert fidelity_text.rouge_1("the cat sat", "the cat ran away") == pytest.approx(4 / 7)
     assert fidelity_text.rouge_l("away the cat ran", "the cat ran away") == pytest.approx(3 / 4)
+    assert fidelity_text.rouge_l("a a", "a b") == 0.5
     assert fidelity_text.rouge_l("", "a") == fidelity_text.rouge_1("", "") == 0.0
 
 
@@ -284,6 +288,14 @@ def test_command(setup, tmp_path, monkeypatch, capsys):
     found = fidelity.measure(clara, options)
     assert found["text"]["unseen"]["documents"] == found["text"]["seen"]["documents"] == 2
     assert "ROUGE-L" in fidelity_tables.markdown({"r": found})
+
+
+def test_seen_are_documents_that_were_compressed():
+    found = fidelity.seen(CONFIG, fidelity.Options(count=80))
+    assert len(found) == 50 and all(record.compress for record in found)
+    assert found[0].document == FactsSource(50)[0].document
+    data = dataclasses.replace(CONFIG.data, sources="/none.jsonl")
+    assert fidelity.seen(dataclasses.replace(CONFIG, data=data), fidelity.Options()) == []
 
 
 def test_mistakes(setup, tmp_path, monkeypatch, capsys):
