@@ -1,0 +1,184 @@
+"""Which facts the memories hold: kept, altered or lost, by the rate and by the fact's place.
+
+A fact is a question about a document and its accepted answers. What the generator answers from the
+memories alone says what became of it:
+
+    kept     the answer is an accepted one, or holds one
+    altered  it is another, and the generator is sure of it: a reader would believe it
+    lost     it is another, and the generator itself doubts it
+
+It is sure where the answer's tokens have a probability of one half or more, in the geometric mean
+so that long answers compare with short ones; after scp an answer's end counts as one of them.
+`precision` is the share of kept among the answers that it is sure of. A memory that drops a fact
+and says so is better than one that alters it, which accuracy alone does not tell.
+"""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from clara_jax.data.records import ScpRecord
+from clara_jax.evaluation import fidelity_read, metrics, statistics
+from clara_jax.training.setup import Setup
+
+STATES = ("kept", "altered", "lost")
+SURE = 0.5  # the probability of an answer's tokens from which on it counts as sure
+PLACES = 5  # equal parts of a document
+_OFTEN = 5  # a question asked of as many documents has a constant answer of its own
+
+
+@dataclasses.dataclass(frozen=True)
+class Fact:
+    """A fact and what became of it.
+
+    Attributes:
+        question: it asks for the fact.
+        accepted: its answers.
+        answer: the one that was given.
+        probability: of the answer's tokens, their geometric mean.
+        state: of STATES.
+        place: where in the document an accepted answer stands, from 0 to below 1; None: nowhere.
+        piece: number of the document's piece with that place; None: as there.
+        pieces: of the document.
+    """
+
+    question: str
+    accepted: tuple[str, ...]
+    answer: str
+    probability: float
+    state: str
+    place: float | None
+    piece: int | None
+    pieces: int
+
+
+def judge(answer: str, accepted: Sequence[str], probability: float) -> str:
+    """What became of a fact (module docstring)."""
+    if any(metrics.cover_exact_match(answer, text) for text in accepted):
+        return "kept"
+    return "altered" if probability >= SURE and answer.strip() else "lost"
+
+
+def locate(text: str, accepted: Sequence[str]) -> float | None:
+    """Where the first accepted answer found in a text begins, as a share of it; None: nowhere."""
+    for wanted in accepted:
+        if wanted.strip():
+            found = re.search(rf"(?<!\w){re.escape(wanted.strip())}(?!\w)", text, re.IGNORECASE)
+            if found:
+                return found.start() / len(text)
+    return None
+
+
+def ask(setup: Setup, records: Sequence[ScpRecord]) -> tuple[list[Fact], float]:
+    """All facts of qa records, and the realised rate of their documents."""
+    given, rate = fidelity_read.read(setup, [record.document for record in records])
+    asked = [
+        (question, accepted, record.document, one)
+        for record, one in zip(records, given, strict=True)
+        for question, accepted in zip(record.questions, record.accepted, strict=True)
+    ]
+    questions, reads = [each[0] for each in asked], [each[3] for each in asked]
+    answers = fidelity_read.answer(setup, questions, reads)
+    costs, tokens = fidelity_read.nats(setup, questions, reads, answers)
+    sure = np.exp(-costs / np.maximum(tokens, 1))
+    facts = []
+    for (question, accepted, text, one), answer, p in zip(asked, answers, sure, strict=True):
+        inside = [locate(part, accepted) is not None for part in one.texts]
+        facts.append(
+            Fact(
+                question,
+                accepted,
+                answer,
+                float(p),
+                judge(answer, accepted, float(p)),
+                locate(text, accepted),
+                inside.index(True) if any(inside) else None,
+                len(one.texts),
+            )
+        )
+    return facts, rate
+
+
+def summary(facts: Sequence[Fact]) -> dict[str, Any]:
+    """Shares of STATES, `precision`, 95 % intervals of each, and what constant answers would keep.
+
+    Args:
+        facts: at least one.
+    """
+    kinds = {state: [float(fact.state == state) for fact in facts] for state in STATES}
+    sure = [float(fact.state == "kept") for fact in facts if fact.probability >= SURE]
+    found = kinds | ({"precision": sure} if sure else {})
+    return {
+        "facts": len(facts),
+        "sure": len(sure),
+        **{name: float(np.mean(values)) for name, values in found.items()},
+        "intervals": {name: list(statistics.interval(values)) for name, values in found.items()},
+        "constant": constant(facts),
+        "by_question": _by_question(facts),
+        "by_place": _grouped(facts, lambda f: f.place, lambda p: f"{int(p * PLACES) + 1}"),
+        "by_piece": _grouped(
+            [fact for fact in facts if fact.pieces > 1], lambda f: f.piece, lambda p: f"{p + 1}"
+        ),
+    }
+
+
+def constant(facts: Sequence[Fact]) -> float:
+    """Share kept by the best constant answer to each question that is asked often."""
+    groups: dict[str, list[Fact]] = {}
+    for fact in facts:
+        groups.setdefault(fact.question, []).append(fact)
+    right = 0.0
+    for group in groups.values():
+        if len(group) >= _OFTEN:
+            accepted = [fact.accepted for fact in group]
+            best = metrics.best_constant(accepted)
+            right += sum(any(metrics.exact_match(best, a) for a in each) for each in accepted)
+    return right / len(facts)
+
+
+def knee(rates: Sequence[float], kept: Sequence[float]) -> tuple[float, float] | None:
+    """The two neighbouring rates between which most is lost for each doubling.
+
+    None where nothing is lost, or there are but two rates.
+
+    Args:
+        rates: of runs, in any order.
+        kept: the share of facts each keeps.
+    """
+    points = sorted(zip(rates, kept, strict=True))
+    falls = [
+        ((a - b) / np.log2(high / low), low, high)
+        for (low, a), (high, b) in itertools.pairwise(points)
+        if high > low
+    ]
+    fall, low, high = max(falls, default=(0.0, 0.0, 0.0))
+    return (low, high) if fall > 0 and len(falls) > 1 else None
+
+
+def _by_question(facts: Sequence[Fact]) -> dict[str, dict[str, float]]:
+    """By the question where few are asked again and again, else by its first word."""
+    few = len({fact.question for fact in facts}) * _OFTEN <= len(facts)
+    word = (lambda q: q) if few else (lambda q: q.split()[0].lower() if q.split() else "")
+    return _grouped(facts, lambda f: f.question, word)
+
+
+def _grouped(
+    facts: Sequence[Fact], value: Callable[[Fact], Any], name: Callable[[Any], str]
+) -> dict[str, dict[str, float]]:
+    groups: dict[str, list[float]] = {}
+    for fact in facts:
+        if (at := value(fact)) is not None:
+            groups.setdefault(name(at), []).append(float(fact.state == "kept"))
+    order = sorted(groups, key=lambda text: (len(text), text))
+    return {
+        text: {
+            "facts": len(groups[text]),
+            "kept": float(np.mean(groups[text])),
+            "interval": list(statistics.interval(groups[text])),
+        }
+        for text in order
+    }

@@ -1,0 +1,141 @@
+"""Whether the memories tell in which order a document tells what it tells.
+
+Two probes. In `shuffled` each document's sentences (and with them its pieces) come in another order
+and its questions are asked again: answers should change only where they depend on the order, such
+as those to questions with "first", "after" or "last". In `which_first` the answer does depend on it
+and is known: of two names of one document, which stands in it first? One prompt holds the document,
+another its sentences from the last to the first, which turns the answer round; of the two names the
+generator's likelier one counts as its answer. A model that does not read the order gives the same
+answer both times and is right in one half.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from clara_jax.data.records import ScpRecord
+from clara_jax.evaluation import fidelity_copies, fidelity_read, metrics, statistics
+from clara_jax.synthesis import mentions
+from clara_jax.training.setup import Setup
+
+_ORDER = re.compile(
+    r"\b(first|last|before|after|then|next|earlier|later|begin|begins|began|end|ends|ended|"
+    r"finally|initially|originally|eventually|followed|precede[sd]?|until|since)\b",
+    re.IGNORECASE,
+)
+
+
+def depends_on_order(question: str) -> bool:
+    """Whether a question has a word for order in it: a rule, which errs."""
+    return bool(_ORDER.search(question))
+
+
+def shuffled(setup: Setup, records: Sequence[ScpRecord], seed: int = 0) -> dict[str, Any]:
+    """What becomes of the answers when the documents' sentences are shuffled.
+
+    Returns:
+        For `order` (questions with a word for order) and `other`, where there are any: `questions`,
+        cover exact match of the document `in_order` and `shuffled`, `difference` with its
+        `interval` and `p`, and the share of answers that `changed`.
+    """
+    rng = np.random.default_rng(seed)
+    asked = []
+    for record in records:
+        if copy := fidelity_copies.reordered(record.document, rng):
+            asked += [(record.document, copy, question, accepted)
+                      for question, accepted in zip(record.questions, record.accepted, strict=True)
+                      ]  # fmt: skip
+    if not asked:
+        return {}
+    questions, accepted = [each[2] for each in asked], [each[3] for each in asked]
+    answers = [
+        fidelity_read.answer(setup, questions, _read(setup, [each[i] for each in asked]))
+        for i in range(2)
+    ]
+    right = [metrics.values(texts, accepted)["cover_exact_match"] for texts in answers]
+    changed = [
+        float(metrics.normalise(a) != metrics.normalise(b)) for a, b in zip(*answers, strict=True)
+    ]
+    found = {}
+    for name, wanted in (("order", True), ("other", False)):
+        chosen = [i for i, q in enumerate(questions) if depends_on_order(q) == wanted]
+        if chosen:
+            before, after = ([values[i] for i in chosen] for values in right)
+            gap = statistics.paired(after, before)
+            share = [changed[i] for i in chosen]
+            found[name] = {
+                "questions": len(chosen),
+                "in_order": float(np.mean(before)),
+                "shuffled": float(np.mean(after)),
+                "difference": gap.difference,
+                "interval": [gap.low, gap.high],
+                "p": gap.p,
+                "changed": float(np.mean(share)),
+                "changed_interval": list(statistics.interval(share)),
+            }
+    return found
+
+
+def which_first(setup: Setup, records: Sequence[ScpRecord]) -> dict[str, Any]:
+    """How often the generator knows which of two names a document has first.
+
+    Returns:
+        `documents`; shares, with intervals, that are right `in_order`, right `reversed`, right in
+        `both`, and the `same` answer twice; empty if no document has two names in two sentences.
+    """
+    cases = [case for text in dict.fromkeys(r.document for r in records) if (case := _case(text))]
+    if not cases:
+        return {}
+    asked = []
+    for i, (_, _, first, second) in enumerate(cases):
+        # Which name the question has first must not tell the answer.
+        names = (first, second) if i % 2 else (second, first)
+        asked.append(f"Which of the two does the document mention first, {' or '.join(names)}?")
+    says_first = []
+    for place in range(2):
+        given = _read(setup, [case[place] for case in cases])
+        costs = [
+            fidelity_read.nats(setup, asked, given, [case[name] for case in cases])[0]
+            for name in (2, 3)
+        ]
+        says_first.append(costs[0] < costs[1])
+    values = {
+        "in_order": says_first[0],
+        "reversed": ~says_first[1],
+        "both": says_first[0] & ~says_first[1],
+        "same": says_first[0] == says_first[1],
+    }
+    return {
+        "documents": len(cases),
+        "shares": {name: float(each.mean()) for name, each in values.items()},
+        "intervals": {
+            name: list(statistics.interval(each.astype(float))) for name, each in values.items()
+        },
+    }
+
+
+def _read(setup: Setup, texts: Sequence[str]) -> list[fidelity_read.Read]:
+    """Each distinct text is compressed once."""
+    distinct = list(dict.fromkeys(texts))
+    found = dict(zip(distinct, fidelity_read.read(setup, distinct)[0], strict=True))
+    return [found[text] for text in texts]
+
+
+def _case(text: str) -> tuple[str, str, str, str] | None:
+    """A document, it reversed, and two names that stand in one sentence each, the first first.
+
+    The names are of like length, as far as there is a choice, for a longer one costs more.
+    """
+    title, parts = fidelity_copies.split(text)
+    turned = fidelity_copies.reverse(text)
+    if turned is None:
+        return None
+    place: dict[str, int] = {}
+    for name in mentions.entities(" ".join(parts)):
+        holds = [i for i, part in enumerate(parts) if name.lower() in part.lower()]
+        if len(holds) == 1 and name.lower() not in title.lower():
+            place[name] = holds[0]
+    pairs = [(abs(len(a) - len(b)), a, b) for a in place for b in place if place[a] < place[b]]
+    return (text, turned, *min(pairs)[1:]) if pairs else None

@@ -1,0 +1,313 @@
+"""Fidelity: what becomes of facts, copies that keep or change them, ROUGE, and the command."""
+
+import dataclasses
+import importlib.util
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+import scipy.stats
+
+from clara_jax.config import Config, Data, Eval, Memory, Mesh, Model, Prompts
+from clara_jax.data.facts import FactsSource
+from clara_jax.data.records import ScpRecord
+from clara_jax.errors import UserError
+from clara_jax.evaluation import (
+    fidelity,
+    fidelity_copies,
+    fidelity_facts,
+    fidelity_order,
+    fidelity_read,
+    fidelity_similarity,
+    fidelity_tables,
+    fidelity_text,
+)
+from clara_jax.evaluation.answer_losses import cross_entropies, labelled_rows
+from clara_jax.inference import engine
+from clara_jax.sharding import make_mesh
+from clara_jax.training import setup as setup_lib
+
+CONFIG = Config(
+    stage="scp",
+    model=Model(preset="tiny", tokenizer="facts", vocab_size=128),
+    data=Data(sources="facts:50,text:facts:50:2", document_length=25, rate=8),
+    memory=Memory(init="tokens"),
+    eval=Eval(sources="facts:6:1", batch=8, max_new_tokens=4),
+    prompts=Prompts(
+        qa_system="", qa_user="{docs}", answer_system="", answer_user="{docs} {question}"
+    ),
+)
+RECORDS = [FactsSource(6, 1)[i] for i in range(6)]
+STORY = (
+    "Old Mill\nAnna Berg built the mill in 1820. It burnt down in 1907. Later the town of Varde "
+    "bought the land. A school for 300 pupils stands there now."
+)
+OTHER = "River\nThe river Skjern is 94 km long. Peter Holm mapped it."
+
+
+@pytest.fixture(scope="module")
+def setup():
+    made = setup_lib.create(CONFIG, make_mesh(Mesh(data=1, fsdp=1), jax.devices()[:1]))
+    keys = iter(jax.random.split(jax.random.key(5), 1000))
+    noise = lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape)  # noqa: E731
+    trees = {k: v if k == "base" else jax.tree.map(noise, v) for k, v in made.trees.items()}
+    return dataclasses.replace(made, trees=trees, step=9)
+
+
+def test_facts_are_kept_altered_or_lost():
+    assert fidelity_facts.judge("The owl.", ["owl"], 0.1) == "kept"
+    assert fidelity_facts.judge("in 1907", ["1820", "1907"], 0.9) == "kept"
+    assert fidelity_facts.judge("fox", ["owl"], 0.9) == "altered"
+    assert fidelity_facts.judge("fox", ["owl"], 0.3) == "lost"
+    assert fidelity_facts.judge(" ", ["owl"], 0.9) == "lost"
+
+
+def test_numbers_of_facts():
+    fact = fidelity_facts.Fact("q ?", ("owl",), "owl", 0.9, "kept", 0.05, 0, 2)
+    others = [
+        dataclasses.replace(fact, answer="fox", state="altered", place=0.99, piece=1),
+        dataclasses.replace(fact, answer="fox", state="lost", probability=0.2, place=None),
+        dataclasses.replace(fact, accepted=("cat",), pieces=1),
+        fact,
+    ]
+    found = fidelity_facts.summary([fact, *others])
+    assert (found["kept"], found["altered"], found["lost"]) == (0.6, 0.2, 0.2)
+    assert found["precision"] == 0.75 and found["sure"] == 4
+    assert found["constant"] == 0.8  # owl, to a question that is asked five times
+    places = {name: (v["facts"], v["kept"]) for name, v in found["by_place"].items()}
+    assert places == {"1": (3, 1.0), "5": (1, 0.0)}
+    pieces = {name: (v["facts"], v["kept"]) for name, v in found["by_piece"].items()}
+    assert pieces == {"1": (3, 2 / 3), "2": (1, 0.0)}
+    low, high = found["intervals"]["kept"]
+    assert 0 <= low < 0.6 < high <= 1
+
+
+def test_a_fact_is_found_as_a_word_of_its_own():
+    assert fidelity_facts.locate("the cattle saw a cat .", ["Cat"]) == 17 / 22
+    assert fidelity_facts.locate("cattle", ["cat"]) is None
+    assert fidelity_facts.locate("x (b+c)", ["no", "(b+c)"]) == 2 / 7
+
+
+def test_knee_is_where_most_is_lost_for_each_doubling():
+    assert fidelity_facts.knee([32, 4, 8, 16], [0.1, 1.0, 0.9, 0.2]) == (8, 16)
+    assert fidelity_facts.knee([4, 8, 16], [1.0, 0.9, 0.75]) == (8, 16)
+    assert fidelity_facts.knee([4, 8, 64], [1.0, 0.7, 0.2]) == (4, 8)
+    assert fidelity_facts.knee([4, 8, 16], [0.5, 0.5, 0.6]) is None
+    assert fidelity_facts.knee([4, 8], [1.0, 0.5]) is None
+
+
+@pytest.mark.parametrize("stage", ["scp", "instruct"])
+def test_nats_are_those_of_the_answers(setup, stage):
+    """The same sum as the evaluation's, and each answer's own probability."""
+    setup = dataclasses.replace(setup, config=dataclasses.replace(setup.config, stage=stage))
+    record = dataclasses.replace(
+        RECORDS[0], questions=RECORDS[0].questions[:2], answers=RECORDS[0].answers[:2]
+    )
+    given, rate = fidelity_read.read(setup, [record.document])
+    assert given[0].memories.shape == (1, 3, 128) and rate == pytest.approx(25 / 3)
+    costs, tokens = fidelity_read.nats(setup, record.questions, given * 2, record.answers)
+    end = int(stage != "scp")  # the later stages' turns hold the end token
+    assert tokens.tolist() == [len(text.split()) + end for text in record.answers]
+    assert len(costs) == 2 and (costs > 0).all()
+    if stage == "scp":
+        from clara_jax.data import prompts
+
+        rows = labelled_rows(setup, record, prompts.slots(setup.extra), given[0].memories[0])
+        total = cross_entropies(setup, rows, "generator", lambda n: None)[0][1]
+        assert costs.sum() == pytest.approx(total, rel=1e-4)
+    words = ["cat", "dog", "owl", "fox"]
+    each = fidelity_read.nats(setup, ["which animal ?"] * 4, given * 4, words)[0]
+    assert np.exp(-each).sum() < 1 and len(set(each.tolist())) == 4
+
+
+def test_long_documents_are_read_in_pieces(setup):
+    text = "red . " * 30 + "the animal is owl . " + "blue . " * 30
+    one = fidelity_read.read(setup, [text])[0][0]
+    assert len(one.texts) > 2 and len(one.memories) == len(one.texts)
+    record = ScpRecord("qa", ("which animal ?",), ("owl",), text, "t")
+    fact = fidelity_facts.ask(setup, [record])[0][0]
+    assert fact.pieces == len(one.texts)
+    assert "owl" in one.texts[fact.piece] and not any("owl" in t for t in one.texts[: fact.piece])
+    assert 0 < fact.probability < 1 and fact.place == pytest.approx(text.index("owl") / len(text))
+
+
+def test_base_means_are_of_the_text_alone(setup):
+    texts = ["red blue", "red blue green black white", "red blue"]
+    means = fidelity_read.base_means(setup, texts)
+    assert np.allclose(means[0], means[2]) and not np.allclose(means[0], means[1], atol=1e-2)
+    alone = fidelity_read.base_means(setup, texts[:1])
+    assert np.allclose(means[0], alone[0], atol=1e-5)
+    # States are normalised: their mean is no longer than each. Padding adds nothing to it.
+    assert 0.1 < np.sqrt(np.square(means).mean(1)).max() < 1.01
+
+
+def test_copies_keep_or_change_one_fact():
+    rng = np.random.default_rng(0)
+    for record in RECORDS:
+        same = fidelity_copies.reordered(record.document, rng)
+        assert same != record.document and sorted(same.split()) == sorted(record.document.split())
+        assert same.split(" . ")[0] == record.document.split(" . ")[0]
+        changed = fidelity_copies.swapped(record.document, "", rng)
+        pairs = list(zip(changed.split(), record.document.split(), strict=True))
+        assert sum(a != b for a, b in pairs) == 1
+    head, parts = fidelity_copies.split(STORY)
+    assert head == "Old Mill\n" and len(parts) == 4
+    assert fidelity_copies.reverse(STORY).startswith("Old Mill\nA school for 300 pupils")
+    changed = fidelity_copies.swapped(STORY, OTHER, rng)
+    assert changed != STORY and changed.startswith("Old Mill\n")
+    assert any(name in changed for name in ("Skjern", "Peter Holm"))
+    assert "7" not in fidelity_copies.swapped("There were 7 of them.", "It has 12.", rng)
+    assert fidelity_copies.swapped("Nothing here.", "Nor here.", rng) is None
+    assert fidelity_copies.reordered("T\nOne sentence.", rng) is None
+
+
+def test_rouge():
+    assert fidelity_text.rouge_1("the cat sat", "the cat ran away") == pytest.approx(4 / 7)
+    assert fidelity_text.rouge_l("away the cat ran", "the cat ran away") == pytest.approx(3 / 4)
+    assert fidelity_text.rouge_l("a a", "a b") == 0.5
+    assert fidelity_text.rouge_l("", "a") == fidelity_text.rouge_1("", "") == 0.0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("rouge_score") is None, reason="needs rouge-score")
+def test_rouge_is_that_of_the_package():
+    from rouge_score import rouge_scorer
+
+    scorer = rouge_scorer.RougeScorer(["rouge1", "rougeL"])
+    rng = np.random.default_rng(1)
+    words = "The cat, it's 3.5 Åre-km away! NO no éa x_y".split()
+    for _ in range(200):
+        a, b = (" ".join(rng.choice(words, rng.integers(0, 12))) for _ in range(2))
+        theirs = scorer.score(b, a)
+        assert fidelity_text.rouge_1(a, b) == pytest.approx(theirs["rouge1"].fmeasure)
+        assert fidelity_text.rouge_l(a, b) == pytest.approx(theirs["rougeL"].fmeasure)
+
+
+def test_names_numbers_and_dates_of_a_paraphrase():
+    text = "The mill of Anna Berg, of 1820, is gone. Varde has 400 pupils there."
+    found = fidelity_text.scored([text, STORY], [STORY, STORY])
+    assert found["rouge_1"][1] == found["entities_kept"][1] == found["dates_kept"][1] == 1.0
+    assert found["entities_kept"][0] == 1.0  # Anna Berg, Varde
+    assert found["dates_kept"][0] == 0.5 and found["numbers_kept"][0] == 0.0
+    assert found["numbers_own"][0] == 1.0 and found["numbers_own"][1] == 0.0
+
+
+def test_order_words():
+    assert fidelity_order.depends_on_order("Who came after her?")
+    assert not fidelity_order.depends_on_order("Which afternoon was it?")
+    text, turned, first, second = fidelity_order._case(STORY)
+    assert (first, second) == ("Anna Berg", "Varde")
+    assert turned.index(second) < turned.index(first) and text.index(first) < text.index(second)
+    assert fidelity_order._case("T\nOnly Anna Berg. Nobody.") is None
+
+
+def test_the_answer_to_which_first_turns_round_with_the_document(setup, monkeypatch):
+    records = [ScpRecord("qa", ("q",), ("a",), text, "t") for text in (STORY, STORY + " So.")]
+    monkeypatch.setattr(fidelity_order, "_read", lambda setup, texts: texts)
+    reads = lambda s, questions, given, told: np.array(  # noqa: E731
+        [text.index(name) for text, name in zip(given, told, strict=True)]
+    )[None]
+    monkeypatch.setattr(fidelity_read, "nats", reads)
+    found = fidelity_order.which_first(setup, records)
+    assert found["documents"] == 2
+    assert found["shares"] == {"in_order": 1.0, "reversed": 1.0, "both": 1.0, "same": 0.0}
+    blind = lambda s, questions, given, told: np.array(  # noqa: E731
+        [question.index(name) for question, name in zip(questions, told, strict=True)]
+    )[None]
+    monkeypatch.setattr(fidelity_read, "nats", blind)  # the question's first name
+    shares = fidelity_order.which_first(setup, records)["shares"]
+    assert shares == {"in_order": 0.5, "reversed": 0.5, "both": 0.0, "same": 1.0}
+
+
+def test_spearman_is_that_of_scipy():
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 5, 40), rng.normal(size=40)
+    assert fidelity_similarity.spearman(a, b) == pytest.approx(scipy.stats.spearmanr(a, b)[0])
+    assert fidelity_similarity.spearman([1, 1, 1], [1, 2, 3]) == 0.0
+    low, high = fidelity_similarity.spearman_interval(a, a + 0.1 * b)
+    assert 0.8 < low <= fidelity_similarity.spearman(a, a + 0.1 * b) <= high <= 1
+
+
+def test_copies_are_told_apart_by_words_and_another_document_is_farther(setup):
+    found = fidelity_similarity.changed_copies(setup, RECORDS)
+    assert found["documents"] == 6 and "paraphrase" not in found["scores"]["memory"]
+    words = found["scores"]["BM25"]
+    assert words["reordered"] == pytest.approx([1.0] * 6, abs=1e-5)
+    assert max(words["another document"]) < min(words["one fact exchanged"]) < 1
+    assert found["told_apart"]["BM25"]["mean"] == 1.0
+    assert all(-1 <= v <= 1.001 for v in found["scores"]["base mean"]["reordered"])
+    # A paraphrase that is the document itself is nearer than any copy.
+    own = [dataclasses.replace(r, data_type="paraphrase", answers=(r.document,)) for r in RECORDS]
+    found = fidelity_similarity.changed_copies(setup, own)
+    assert found["scores"]["memory"]["paraphrase"] == pytest.approx([1.0] * 6, abs=1e-5)
+    assert found["told_apart"]["memory"]["mean"] == 1.0
+
+
+def test_pairs_with_peoples_scores(setup, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    texts = [record.document for record in RECORDS]
+    rows = [{"sentence1": texts[0], "sentence2": texts[0], "score": 5.0}]
+    rows += [{"text1": texts[0], "text2": text, "label": 0} for text in texts[1:4]]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = fidelity_similarity.read_pairs(str(path), 10)
+    assert pairs[1] == (texts[0], texts[1], 0.0) and len(pairs) == 4
+    found = fidelity_similarity.human_scores(setup, pairs)
+    assert found["pairs"] == 4 and all(0.7 < v < 0.8 for v in found["spearman"].values())
+    with pytest.raises(UserError, match="three pairs"):
+        fidelity_similarity.read_pairs(str(path), 2)
+    for row in ({"sentence1": "a", "score": 1}, {"text1": "a", "text2": "b", "label": "x"}):
+        path.write_text(json.dumps(row) + "\n")
+        with pytest.raises(UserError, match=r"pairs.jsonl:1: a pair has"):
+            fidelity_similarity.read_pairs(str(path), 9)
+    with pytest.raises(UserError, match="cannot be read"):
+        fidelity_similarity.read_pairs(str(tmp_path / "none"), 9)
+
+
+def test_command(setup, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(engine, "load", lambda workdir, base: engine.Clara(setup))
+    output = str(tmp_path / "f")
+    assert fidelity.main(["a", "b", "--count=4", f"--output={output}"]) == 0
+    result = json.loads((tmp_path / "f.json").read_text())
+    facts = result["runs"]["a"]["facts"]
+    assert facts["unseen"]["facts"] == facts["seen"]["facts"] == 20
+    assert math.isclose(sum(facts["seen"][s] for s in fidelity_facts.STATES), 1)
+    assert result["runs"]["a"]["rate"] == pytest.approx(25 / 3)
+    assert len(result["runs"]["b"]["answers"]["unseen"]) == 20
+    assert result["runs"]["a"]["order"]["other"]["questions"] == 20
+    text = (tmp_path / "f.md").read_text()
+    assert text.strip() in capsys.readouterr().out
+    assert "## Closeness to changed copies" in text and "## Paraphrases" not in text
+    for name in ("facts", "places", "similarity"):
+        assert (tmp_path / f"f_{name}.png").stat().st_size > 10_000
+    # A model with a real vocabulary is asked for paraphrases too.
+    model = dataclasses.replace(setup.config.model, tokenizer="")
+    config = dataclasses.replace(setup.config, model=model)
+    options = fidelity.Options(("text",), "facts:3:1", 2, tokens=4)
+    clara = engine.Clara(dataclasses.replace(setup, config=config))
+    found = fidelity.measure(clara, options)
+    assert found["text"]["unseen"]["documents"] == found["text"]["seen"]["documents"] == 2
+    assert "ROUGE-L" in fidelity_tables.markdown({"r": found})
+
+
+def test_seen_are_documents_that_were_compressed():
+    found = fidelity.seen(CONFIG, fidelity.Options(count=80))
+    assert len(found) == 50 and all(record.compress for record in found)
+    assert found[0].document == FactsSource(50)[0].document
+    data = dataclasses.replace(CONFIG.data, sources="/none.jsonl")
+    assert fidelity.seen(dataclasses.replace(CONFIG, data=data), fidelity.Options()) == []
+
+
+def test_mistakes(setup, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(engine, "load", lambda workdir, base: engine.Clara(setup))
+    assert fidelity.main(["a", "a/"]) == 2
+    assert "named twice" in capsys.readouterr().err
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps({"data_type": "paraphrase", "docs": ["x"], "answers": ["y"]}))
+    assert fidelity.main(["a", f"--documents={path}"]) == 2
+    assert "no qa record" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        fidelity.main(["a", "--parts=facts,nothing"])
+    assert "no part 'nothing'" in capsys.readouterr().err
+    with pytest.raises(UserError, match="bert-score"):
+        fidelity_text.bert_scores(str(tmp_path))
