@@ -1,0 +1,258 @@
+"""A report of evaluated runs: one HTML page that needs no other file, and Markdown beside it.
+
+    python -m clara_jax.evaluation.page report.html runs/4x runs/16x
+
+Tables with 95 % intervals and paired tests, quality and seconds by compression rate, training
+curves, examples right and wrong with the chosen documents, hardware, versions, and the options that
+the runs differ in. The Markdown's charts are in a folder beside it.
+"""
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from clara_jax import config as config_lib
+from clara_jax import files
+from clara_jax.config import Config
+from clara_jax.config_checks import get
+from clara_jax.errors import UserError, command
+from clara_jax.evaluation import page_blocks, page_chart, runs
+from clara_jax.evaluation.page_blocks import Block, Chart, Example, Heading, Table, Text
+from clara_jax.evaluation.page_chart import Series
+from clara_jax.evaluation.report import read_metrics
+from clara_jax.evaluation.results import COLUMNS
+from clara_jax.evaluation.runs import Run
+
+# What is drawn over the steps, with its title, and whether logarithmically.
+CURVES = {
+    "loss": ("Training loss, nats a token", True),
+    "eval/ce_loss": ("Held-out cross-entropy, nats a token", True),
+    "mse_loss": ("Alignment loss (MSE)", True),
+    "recall@1": ("Recall@1 in training", False),
+}
+_POINTS = 300  # of a curve; more would only make the page heavy
+
+
+def blocks(found: Sequence[Run], examples: int) -> list[Block]:
+    """The whole report.
+
+    Args:
+        found: runs, the first of which the others are compared with.
+        examples: right ones, and as many wrong ones, of each run.
+    """
+    made = [Text(f"Runs: {', '.join(run.label for run in found)}.")]
+    made += [Heading("Answers and retrieval"), *_answers(found)]
+    if tests := runs.test_table(found)[1]:
+        made += [Heading("Differences"), Text(
+            "Paired on the questions that both runs answered: the first run's mean less the "
+            "other's, the 95 % bootstrap interval of the difference, and p of Fisher's "
+            "randomisation test, two-sided."
+        ), Table(runs.test_table(found)[0], tests)]  # fmt: skip
+    head, seeds = runs.seed_table(found)
+    if seeds:
+        made += [Heading("Over seeds"), Text("Mean ± standard deviation."), Table(head, seeds)]
+    made += _by_rate(found)
+    made += _curves(found)
+    if examples:
+        for run in found:
+            made += _examples(run, examples, len(found) > 1)
+    return made + _environment(found) + _options(found)
+
+
+def _answers(found: Sequence[Run]) -> list[Block]:
+    head, cells = runs.interval_table(found)
+    made = [Text("Each model itself; means over questions, with 95 % bootstrap intervals."),
+            Table(head, cells)]  # fmt: skip
+    shown = [key for key in COLUMNS if key != "seconds"]
+    for run in found:
+        result = run.result
+        rankings, intervals = result.get("retrieval", {}), result.get("intervals", {})
+        columns = [k for k in shown if any(k in c for c in result["conditions"].values())]
+        recalls = list(next(iter(rankings.values()), {}))
+        rows = []
+        for name, numbers in result["conditions"].items():
+            known = intervals.get(name, {})
+            row = [_cell(numbers.get(key), known.get(key)) for key in columns]
+            known = intervals.get(f"retrieval {name}", {})
+            row += [_cell(rankings.get(name, {}).get(key), known.get(key)) for key in recalls]
+            rows.append([name.replace("_", " "), *row])
+        rate = result.get("compression_rate")
+        told = f"{run.label}: step {result['step']}, {result['questions']} questions"
+        told += f", compressed {rate:.1f}x" if rate else ""
+        if setting := result.get("settings", {}).get("setting"):
+            told += f", candidates: {setting}"
+        made += [Text(f"{told}. Under every condition:"),
+                 Table(["", *(COLUMNS[key] for key in columns), *recalls], rows)]  # fmt: skip
+    return made
+
+
+def _cell(mean: float | None, interval: Sequence[float] | None) -> str:
+    if mean is None:
+        return ""
+    return f"{mean:.3f}" + (" ({:.3f}-{:.3f})".format(*interval) if interval else "")
+
+
+def _by_rate(found: Sequence[Run]) -> list[Block]:
+    """F1, recall and seconds of each condition over the realised rate, where rates differ."""
+    order = sorted(found, key=lambda run: run.result.get("compression_rate", 0))
+    rates = [run.result.get("compression_rate", 0) for run in order]
+    if len(set(rates)) < 2 or min(rates) <= 0:
+        return []
+
+    def series(value: Callable[[Run, str], float | None], key: str) -> list[Series]:
+        made = []
+        for name in dict.fromkeys(n for run in order for n in run.result["conditions"]):
+            points, intervals = [], []
+            for run, rate in zip(order, rates, strict=True):
+                found = value(run, name)
+                if found is not None:
+                    points.append((rate, found))
+                    known = run.result.get("intervals", {}).get(name, {}).get(key)
+                    intervals.append(tuple(known) if known else (found, found))
+            if points:
+                made.append(Series(name.replace("_", " "), points, intervals, marks=True))
+        return made
+
+    def number(key: str, per_question: bool = False) -> Callable[[Run, str], float | None]:
+        def value(run: Run, name: str) -> float | None:
+            value = run.result["conditions"].get(name, {}).get(key)
+            return value / run.result["questions"] if value and per_question else value
+
+        return value
+
+    made: list[Block] = [Heading("By compression rate")]
+    x = "tokens of text a memory vector, realised"
+    for name, title, key, each in (
+        ("f1-by-rate", "F1, with 95 % intervals", "f1", False),
+        ("seconds-by-rate", "Seconds a question, losses included", "seconds", True),
+    ):
+        lines = series(number(key, each), key)
+        if lines:
+            made.append(Chart(name, title, page_chart.chart(title, x, lines, log_x=True)))
+    return made
+
+
+def _curves(found: Sequence[Run]) -> list[Block]:
+    logs = {
+        run.label: read_metrics(run.workdir)
+        for run in found
+        if files.path(os.path.join(run.workdir, "metrics.jsonl")).exists()
+    }
+    made: list[Block] = []
+    for key, (title, log) in CURVES.items():
+        lines = []
+        for label, rows in logs.items():
+            points = [(row["step"], row[key]) for row in rows if key in row]
+            points = points[:: -(-len(points) // _POINTS) or 1]
+            log = log and all(y > 0 for _, y in points)
+            if points:
+                lines.append(Series(label, points, marks=len(points) < 10))
+        if lines:
+            name = key.replace("/", "-").replace("@", "-at-")
+            made.append(Chart(name, title, page_chart.chart(title, "step", lines, log_y=log)))
+    return [Heading("Training"), *made] if made else []
+
+
+def _examples(run: Run, count: int, labelled: bool) -> list[Block]:
+    """Some that are wholly right and some that are wholly wrong, from all over the questions."""
+    own, conditions = run.own, list(run.result["conditions"])
+    made: list[Block] = [Heading("Examples" + f": {run.label}" * labelled)]
+    for right in (True, False):
+        fits = [n for n in run.lines if n["values"][own]["f1"] == float(right)]
+        made.append(Text(
+            f"{len(fits)} of {len(run.lines)} answers are wholly {'right' if right else 'wrong'}."
+        ))  # fmt: skip
+        for line in fits[:: max(1, len(fits) // count)][:count]:
+            accepted = line.get("answers") or [line["answer"]]
+            facts = [("accepted", " / ".join(accepted))]
+            facts += [(n.replace("_", " "), str(line[n])) for n in conditions if n in line]
+            gold = line.get("pos_index", [])
+            documents = [
+                (text, number in gold)
+                for number, text in zip(line.get("chosen", []), line.get("documents", []),
+                                        strict=False)
+            ]  # fmt: skip
+            made.append(Example(right, line["question"], facts, documents))
+    return made
+
+
+def _environment(found: Sequence[Run]) -> list[Block]:
+    told = {run.label: run.result.get("environment", {}) for run in found}
+    names = list(dict.fromkeys(name for each in told.values() for name in each))
+    made: list[Block] = [Heading("Hardware and versions")]
+    if unknown := [label for label, each in told.items() if not each]:
+        made.append(Text(f"Not recorded by the evaluation of {', '.join(unknown)}."))
+    cells = [[name, *(each.get(name, "") for each in told.values())] for name in names]
+    return [*made, Table(["", *told], cells, words=True)] if cells else made
+
+
+def _options(found: Sequence[Run]) -> list[Block]:
+    """Options that the runs, or a single run and the defaults, differ in."""
+    configs = {run.label: run.config for run in found if run.config is not None}
+    if not configs:
+        return []
+    if len(configs) == 1:
+        configs = {"defaults": Config(), **configs}
+        title = "Options that are not the defaults"
+    else:
+        title = "Options that differ between the runs"
+    first, *others = configs.values()
+    every = tuple(field.name for field in dataclasses.fields(Config))
+    names = dict.fromkeys(n for c in others for n in config_lib.differences(first, c, every))
+    cells = [[name, *(_value(get(c, name)) for c in configs.values())] for name in names]
+    if not cells:
+        return [Heading(title), Text("None.")]
+    return [Heading(title), Table(["", *configs], cells, words=True)]
+
+
+def _value(value: object) -> str:
+    return value or '""' if isinstance(value, str) else str(value)
+
+
+def write(output: str, title: str, made: Sequence[Block]) -> list[str]:
+    """Writes page, Markdown and charts; returns the paths of the first two.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    stem = output[: -len(".html")]
+    charts = [block for block in made if isinstance(block, Chart)]
+    folder = f"{stem}_charts"
+    try:
+        if charts:
+            files.make_folder(folder)
+        for block in charts:
+            files.write(os.path.join(folder, f"{block.name}.svg"), page_chart.alone(block.svg))
+        files.write(output, page_blocks.to_html(title, made))
+        text = page_blocks.to_markdown(title, made, os.path.basename(folder))
+        files.write(f"{stem}.md", text)
+    except OSError as e:
+        raise UserError(f"{output}: cannot be written ({e.strerror})") from e
+    return [output, f"{stem}.md"]
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m clara_jax.evaluation.page", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("output", help="the page, NAME.html; NAME.md is written beside it")
+    parser.add_argument("workdirs", nargs="+", help="of evaluated runs; the first is the reference")
+    parser.add_argument("--title", default="CLaRa: evaluation")
+    parser.add_argument("--examples", type=int, default=3, help="right and wrong ones of each run")
+    args = parser.parse_args(argv)
+    if not args.output.endswith(".html"):
+        parser.error("OUTPUT must end with .html")
+    if args.examples < 0:
+        parser.error("--examples must not be negative")
+    found = runs.load([files.normal(workdir) for workdir in args.workdirs])
+    for path in write(args.output, args.title, blocks(found, args.examples)):
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
