@@ -11,14 +11,16 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+
+import numpy as np
 
 from clara_jax import config as config_lib
 from clara_jax import files
 from clara_jax.config import Config
 from clara_jax.config_checks import get
 from clara_jax.errors import UserError, command
-from clara_jax.evaluation import page_blocks, page_chart, runs
+from clara_jax.evaluation import page_blocks, page_chart, predictions, runs, statistics
 from clara_jax.evaluation.page_blocks import Block, Chart, Example, Heading, Table, Text
 from clara_jax.evaluation.page_chart import Series
 from clara_jax.evaluation.report import read_metrics
@@ -31,6 +33,12 @@ CURVES = {
     "eval/ce_loss": ("Held-out cross-entropy, nats a token", True),
     "mse_loss": ("Alignment loss (MSE)", True),
     "recall@1": ("Recall@1 in training", False),
+}
+# The same over the compression rate.
+BY_RATE = {
+    "f1": "F1, with 95 % intervals",
+    "recall@5": "Recall@5, with 95 % intervals",
+    "seconds": "Seconds a question, losses included",
 }
 _POINTS = 300  # of a curve; more would only make the page heavy
 
@@ -95,43 +103,40 @@ def _cell(mean: float | None, interval: Sequence[float] | None) -> str:
 
 
 def _by_rate(found: Sequence[Run]) -> list[Block]:
-    """F1, recall and seconds of each condition over the realised rate, where rates differ."""
+    """BY_RATE under each condition over the realised rate, where rates differ."""
     order = sorted(found, key=lambda run: run.result.get("compression_rate", 0))
     rates = [run.result.get("compression_rate", 0) for run in order]
     if len(set(rates)) < 2 or min(rates) <= 0:
         return []
 
-    def series(value: Callable[[Run, str], float | None], key: str) -> list[Series]:
-        made = []
+    made: list[Block] = [Heading("By compression rate")]
+    for key, title in BY_RATE.items():
+        lines = []
         for name in dict.fromkeys(n for run in order for n in run.result["conditions"]):
             points, intervals = [], []
             for run, rate in zip(order, rates, strict=True):
-                found = value(run, name)
-                if found is not None:
-                    points.append((rate, found))
-                    known = run.result.get("intervals", {}).get(name, {}).get(key)
-                    intervals.append(tuple(known) if known else (found, found))
+                mean, interval = _measured(run, name, key)
+                if mean is not None:
+                    points.append((rate, mean))
+                    intervals.append(interval)
             if points:
-                made.append(Series(name.replace("_", " "), points, intervals, marks=True))
-        return made
-
-    def number(key: str, per_question: bool = False) -> Callable[[Run, str], float | None]:
-        def value(run: Run, name: str) -> float | None:
-            value = run.result["conditions"].get(name, {}).get(key)
-            return value / run.result["questions"] if value and per_question else value
-
-        return value
-
-    made: list[Block] = [Heading("By compression rate")]
-    x = "tokens of text a memory vector, realised"
-    for name, title, key, each in (
-        ("f1-by-rate", "F1, with 95 % intervals", "f1", False),
-        ("seconds-by-rate", "Seconds a question, losses included", "seconds", True),
-    ):
-        lines = series(number(key, each), key)
+                lines.append(Series(name.replace("_", " "), points, intervals, marks=True))
         if lines:
-            made.append(Chart(name, title, page_chart.chart(title, x, lines, log_x=True)))
+            x = "tokens of text a memory vector, realised"
+            svg = page_chart.chart(title, x, lines, log_x=True, zero=True)
+            made.append(Chart(f"{key.replace('@', '-at-')}-by-rate", title, svg))
     return made
+
+
+def _measured(run: Run, name: str, key: str) -> tuple[float | None, tuple[float, float]]:
+    """Mean of a metric under a condition with its interval, or seconds a question."""
+    if key == "seconds":
+        seconds = run.result["conditions"].get(name, {}).get(key)
+        each = seconds and seconds / run.result["questions"]
+        return each, (each, each)
+    lines = [line for line in run.lines if name in line["values"]]
+    values = predictions.values(lines, name).get(key)
+    return (float(np.mean(values)), statistics.interval(values)) if values else (None, (0, 0))
 
 
 def _curves(found: Sequence[Run]) -> list[Block]:

@@ -22,7 +22,9 @@ th, td { padding: 0.25rem 0.7rem; border-bottom: 1px solid var(--line); text-ali
 th:first-child, td:first-child { text-align: left; } th { color: var(--faint); }
 table.words td { text-align: left; overflow-wrap: anywhere; min-width: 6rem; }
 table.words th { text-align: left; }
-figure { margin: 1rem 0; } article { background: var(--raised); border-left: 4px solid var(--line);
+figure { margin: 1rem 0.5rem 1rem 0; display: inline-block; width: 30rem;
+  max-width: 100%; }
+article { background: var(--raised); border-left: 4px solid var(--line);
   padding: 0.6rem 1rem; margin: 0.8rem 0; break-inside: avoid; }
 article.right { border-color: var(--right); } article.wrong { border-color: var(--wrong); }
 article h3 { margin: 0 0 0.3rem; font-size: 1rem; } article ol { margin: 0.4rem 0 0;
@@ -34,7 +36,7 @@ dt { color: var(--faint); } dd { margin: 0; overflow-wrap: anywhere; }
     --right: #00664a; --wrong: #a83a00; }
   body { font-size: 10pt; padding: 0; max-width: none; } .wide { overflow: visible; }
   table { font-size: 8pt; } th, td { padding: 0.15rem 0.4rem; } h2 { break-after: avoid; }
-  figure, tr { break-inside: avoid; } }
+  figure { width: 46%; } figure, tr { break-inside: avoid; } }
 """
 
 

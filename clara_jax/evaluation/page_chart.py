@@ -45,7 +45,12 @@ class Series:
 
 
 def chart(
-    title: str, x_label: str, series: Sequence[Series], log_x: bool = False, log_y: bool = False
+    title: str,
+    x_label: str,
+    series: Sequence[Series],
+    log_x: bool = False,
+    log_y: bool = False,
+    zero: bool = False,
 ) -> str:
     """An SVG element.
 
@@ -55,12 +60,14 @@ def chart(
         series: at least one, of one point or more.
         log_x: whether the x axis is logarithmic; all x must be positive then.
         log_y: the same of y.
+        zero: whether y starts at 0.
     """
     xs = [x for s in series for x, _ in s.points]
     ys = [y for s in series for _, y in s.points] + [
         y for s in series for p in s.intervals for y in p
     ]
-    across = _Axis(xs, log_x, _LEFT, WIDTH - _RIGHT)
+    ys += [0.0] * zero
+    across = _Axis(xs, log_x, _LEFT + 10, WIDTH - _RIGHT - 10)
     bottom = HEIGHT - _BOTTOM - 18 * ((min(len(series), _LEGEND) + 1) // 2 - 1)
     up = _Axis(ys, log_y, bottom, _TOP)
     parts = [
