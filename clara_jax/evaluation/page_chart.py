@@ -5,7 +5,7 @@ import html
 import math
 from collections.abc import Sequence
 
-WIDTH, HEIGHT = 640, 300
+WIDTH, HEIGHT = 540, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 16, 34, 46
 _DASHES = ("", "7 4", "2 3", "9 3 2 3", "4 4", "1 4")
 _LEGEND = 8  # of more series only those are named
@@ -93,7 +93,7 @@ def chart(
     for number, one in enumerate(series):
         parts += _line(one, number, across, up)
     for number, one in enumerate(series[:_LEGEND]):
-        x, y = _LEFT + (number % 2) * 290, bottom + 44 + 18 * (number // 2) - 4
+        x, y = _LEFT + (number % 2) * 235, bottom + 44 + 18 * (number // 2) - 4
         parts.append(f'<line x1="{x}" x2="{x + 24}" y1="{y}" y2="{y}" {_stroke(number)}/>')
         parts.append(f'<text x="{x + 30}" y="{y + 4}">{html.escape(one.label)}</text>')
     return "\n".join([*parts, "</svg>"])

@@ -37,7 +37,7 @@ Record = dict[str, Any]
 
 
 def carry_out(planned: Sequence[Planned], output: str) -> int:
-    """Trains and evaluates the runs that are not done; returns 0, 1 if some failed, or 128 + signal.
+    """Trains and evaluates what is not done; returns 0, 1 if a run failed, or 128 + signal.
 
     Every run leaves OUTPUT/results/NAME.json, whether done or failed.
     """
@@ -45,9 +45,9 @@ def carry_out(planned: Sequence[Planned], output: str) -> int:
     files.make_folder(os.path.join(output, "results"))
     for run in planned:
         if (record := recorded(run, output)) and record["status"] == "done":
-            logging.info("%s is done already", run.name)
+            print(f"{run.name}: done already", file=sys.stderr)
             continue
-        logging.info("%s: %s", run.name, ", ".join(s.workdir for s in run.stages))
+        print(f"{run.name}: {', '.join(s.workdir for s in run.stages)}", file=sys.stderr)
         record, begun = {"name": run.name, "key": run.key}, time.monotonic()
         try:
             for stage in run.stages:
@@ -59,8 +59,10 @@ def carry_out(planned: Sequence[Planned], output: str) -> int:
             evaluate.run(last.config, last.workdir)
             record |= {"status": "done", **_numbers(last)}
         except Exception as e:  # whatever it is, the other runs go on
-            logging.exception("%s failed", run.name)
+            if not isinstance(e, UserError):
+                logging.exception("%s failed", run.name)
             text = str(e) if isinstance(e, UserError) else reason(e)
+            print(f"{run.name} failed: {text}", file=sys.stderr)
             record |= {"status": "failed", "error": text}
         record["seconds"] = time.monotonic() - begun
         files.write(_record_path(run, output), json.dumps(record, indent=2))
@@ -174,8 +176,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", required=True, help="folder of the runs and the table")
     parser.add_argument("--dry_run", action="store_true", help="only print runs, parameters, cost")
     parser.add_argument("--only", default="", help="names of runs, with commas; * and ? match")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
-                        help="an option of all runs, as data.sources=x.jsonl or e2e:select.k=3")  # fmt: skip
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE",
+        help="an option of all runs, as data.sources=x.jsonl or e2e:select.k=3",
+    )  # fmt: skip
     parser.add_argument("--chip", choices=CHIPS, default="v5e", help="that --dry_run counts in")
     args = parser.parse_args(argv)
     sweep, folder = sweep_plan.load(args.config)
@@ -185,7 +189,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.dry_run:
         print(cost_table(chosen, args.chip))
         return 0
-    logging.set_verbosity(logging.INFO)
     code = carry_out(chosen, output)
     text, records = table(planned, output, {k: dict(v) for k, v in sweep.paper.items()})
     files.write(os.path.join(output, "sweep.md"), text + "\n")

@@ -85,10 +85,10 @@ def cost_table(planned: Sequence[Planned], chip: str) -> str:
             f"{last.base_bytes / 2**30:.1f}",
             _short(max((each.trained for each in found), default=last.trained)),
             _short(sum(each.tokens for each in found)),
-            f"{flops / 1e15:,.1f}",
-            f"{_hours(flops, chip):,.2f}",
+            f"{flops / 1e15:,.3g}",
+            f"{_hours(flops, chip):,.3g}",
         ])  # fmt: skip
-    cells.append(["all", "", "", "", "", "", f"{total / 1e15:,.1f}", f"{_hours(total, chip):,.2f}"])
+    cells.append(["all", "", "", "", "", "", f"{total / 1e15:,.3g}", f"{_hours(total, chip):,.3g}"])
     return (
         f"{runs.markdown(head, cells)}\n\nTraining alone, parameters times tokens; hours of one "
         f"{chip} at {UTILISATION:.0%} of its peak. Nothing is measured."
