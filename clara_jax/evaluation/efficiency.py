@@ -155,14 +155,28 @@ def _encoding(setup: Setup, role: str, rows: int, text: int) -> Program:
     return Program(role, compiled, functools.partial(compiled, trees, *arrays), tokens.size)
 
 
-def table(rows: Sequence[Row]) -> str:
-    """The rows as Markdown, each beside the full text's answer."""
+def read(path: str) -> list[Row]:
+    """The rows of a NAME.json that the command wrote.
+
+    Raises:
+        UserError: it is no such file.
+    """
+    try:
+        return [Row(**row) for row in json.loads(files.read(path))["rows"]]
+    except OSError as e:
+        raise UserError(f"{path}: {e.strerror}") from e
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{path}: no table of evaluation.efficiency ({e!r})") from e
+
+
+def cells(rows: Sequence[Row]) -> list[list[str]]:
+    """The rows below HEAD, each beside the full text's answer."""
     text = next((row for row in rows if row.name == "full text"), None)
-    cells = []
+    found = []
     for row in rows:
         seconds = (row.compress, row.query, row.prompt, row.decode, row.answer)
         faster = f"{text.answer / row.answer:.2f}x" if text else ""
-        cells.append([
+        found.append([
             row.name,
             *(f"{value:.3g}" if value else "" for value in seconds),
             faster,
@@ -171,7 +185,7 @@ def table(rows: Sequence[Row]) -> str:
             f"{row.stored / 2**10:.1f}",
             f"{row.cache / 2**20:.2f}",
         ])  # fmt: skip
-    return runs.markdown(HEAD, cells)
+    return found
 
 
 @command
@@ -199,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = Options(args.base, args.preset, args.dtype)
     work = Work(args.documents, args.new_tokens, args.batch)
     rows = [alone(measure, options, work, rate) for rate in (None, *args.rate)]
-    text = table(rows)
+    text = runs.markdown(HEAD, cells(rows))
     print(text)
     if args.output:
         files.write(f"{args.output}.md", text + "\n")

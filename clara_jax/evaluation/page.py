@@ -20,7 +20,7 @@ from clara_jax import files
 from clara_jax.config import Config
 from clara_jax.config_checks import get
 from clara_jax.errors import UserError, command
-from clara_jax.evaluation import page_blocks, page_chart, predictions, runs, statistics
+from clara_jax.evaluation import efficiency, page_blocks, page_chart, predictions, runs, statistics
 from clara_jax.evaluation.page_blocks import Block, Chart, Example, Heading, Table, Text
 from clara_jax.evaluation.page_chart import Series
 from clara_jax.evaluation.report import read_metrics
@@ -139,6 +139,21 @@ def _measured(run: Run, name: str, key: str) -> tuple[float | None, tuple[float,
     return (float(np.mean(values)), statistics.interval(values)) if values else (None, (0, 0))
 
 
+def efficiency_blocks(rows: Sequence[efficiency.Row]) -> list[Block]:
+    """The table of evaluation/efficiency.py, and the time of an answer by rate."""
+    made: list[Block] = [Heading("Time and memory"), Table(efficiency.HEAD, efficiency.cells(rows))]
+    compressed = [(int(row.name[:-1]), row) for row in rows if row.name != "full text"]
+    if not compressed:
+        return made
+    rates = sorted(rate for rate, _ in compressed)
+    lines = [Series("memories", sorted((rate, row.answer) for rate, row in compressed), (), True)]
+    texts = [row.answer for row in rows if row.name == "full text"]
+    lines += [Series("full text", [(rates[0], s), (rates[-1], s)]) for s in texts]
+    title = "Seconds of an answer"
+    svg = page_chart.chart(title, "compression rate", lines, log_x=True, zero=True)
+    return [*made, Chart("efficiency", title, svg)]
+
+
 def _curves(found: Sequence[Run]) -> list[Block]:
     logs = {
         run.label: read_metrics(run.workdir)
@@ -247,6 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("output", help="the page, NAME.html; NAME.md is written beside it")
     parser.add_argument("workdirs", nargs="+", help="of evaluated runs; the first is the reference")
     parser.add_argument("--title", default="CLaRa: evaluation")
+    parser.add_argument("--efficiency", default="", help="NAME.json of evaluation.efficiency")
     parser.add_argument("--examples", type=int, default=3, help="right and wrong ones of each run")
     args = parser.parse_args(argv)
     if not args.output.endswith(".html"):
@@ -254,7 +270,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.examples < 0:
         parser.error("--examples must not be negative")
     found = runs.load([files.normal(workdir) for workdir in args.workdirs])
-    for path in write(args.output, args.title, blocks(found, args.examples)):
+    made = blocks(found, args.examples)
+    if args.efficiency:
+        made += efficiency_blocks(efficiency.read(args.efficiency))
+    for path in write(args.output, args.title, made):
         print(path)
     return 0
 

@@ -4,9 +4,8 @@ import json
 
 import pytest
 
-from clara_jax.evaluation import benchmark_measure, efficiency
-from clara_jax.evaluation.benchmark_programs import Options
-from clara_jax.evaluation.efficiency import Row, Work
+from clara_jax.evaluation import benchmark_measure, efficiency, runs
+from clara_jax.evaluation.efficiency import Row
 
 
 @pytest.fixture
@@ -41,8 +40,8 @@ def test_rows_of_a_tiny_model(here, tmp_path, capsys, monkeypatch):
 def test_table():
     rows = [Row("full text", 0, 0, 1.5, 2.0, 1, 1, 1024, 2**20),
             Row("16x", 0.5, 0.1, 0.2, 0.4, 1, 1, 2048, 2**20)]  # fmt: skip
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]]
-             for line in efficiency.table(rows).splitlines()]  # fmt: skip
+    text = runs.markdown(efficiency.HEAD, efficiency.cells(rows))
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     found = dict(zip(lines[0], lines[3], strict=True))
     assert (found["answer, s"], found["faster than text"], found["decode, s"]) == (
         "0.5", "4.00x", "0.2"
@@ -57,8 +56,3 @@ def test_mistakes(capsys):
     for wrong in (["--rate", "0"], ["--rate", "257"], ["--batch", "0"], ["--new_tokens", "1"]):
         with pytest.raises(SystemExit):
             efficiency.main(wrong)
-
-
-def test_other_rates_are_other_models(here):
-    row = efficiency.measure(Options(preset="tiny"), Work(1, 2, 1), 128)
-    assert row.name == "128x" and row.stored == 2 * 2 * 128

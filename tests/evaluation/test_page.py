@@ -1,4 +1,4 @@
-"""The report page: what is on it, that it needs no other file, and that charts are where they say."""
+"""The report page: what is on it, that it needs no other file, and charts that tell the truth."""
 
 import dataclasses
 import json
@@ -99,11 +99,30 @@ def test_one_run_without_curves_or_environment(workdirs, tmp_path, capsys):
     assert "Not recorded" in html and "Options that are not the defaults" in html
     assert not (tmp_path / "one_charts").exists()
     capsys.readouterr()
-    assert page.main([str(tmp_path / "no" / "x.html"), workdirs[1]]) in (0, 2)
+    (tmp_path / "file").write_text("")
+    assert page.main([str(tmp_path / "file" / "x.html"), workdirs[1]]) == 2
+    assert "x.html: cannot be written" in capsys.readouterr().err
     assert page.main([str(tmp_path / "x.html"), str(tmp_path)]) == 2
     assert "no evaluation" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         page.main(["x.pdf", workdirs[0]])
+
+
+def test_time_and_memory_are_on_the_page_too(workdirs, tmp_path, capsys):
+    rows = [{"name": n, "compress": 0.5, "query": 0.1, "prompt": 0.2, "whole": w, "program_gib": 1,
+             "peak_gib": 1, "stored": 2048, "cache": 1} for n, w in (("full text", 4), ("16x", 0.7),
+            ("4x", 0.9))]  # fmt: skip
+    (tmp_path / "e.json").write_text(json.dumps({"rows": rows}))
+    arguments = [str(tmp_path / "r.html"), workdirs[0], f"--efficiency={tmp_path / 'e.json'}"]
+    assert page.main(arguments) == 0
+    html = (tmp_path / "r.html").read_text()
+    assert "faster than text" in html and "5.12x" in html  # 4.1 / 0.8
+    memories, text = places(html.split("Seconds of an answer")[-1])
+    assert memories[0][0] < memories[1][0] and memories[0][1] < memories[1][1]
+    assert text[0][1] == text[1][1] < memories[0][1]  # the text takes longer
+    (tmp_path / "e.json").write_text("[]")
+    assert page.main(arguments) == 2
+    assert "no table of evaluation.efficiency" in capsys.readouterr().err
 
 
 def places(svg):
