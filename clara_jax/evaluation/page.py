@@ -78,28 +78,36 @@ def _answers(found: Sequence[Run]) -> list[Block]:
         result = run.result
         rankings, intervals = result.get("retrieval", {}), result.get("intervals", {})
         columns = [k for k in shown if any(k in c for c in result["conditions"].values())]
-        recalls = list(next(iter(rankings.values()), {}))
-        rows = []
-        for name, numbers in result["conditions"].items():
-            known = intervals.get(name, {})
-            row = [_cell(numbers.get(key), known.get(key)) for key in columns]
-            known = intervals.get(f"retrieval {name}", {})
-            row += [_cell(rankings.get(name, {}).get(key), known.get(key)) for key in recalls]
-            rows.append([name.replace("_", " "), *row])
+        rows = [
+            [_name(name), *(_cell(numbers, intervals.get(name, {}), key) for key in columns)]
+            for name, numbers in result["conditions"].items()
+        ]
         rate = result.get("compression_rate")
         told = f"{run.label}: step {result['step']}, {result['questions']} questions"
         told += f", compressed {rate:.1f}x" if rate else ""
         if setting := result.get("settings", {}).get("setting"):
             told += f", candidates: {setting}"
         made += [Text(f"{told}. Under every condition:"),
-                 Table(["", *(COLUMNS[key] for key in columns), *recalls], rows)]  # fmt: skip
+                 Table(["", *(COLUMNS[key] for key in columns)], rows)]  # fmt: skip
+        if rankings:
+            recalls = list(next(iter(rankings.values())))
+            made.append(Table(["ranking", *recalls], [
+                [_name(name), *(_cell(n, intervals.get(f"retrieval {name}", {}), key)
+                                for key in recalls)]
+                for name, n in rankings.items()
+            ]))  # fmt: skip
     return made
 
 
-def _cell(mean: float | None, interval: Sequence[float] | None) -> str:
-    if mean is None:
+def _name(condition: str) -> str:
+    return condition.replace("_", " ")
+
+
+def _cell(numbers: dict[str, float], intervals: dict[str, Sequence[float]], key: str) -> str:
+    if key not in numbers:
         return ""
-    return f"{mean:.3f}" + (" ({:.3f}-{:.3f})".format(*interval) if interval else "")
+    known = " ({:.3f}-{:.3f})".format(*intervals[key]) if key in intervals else ""
+    return f"{numbers[key]:.3f}{known}"
 
 
 def _by_rate(found: Sequence[Run]) -> list[Block]:
@@ -120,7 +128,7 @@ def _by_rate(found: Sequence[Run]) -> list[Block]:
                     points.append((rate, mean))
                     intervals.append(interval)
             if points:
-                lines.append(Series(name.replace("_", " "), points, intervals, marks=True))
+                lines.append(Series(_name(name), points, intervals, marks=True))
         if lines:
             x = "tokens of text a memory vector, realised"
             svg = page_chart.chart(title, x, lines, log_x=True, zero=True)
@@ -187,7 +195,7 @@ def _examples(run: Run, count: int, labelled: bool) -> list[Block]:
         for line in fits[:: max(1, len(fits) // count)][:count]:
             accepted = line.get("answers") or [line["answer"]]
             facts = [("accepted", " / ".join(accepted))]
-            facts += [(n.replace("_", " "), str(line[n])) for n in conditions if n in line]
+            facts += [(_name(n), str(line[n])) for n in conditions if n in line]
             gold = line.get("pos_index", [])
             documents = [
                 (text, number in gold)

@@ -20,7 +20,8 @@ h1 { font-size: 1.7rem; } h2 { font-size: 1.25rem; margin-top: 2.4rem;
 th, td { padding: 0.25rem 0.7rem; border-bottom: 1px solid var(--line); text-align: right;
   vertical-align: top; }
 th:first-child, td:first-child { text-align: left; } th { color: var(--faint); }
-table.words td { text-align: left; overflow-wrap: anywhere; min-width: 6rem; }
+td { white-space: nowrap; }
+table.words td { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 6rem; }
 table.words th { text-align: left; }
 figure { margin: 1rem 0.5rem 1rem 0; display: inline-block; width: 30rem;
   max-width: 100%; }
@@ -35,7 +36,7 @@ dt { color: var(--faint); } dd { margin: 0; overflow-wrap: anywhere; }
 @media print { :root { --ink: #000; --paper: #fff; --faint: #444; --line: #999; --raised: #fff;
     --right: #00664a; --wrong: #a83a00; }
   body { font-size: 10pt; padding: 0; max-width: none; } .wide { overflow: visible; }
-  table { font-size: 8pt; } th, td { padding: 0.15rem 0.4rem; } h2 { break-after: avoid; }
+  table { font-size: 8pt; } th, td { padding: 0.15rem 0.4rem; } h2, p { break-after: avoid; }
   figure { width: 46%; } figure, tr { break-inside: avoid; } }
 """
 
