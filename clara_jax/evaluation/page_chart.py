@@ -161,10 +161,12 @@ def _line(series: Series, number: int, across: _Axis, up: _Axis) -> list[str]:
     path = " ".join(f"{x},{y}" for x, y in places)
     parts = [f'<polyline points="{path}" {_stroke(number)}/>']
     colour = f"var(--c{number % 6})"
+    aside = 3 * (number % 6) - 7  # or those of one x would cover each other
     for (x, _), (low, high) in zip(places, series.intervals, strict=False):
+        x = round(x + aside, 1)
         parts.append(
             f'<line x1="{x}" x2="{x}" y1="{up.at(low)}" y2="{up.at(high)}" stroke="{colour}" '
-            'stroke-width="6" stroke-opacity="0.3"/>'
+            'stroke-width="2.5" stroke-opacity="0.7"/>'
         )
     if series.marks:
         parts += [f'<circle cx="{x}" cy="{y}" r="4" fill="{colour}"/>' for x, y in places]
