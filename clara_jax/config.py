@@ -120,7 +120,9 @@ class Select:
     """Ranking of a question's candidates, and the differentiable top-k (models/topk.py)."""
 
     k: int = 5  # documents in a prompt; instruct takes so many of a record's, gold ones first
-    candidates: int = 20  # most candidates of a question in training; gold ones are kept first
+    # Most candidates of a question in training, where gold ones are kept first, and as many as are
+    # searched for by eval.setting.
+    candidates: int = 20
     score: str = "cosine"  # of flattened memories (paper), or maxsim, mean (models/scores.py)
     method: str = "straight_through"  # see models/topk.py; `hard` gives the reasoner no gradient
     temperature: float = 0.02  # tau of the relaxation, where the training starts
@@ -143,6 +145,9 @@ class Eval:
     untrained: bool = False  # evaluate the model as it starts, before any training
     baselines: bool = True  # also without any document, and with its full text
     conditions: str = ""  # of evaluation/joint.py, with commas, in place of the usual ones
+    # Candidates of a question: given by its record; normal, the select.candidates best of all
+    # documents of the sources by BM25; oracle, these with the gold ones put among them.
+    setting: str = "given"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,6 +27,7 @@ CHOICES = {
     "model.param_dtype": ("float32", "bfloat16", "int8"),
     "model.attention": ("auto", "xla", "splash", "cudnn"),
     "data.split": ("train", "dev"),
+    "eval.setting": ("given", "normal", "oracle"),
     "train.mse_into": ("both", "memory"),
     "optim.schedule": ("cosine", "constant"),
     "memory.init": ("mean", "tokens"),

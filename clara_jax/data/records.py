@@ -67,6 +67,8 @@ class QaRecord:
         gold: positions in `documents` of those that hold the answer; empty where unknown.
         origin: where the record stands, as `file:line`.
         teacher_scores: one a document, from a reranker to learn from; empty where there are none.
+        candidates: so many documents, the first ones, may be chosen; 0: all. Those after them are
+            gold ones that a search did not find (evaluation/candidates.py).
     """
 
     question: str
@@ -75,6 +77,12 @@ class QaRecord:
     gold: tuple[int, ...]
     origin: str
     teacher_scores: tuple[float, ...] = ()
+    candidates: int = 0
+
+    @property
+    def choice(self) -> tuple[str, ...]:
+        """The documents that may be chosen."""
+        return self.documents[: self.candidates or None]
 
     @property
     def key(self) -> int:

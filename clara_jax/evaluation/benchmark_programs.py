@@ -74,7 +74,10 @@ def make_setup(options: Options, remat: str = "none", stage: str = "scp", **data
             preset=options.preset, base=options.base, dtype=options.dtype, remat=remat,
             tokenizer="" if options.base else "facts",
         ),
-        data=Data(document_length=DOCUMENT, rate=RATE, sources=",".join(options.sources), **data),
+        data=Data(
+            **{"document_length": DOCUMENT, "rate": RATE, "sources": ",".join(options.sources)}
+            | data
+        ),
         train=Train(loss_chunks=options.chunks),
     )  # fmt: skip
     mesh = sharding.make_mesh(Mesh(data=1, fsdp=1, tensor=1), jax.devices()[:1])

@@ -2,19 +2,21 @@
 
     python -m clara_jax.evaluation.compare runs/instruct runs/e2e runs/contrastive
 
-prints a table of each run's newest evaluation and of BM25 (--output writes it too), and draws
-recall and losses over the steps into one picture.
+prints a table of each run's newest evaluation and of BM25, intervals, paired tests of the first run
+against each other on the same questions, and mean ± sd over runs that differ in seed alone
+(--output writes them too), and draws recall and losses over the steps into one picture.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from clara_jax import files
 from clara_jax.errors import UserError, command
-from clara_jax.evaluation.report import newest_evaluation, pyplot, read_metrics, save
+from clara_jax.evaluation import predictions, runs
+from clara_jax.evaluation.report import pyplot, read_metrics, save
+from clara_jax.evaluation.runs import Run, labels
 
 COLUMNS = {
     "questions": "questions",
@@ -31,35 +33,25 @@ _FORMAT = {"questions": ".0f"}
 CURVES = {"loss": "loss", "recall@1": "recall@1 in training"}
 
 
-def rows(workdirs: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Numbers of each run, by its folder's name, and of BM25 with the last run's generator.
+def rows(given: Sequence[Run]) -> dict[str, dict[str, float]]:
+    """Numbers of each run, by its label, and of BM25 with the last run's generator.
 
     Raises:
-        UserError: a run has no evaluation of questions with candidates.
+        UserError: a result is damaged.
     """
     found: dict[str, dict[str, float]] = {}
-    for workdir, label in zip(workdirs, labels(workdirs), strict=True):
-        result = newest_evaluation(workdir)
-        if result is None or "reasoner" not in result["conditions"]:
-            raise UserError(
-                f"{workdir}: no evaluation of questions with candidates; run --mode=evaluate on it"
-            )
-        found[label] = _row(workdir, result, "reasoner")
-        if "bm25" in result["conditions"]:
-            found["BM25"] = _row(workdir, result, "bm25")
+    for run in given:
+        found[run.label] = _row(run.workdir, run.result, predictions.own(run.result))
+        if "bm25" in run.result["conditions"]:
+            found["BM25"] = _row(run.workdir, run.result, "bm25")
     return dict(sorted(found.items(), key=lambda item: item[0] == "BM25"))
-
-
-def labels(workdirs: Sequence[str]) -> list[str]:
-    """Names that tell runs apart: those of their folders, or their whole paths."""
-    names = [os.path.basename(files.normal(workdir)) for workdir in workdirs]
-    return names if len({*names, "BM25"}) == len(names) + 1 else list(workdirs)
 
 
 def _row(workdir: str, result: dict[str, Any], name: str) -> dict[str, float]:
     """Numbers of one ranking and of the answers from it."""
     try:
-        numbers = {**result["retrieval"].get(name, {}), **result["conditions"][name]}
+        rankings = result.get("retrieval", {})  # scp has none
+        numbers = {**rankings.get(name, {}), **result["conditions"][name]}
         numbers["questions"] = result["questions"]
         return {key: float(numbers[key]) for key in COLUMNS if key in numbers}
     except (TypeError, ValueError, KeyError, AttributeError) as e:
@@ -112,7 +104,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     workdirs = [files.normal(workdir) for workdir in args.workdirs]
-    text = table(rows(workdirs))
+    found = runs.load(workdirs)
+    parts = [table(rows(found))]
+    for head, cells in (
+        runs.interval_table(found), runs.test_table(found), runs.seed_table(found)
+    ):  # fmt: skip
+        if cells:
+            parts.append(runs.markdown(head, cells))
+    text = "\n\n".join(parts)
     print(text)
     plot(workdirs, f"{args.output}.png")
     with open(f"{args.output}.md", "w", encoding="utf-8") as f:

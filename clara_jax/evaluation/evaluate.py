@@ -9,7 +9,9 @@ import dataclasses
 from clara_jax import distributed, sharding
 from clara_jax.config import Config
 from clara_jax.data import pipeline
-from clara_jax.evaluation import joint, results, scp
+from clara_jax.errors import UserError
+from clara_jax.evaluation import candidates, joint, results, scp
+from clara_jax.evaluation.environment import environment
 from clara_jax.evaluation.journal import Journal
 from clara_jax.training import setup as setup_lib
 
@@ -45,15 +47,23 @@ def run(config: Config, workdir: str) -> int:
         data = dataclasses.replace(setup.config.data, sources=names, memories=memories)
         config = dataclasses.replace(setup.config, data=data, eval=config.eval)
         setup = dataclasses.replace(setup, config=config)
-    evaluate = EVALUATIONS[pipeline.form(config)]
+    form, setting = pipeline.form(config), config.eval.setting
+    if form != "qa" and setting != "given":
+        raise UserError(
+            f"config.eval.setting={setting} is for questions with candidates; scp has one document"
+        )
     settings = {"sources": config.data.sources, "holdout": config.data.holdout}
     if config.model.param_dtype == "int8":  # not what the same settings give otherwise
         settings["param_dtype"] = "int8"
     settings |= dataclasses.asdict(config.eval)
     journal = Journal(workdir, {"step": setup.step, **settings})
-    result = evaluate(setup, pipeline.open_dev(config), journal)
+    source = pipeline.open_dev(config)
+    if setting != "given":
+        source = candidates.Searched(source, setting, config.select.candidates, config.eval.records)
+    result = EVALUATIONS[form](setup, source, journal)
     if distributed.is_first():
         print(results.table(result))
-        results.write({**result, "settings": settings}, workdir)
+        told = {"settings": settings, "environment": environment()}
+        results.write({**result, **told}, workdir)
     journal.close()
     return 0

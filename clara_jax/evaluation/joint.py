@@ -58,6 +58,7 @@ CONDITIONS = {
     "reasoner_text": Condition("reasoner", "text", None, default=False),
 }
 CONSTANT = "constant"
+SHOWN = 300  # characters of a chosen document that are kept for people
 
 
 def evaluate(
@@ -92,14 +93,14 @@ def evaluate(
     ranked = {
         "reasoner": _ranked(_reasoner_scores(setup, records, found.memories)),
         "bm25": _ranked(
-            retrieval.bm25_scores([r.question for r in records], [r.documents for r in records])
+            retrieval.bm25_scores([r.question for r in records], [r.choice for r in records])
         ),
     }
     golds = [r.gold for r in records]
     # A document set for each question, by the name that a condition gives it.
     chosen = {name: [order[:k] for order in orders] for name, orders in ranked.items()}
     chosen |= {"gold": [list(gold[:k]) for gold in golds], "none": [[] for _ in records]}
-    chosen["all"] = [list(range(len(r.documents))) for r in records]
+    chosen["all"] = [list(range(len(r.choice))) for r in records]
     names = _names(setup, all(golds))
     accepted = [r.answers for r in records]
     modelled = [name for name in names if name != CONSTANT]
@@ -127,7 +128,7 @@ def evaluate(
         "step": setup.step,
         "records": count,
         "questions": count,
-        "candidates": float(np.mean([len(r.documents) for r in records])),
+        "candidates": float(np.mean([len(r.choice) for r in records])),
         "documents_cut": found.cut,
         "memory_tokens": len(setup.extra.memory),
         "compression_rate": found.rate,
@@ -147,6 +148,8 @@ def evaluate(
                 "answers": list(record.answers),
                 "pos_index": list(record.gold),
                 "chosen": chosen["reasoner"][i],
+                "documents": [record.documents[n][:SHOWN] for n in chosen["reasoner"][i]],
+                "ranked": {name: orders[i] for name, orders in ranked.items()},
                 **{name: texts[i] for name, texts in predictions.items()},
             }
             for i, record in enumerate(records)
@@ -197,7 +200,7 @@ def _reasoner_scores(setup: Setup, records: Sequence[QaRecord], memories: Any) -
     """Scores of each question's candidates by the query reasoner."""
     queries = encode.encode_query(setup, [r.question for r in records], setup.config.eval.batch)
     return [
-        rank.scores(query_MD, _stack(memories, record.documents), setup.config.select.score)
+        rank.scores(query_MD, _stack(memories, record.choice), setup.config.select.score)
         for query_MD, record in zip(queries, records, strict=True)
     ]
 

@@ -45,15 +45,14 @@ def read_metrics(workdir: str) -> list[dict[str, Any]]:
 
 
 def newest_evaluation(workdir: str) -> dict[str, Any] | None:
-    """The result in eval/*.json of the latest step, of these the one written last, or None.
+    """The result in `newest_path`, or None.
 
     Raises:
         UserError: it is no such result.
     """
-    paths = list((files.path(workdir) / "eval").glob("*.json"))
-    if not paths:
+    newest = newest_path(workdir)
+    if newest is None:
         return None
-    newest = max(paths, key=lambda path: (_step_of(path.name), files.modified(path)))
     try:
         result = json.loads(files.read(newest))
         if not isinstance(result["conditions"], dict) or not result["predictions"]:
@@ -61,6 +60,14 @@ def newest_evaluation(workdir: str) -> dict[str, Any] | None:
         return result
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{newest}: no result ({e!r}); run --mode=evaluate again") from e
+
+
+def newest_path(workdir: str) -> str | None:
+    """The file in eval/*.json of the latest step, of these the one written last, or None."""
+    paths = list((files.path(workdir) / "eval").glob("*.json"))
+    if not paths:
+        return None
+    return os.fspath(max(paths, key=lambda path: (_step_of(path.name), files.modified(path))))
 
 
 def _step_of(name: str) -> int:

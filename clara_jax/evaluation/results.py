@@ -12,7 +12,7 @@ from absl import logging
 
 from clara_jax import files
 from clara_jax.errors import UserError
-from clara_jax.evaluation import answer_losses, metrics, statistics
+from clara_jax.evaluation import answer_losses, metrics, predictions, statistics
 from clara_jax.evaluation.journal import Piece
 from clara_jax.progress import Progress
 
@@ -145,6 +145,8 @@ def _rows(
 def write(result: dict[str, Any], workdir: str) -> str:
     """Writes a result to `eval/<step>.json`, or `<step>-2.json` … beside those of other settings.
 
+    Beside it `<step>.jsonl` holds the predictions with their values (evaluation/predictions.py).
+
     Returns:
         The path.
 
@@ -159,6 +161,8 @@ def write(result: dict[str, Any], workdir: str) -> str:
             path = os.path.join(directory, f"{result['step']}{suffix}.json")
             if not files.path(path).exists() or _settings(path) == result.get("settings"):
                 break
+        if result.get("predictions"):
+            predictions.write(result, f"{path}l")
         files.write(path, json.dumps(result, indent=2, ensure_ascii=False))
     except OSError as e:
         raise UserError(f"{directory}: cannot write the result ({e.strerror})") from e

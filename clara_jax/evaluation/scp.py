@@ -110,12 +110,17 @@ def evaluate(
         "gap_closed": results.gaps(conditions, ("no_document", "memory", "full_text")),
         "seconds": time.monotonic() - begun,
         "predictions": [
-            {"origin": record.origin, "question": question, "answer": answer}
-            | {name: texts[i] for name, texts in predictions.items()}
-            for i, (record, question, answer) in enumerate(
+            {
+                "origin": record.origin,
+                "question": question,
+                "answer": texts[0],
+                "answers": list(texts),
+                **{name: given[i] for name, given in predictions.items()},
+            }
+            for i, (record, question, texts) in enumerate(
                 (record, *pair)
                 for record in records
-                for pair in zip(record.questions, record.answers, strict=True)
+                for pair in zip(record.questions, record.accepted, strict=True)
             )
         ],
     }

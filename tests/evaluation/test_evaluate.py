@@ -90,7 +90,7 @@ def test_result_and_file(setup, result):
     first = result["predictions"][0]
     assert first["question"] == source[0].questions[0]
     assert len(result["predictions"]) == 15
-    assert set(first) == {"origin", "question", "answer", *result["conditions"]}
+    assert set(first) == {"origin", "question", "answer", "answers", *result["conditions"]}
 
 
 def test_table(result):

@@ -193,7 +193,8 @@ def test_comparison(runs, capsys):
     assert compare.main([f"{runs}/instruct/", str(runs / "e2e"), "--output", output]) == 0
     text = (runs / "all.md").read_text()
     assert text in capsys.readouterr().out
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    first = text.split("\n\n")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in first.splitlines()]
     assert [row[0] for row in rows[2:]] == ["instruct", "e2e", "BM25"]
     assert [row[1:3] for row in rows[2:4]] == [["3", "0.250"], ["3", "0.750"]]
     assert (runs / "all.png").stat().st_size > 10_000
@@ -202,7 +203,7 @@ def test_comparison(runs, capsys):
 def test_mistakes_of_a_comparison(runs, capsys):
     (runs / "new").mkdir()
     assert compare.main([str(runs / "new")]) == 2
-    assert "no evaluation of questions with candidates" in capsys.readouterr().err
+    assert "no evaluation; run --mode=evaluate" in capsys.readouterr().err
     assert compare.main([str(runs / "e2e"), "--output", str(runs / "none" / "x")]) == 2
     with pytest.raises(UserError, match="nothing to evaluate on"):
         evaluate.pipeline.open_dev(dataclasses.replace(CONFIG, eval=Eval()))

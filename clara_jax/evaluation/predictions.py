@@ -1,0 +1,102 @@
+"""What each question of an evaluation got: a line of JSONL beside the result, and read back.
+
+A line is a prediction of the result with the values of every metric, so that a paired test needs
+neither the model nor a second scoring:
+
+    {"question", "answers", "pos_index", …, "<condition>": its answer,
+     "values": {condition: {"exact_match", "f1", "cover_exact_match"}},
+     "retrieval": {ranking: {"recall@1", …}}}
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from clara_jax import files
+from clara_jax.errors import UserError
+from clara_jax.evaluation import metrics, retrieval
+
+Line = dict[str, Any]
+OWN = ("reasoner", "memory")  # conditions that are the model itself, as asked and as in scp
+
+
+def lines(result: dict[str, Any]) -> list[Line]:
+    """The predictions of a result, each with its values.
+
+    Args:
+        result: of an evaluation. In an old one, without all accepted answers and rankings, the
+            first answer counts alone and `retrieval` is left out.
+    """
+    found = []
+    for prediction in result["predictions"]:
+        answers = prediction.get("answers") or [prediction["answer"]]
+        line = {key: value for key, value in prediction.items() if key != "ranked"}
+        line["values"] = {
+            name: {m: v[0] for m, v in metrics.values([prediction[name]], [answers]).items()}
+            for name in result["conditions"]
+            if name in prediction
+        }
+        rankings = prediction.get("ranked", {})
+        if gold := prediction.get("pos_index"):
+            line["retrieval"] = {
+                name: {m: v[0] for m, v in retrieval.values([order], [gold]).items()}
+                for name, order in rankings.items()
+            }
+        found.append(line)
+    return found
+
+
+def write(result: dict[str, Any], path: str) -> None:
+    """Writes the lines to a file; errors as in `files.write`."""
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines(result))
+    files.write(path, text)
+
+
+def own(result: dict[str, Any]) -> str:
+    """The condition that stands for the model itself: the first, where no usual one took place."""
+    conditions = result["conditions"]
+    return next(name for name in (*OWN, *conditions) if name in conditions)
+
+
+def values(found: Sequence[Line], condition: str) -> dict[str, list[float]]:
+    """Every metric of the lines under a condition, and of the ranking of that name.
+
+    Only what all lines have: questions whose gold documents are unknown have no recall.
+    """
+    rows = [
+        {**line["values"][condition], **line.get("retrieval", {}).get(condition, {})}
+        for line in found
+    ]
+    shared = [name for name in rows[0] if all(name in row for row in rows)] if rows else []
+    return {name: [row[name] for row in rows] for name in shared}
+
+
+def by_question(found: Sequence[Line]) -> dict[tuple[str, str, int], Line]:
+    """The lines by what tells questions apart, whatever folder their file was read from."""
+    seen: dict[tuple[str, str, int], Line] = {}
+    for line in found:
+        number = 0
+        while (line["question"], line["answer"], number) in seen:
+            number += 1
+        seen[line["question"], line["answer"], number] = line
+    return seen
+
+
+def of(result_path: str | os.PathLike[str], result: dict[str, Any]) -> list[Line]:
+    """The lines beside a result's file, or made from it where an older version wrote none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = f"{os.fspath(result_path)}l"
+    try:
+        text = files.read(path) if files.path(path).exists() else ""
+        found = [json.loads(row) for row in text.splitlines()] or lines(result)
+        for line in found:
+            if not isinstance(line["values"], dict):
+                raise ValueError("no values")
+            line["question"], line["answer"]
+        return found
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{path}: damaged ({e!r}); run --mode=evaluate again") from e

@@ -1,0 +1,208 @@
+"""What a sweep is: axes of options that expand to runs, each a chain of stages.
+
+A sweep's file (configs/sweep.py) gives a `Sweep`. Runs share what they have in common: a stage
+whose options, and those of the stages before it, are the same is trained once.
+"""
+
+import dataclasses
+import fnmatch
+import importlib.util
+import itertools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+from clara_jax import config as config_lib
+from clara_jax.config import Config
+from clara_jax.data.records import digest
+from clara_jax.errors import UserError, reason
+
+Options = Mapping[str, Any]
+# Of a stage, what changes nothing of its weights, or says only where things lie.
+_FREE = ("eval", "init_from", "mesh", "profile", "synthesis", "serve", "store", "search")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A base chain of stages, and what is varied.
+
+    Options are named as in config.py, `data.rate`, and hold for all stages, or for one of them,
+    `e2e:select.k`. `stages` is an option too: names of the chain's stages that take place.
+
+    Attributes:
+        stages: config files by stage, in order, such as `quickstart.py:scp`, beside the sweep's.
+        axes: for each axis its points, and of each point the options.
+        options: of all runs, over those of the files.
+        grids: axes that are crossed; every axis is also varied by itself.
+        paper: numbers of the paper by a run's name and a metric; shown as not comparable, for base
+            model, data and candidates are others.
+    """
+
+    stages: Mapping[str, str]
+    axes: Mapping[str, Mapping[str, Options]]
+    options: Options = dataclasses.field(default_factory=dict)
+    grids: Sequence[Sequence[str]] = ()
+    paper: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One training of a run.
+
+    Attributes:
+        config: with the folder of the stage before it as `init_from`.
+        workdir: its folder.
+    """
+
+    config: Config
+    workdir: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """One run of a sweep.
+
+    Attributes:
+        name: `base`, `rate=4` or, in a grid, `rate=4,k=1`.
+        stages: in order; the last one is evaluated.
+        key: what its numbers depend on.
+    """
+
+    name: str
+    stages: tuple[Stage, ...]
+    key: str
+
+
+def load(name: str) -> tuple[Sweep, str]:
+    """The sweep of a file with an argument, `configs/sweep.py:quickstart`, and the file's folder.
+
+    Raises:
+        UserError: no such file, or no sweep in it.
+    """
+    path, _, argument = name.partition(":")
+    module = _module(path)
+    if not hasattr(module, "get_sweep"):
+        raise UserError(f"{path}: has no get_sweep; see configs/sweep.py")
+    return _called(module.get_sweep, path, argument), os.path.dirname(os.path.abspath(path))
+
+
+def expand(sweep: Sweep, folder: str, output: str, options: Options | None = None) -> list[Planned]:
+    """The runs of a sweep, the base first.
+
+    Args:
+        sweep: what to vary.
+        folder: where its config files are.
+        output: folder of the runs.
+        options: of all runs, over those of the sweep.
+
+    Raises:
+        UserError: an option, a stage or an axis is unknown, or a value cannot be meant.
+    """
+    points: dict[str, Options] = {"base": {}}
+    for axis, values in sweep.axes.items():
+        points |= {f"{axis}={label}": chosen for label, chosen in values.items()}
+    for grid in sweep.grids:
+        for axis in grid:
+            if axis not in sweep.axes:
+                raise UserError(f"grids: no axis {axis!r}; there are {', '.join(sweep.axes)}")
+        for labels in itertools.product(*(sweep.axes[axis] for axis in grid)):
+            name = ",".join(f"{axis}={label}" for axis, label in zip(grid, labels, strict=True))
+            pairs = zip(grid, labels, strict=True)
+            points[name] = {k: v for a, label in pairs for k, v in sweep.axes[a][label].items()}
+    common = {**sweep.options, **(options or {})}
+    bases = {stage: _config(folder, file) for stage, file in sweep.stages.items()}
+    return [_plan(name, {**common, **chosen}, bases, output) for name, chosen in points.items()]
+
+
+def only(planned: Sequence[Planned], patterns: str) -> list[Planned]:
+    """Runs whose names fit one of the patterns with commas between, `rate=*,base`; empty: all.
+
+    A comma within a name is matched by `?` or `*`.
+
+    Raises:
+        UserError: none fits a pattern.
+    """
+    wanted = [pattern.strip() for pattern in patterns.split(",") if pattern.strip()]
+    for pattern in wanted:
+        if not any(fnmatch.fnmatch(run.name, pattern) for run in planned):
+            names = ", ".join(run.name for run in planned)
+            raise UserError(f"--only: no run fits {pattern!r}; there are {names}")
+    return [run for run in planned if not wanted or any(
+        fnmatch.fnmatch(run.name, pattern) for pattern in wanted
+    )]  # fmt: skip
+
+
+def _plan(
+    name: str, options: Options, bases: dict[str, ml_collections.ConfigDict], output: str
+) -> Planned:
+    names = options.get("stages", tuple(bases))
+    for stage in (*names, *(key.partition(":")[0] for key in options if ":" in key)):
+        if stage not in bases:
+            raise UserError(f"{name}: no stage {stage!r} in the sweep; it has {', '.join(bases)}")
+    stages: list[Stage] = []
+    key = ""
+    for stage in names:
+        config = bases[stage].copy_and_resolve_references()
+        for option, value in options.items():
+            where, _, dotted = option.rpartition(":")
+            if dotted != "stages" and where in ("", stage):
+                _set(config, dotted, value, name)
+        config.init_from = stages[-1].workdir if stages else config.init_from
+        if config.stage in ("e2e", "contrastive") and stages and not config.data.memories:
+            # Of the same compressor they are the same: computed once for all runs of it.
+            config.data.memories = os.path.join(output, "memories", key)
+        frozen = config_lib.freeze(config)
+        key = _key(frozen, key)
+        stages.append(Stage(frozen, os.path.join(output, "runs", f"{stage}-{key}")))
+    evaluated = json.dumps([key, dataclasses.asdict(stages[-1].config.eval)], sort_keys=True)
+    return Planned(name, tuple(stages), digest(evaluated).hex()[:12])
+
+
+def _key(config: Config, before: str) -> str:
+    """What tells a stage's training from any other."""
+    tree = {k: v for k, v in dataclasses.asdict(config).items() if k not in _FREE}
+    tree["data"].pop("memories")
+    if not before:
+        tree["init_from"] = config.init_from
+    return digest(json.dumps([before, tree], sort_keys=True)).hex()[:12]
+
+
+def _set(config: ml_collections.ConfigDict, dotted: str, value: Any, run: str) -> None:
+    *groups, last = dotted.split(".")
+    place: Any = config
+    try:
+        for group in groups:
+            place = place[group]
+        if isinstance(place[last], float) and isinstance(value, int):
+            value = float(value)
+        place[last] = value
+    except (KeyError, TypeError, AttributeError) as e:
+        raise UserError(f"{run}: option {dotted}={value!r}: {reason(e)}") from e
+
+
+def _config(folder: str, name: str) -> ml_collections.ConfigDict:
+    file, _, argument = name.partition(":")
+    path = os.path.join(folder, file)
+    return _called(_module(path).get_config, path, argument)
+
+
+def _module(path: str) -> Any:
+    try:
+        spec = importlib.util.spec_from_file_location("clara_jax_sweep", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    except FileNotFoundError as e:
+        raise UserError(f"{path}: no such file") from e
+    except Exception as e:  # config files are Python
+        raise UserError(f"{path}: cannot be loaded ({reason(e)})") from e
+
+
+def _called(function: Any, path: str, argument: str) -> Any:
+    try:
+        return function(argument) if argument else function()
+    except Exception as e:
+        raise UserError(f"{path}:{argument}: {reason(e)}") from e

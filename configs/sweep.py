@@ -1,0 +1,103 @@
+"""Sweeps of the paper's ablations, for `python -m clara_jax.evaluation.sweep`.
+
+configs/sweep.py:quickstart is made-up facts from scratch; :smollm2 is SmolLM2 on real text, with
+the base and its data by `--set=model.base=…` and the environment's DATA (a folder; `data` by
+default); :sizes is the paper's recipe over model sizes, for --dry_run where no machine holds them.
+"""
+
+import os
+
+from clara_jax.evaluation.sweep_plan import Sweep
+
+DATA = os.environ.get("DATA", "data")
+WIKIPEDIA = f"{DATA}/scp_nq_train.jsonl,{DATA}/scp_squad_train.jsonl"
+MEDICINE = f"{DATA}/scp_pubmedqa_train.jsonl"
+
+# What the paper varies in the joint training.
+REASONER = {"random": {"e2e:reasoner_init": "random"}}
+TRAINED = {"generator": {"e2e:train.only": "generator"}, "reasoner": {"e2e:train.only": "reasoner"}}
+SIZES = {
+    "smollm2_135m": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "smollm2_360m": "HuggingFaceTB/SmolLM2-360M-Instruct",
+    "smollm2_1_7b": "HuggingFaceTB/SmolLM2-1.7B-Instruct",
+    "qwen3_0_6b": "Qwen/Qwen3-0.6B",
+    "qwen3_4b": "Qwen/Qwen3-4B",
+    "llama2_7b": "meta-llama/Llama-2-7b-chat-hf",
+    "llama2_13b": "meta-llama/Llama-2-13b-chat-hf",
+    "llama2_70b": "meta-llama/Llama-2-70b-chat-hf",
+}
+
+
+def get_sweep(name: str = "quickstart") -> Sweep:
+    """One of SWEEPS."""
+    return SWEEPS[name]()
+
+
+def quickstart() -> Sweep:
+    """A document is at most 25 tokens: 6, 3, 2 and 1 memory vectors."""
+    stages = {stage: f"quickstart.py:{stage}" for stage in ("scp", "instruct", "e2e")}
+    rows = {"scp:data.encoder_row": 36, "scp:data.decoder_row": 132}  # more memory tokens
+    return Sweep(
+        stages,
+        {
+            "rate": {"4": {"data.rate": 4, **rows}, "12": {"data.rate": 12},
+                     "25": {"data.rate": 25}},
+            "k": {str(k): {"e2e:select.k": k} for k in (2, 3, 5)},
+            "mse": {"with": {"train.mse_weight": 0.1}},
+            "mix": {"memories_only": {"scp:data.sources": "facts:100000"}},
+            "reasoner": REASONER,
+            "trained": TRAINED,
+            "chain": {"without_instruct": {"stages": ("scp", "e2e")}},
+            "seed": {str(seed): {"e2e:seed": seed} for seed in (1, 2)},
+        },
+    )  # fmt: skip
+
+
+def smollm2() -> Sweep:
+    """Rates 4 to 256, 1 to 10 selected documents, domains, mixes, and what is trained."""
+    stages = {stage: f"smollm2.py:{stage}" for stage in ("scp", "instruct", "e2e")}
+    questions = {"data.sources": f"{DATA}/qa_e2e_train.jsonl",
+                 "eval.sources": f"{DATA}/qa_e2e_dev.jsonl"}  # fmt: skip
+    alone = {"stages": ("scp",)}
+    domain = {**alone, "scp:data.sources": WIKIPEDIA, "scp:eval.sources": MEDICINE}
+    return Sweep(
+        stages,
+        {
+            "rate": {str(2**n): {"data.rate": 2**n} for n in range(2, 9)},
+            "k": {str(k): {"e2e:select.k": k} for k in range(1, 11)},
+            "document": {"128": {"data.document_length": 128, "scp:data.encoder_row": 0,
+                                 "scp:data.decoder_row": 0}},
+            "mse": {"without": {"train.mse_weight": 0.0}},
+            "mix": {"nq": {"scp:data.sources": f"{DATA}/scp_nq_train.jsonl"},
+                    "wikipedia": {"scp:data.sources": WIKIPEDIA}},
+            "domain": {"wikipedia_to_medicine": domain,
+                       "medicine_to_medicine": {**domain, "scp:data.sources": MEDICINE,
+                                                "scp:eval.sources": ""}},
+            "setting": {name: {"eval.setting": name} for name in ("normal", "oracle")},
+            "reasoner": REASONER,
+            "trained": TRAINED,
+        },
+        options={
+            "scp:data.sources": f"{WIKIPEDIA},{MEDICINE}",
+            **{f"{stage}:{k}": v for stage in ("instruct", "e2e") for k, v in questions.items()},
+        },
+    )  # fmt: skip
+
+
+def sizes() -> Sweep:
+    """The paper's stages over models, at 16x and 64x."""
+    models = {preset: {"model.preset": preset, "model.base": hub} for preset, hub in SIZES.items()}
+    return Sweep(
+        {stage: f"{stage}.py" for stage in ("scp", "instruct", "e2e")},
+        {"model": models, "rate": {"64": {"data.rate": 64}}},
+        options={
+            "scp:data.sources": f"{WIKIPEDIA},{MEDICINE}",
+            "instruct:data.sources": f"{DATA}/qa_e2e_train.jsonl",
+            "e2e:data.sources": f"{DATA}/qa_e2e_train.jsonl",
+            "eval.sources": f"{DATA}/qa_e2e_dev.jsonl",
+        },
+        grids=(("model", "rate"),),
+    )
+
+
+SWEEPS = {"quickstart": quickstart, "smollm2": smollm2, "sizes": sizes}

@@ -1,0 +1,132 @@
+"""Predictions with their values, paired tests between runs, and runs of several seeds."""
+
+import dataclasses
+import json
+
+import pytest
+
+from clara_jax import config as config_lib
+from clara_jax.config import Config
+from clara_jax.errors import UserError
+from clara_jax.evaluation import compare, predictions, results, runs
+
+ANSWERS = ["red fox", "baker", "no", "a mill"]
+
+
+def result(correct, seconds=1.0):
+    """Four questions, of which the named ones are answered rightly and ranked first."""
+    rows = [
+        {
+            "origin": f"f.jsonl:{i + 1}",
+            "question": f"what is {i} ?",
+            "answer": answer,
+            "answers": [answer, f"alias {i}"],
+            "pos_index": [0],
+            "chosen": [0],
+            "documents": [f"document {i}"],
+            "ranked": {"reasoner": [0, 1] if i in correct else [1, 0], "bm25": [1, 0]},
+            "reasoner": f"Alias {i}." if i in correct else "nothing",
+        }
+        for i, answer in enumerate(ANSWERS)
+    ]
+    share = len(correct) / 4
+    return {
+        "step": 2,
+        "questions": 4,
+        "conditions": {"reasoner": {"f1": share, "exact_match": share, "seconds": seconds}},
+        "retrieval": {"reasoner": {"recall@1": share}, "bm25": {"recall@1": 0.0}},
+        "predictions": rows,
+    }
+
+
+@pytest.fixture
+def workdirs(tmp_path):
+    """A good run, the same with another seed, and one that knows one answer."""
+    found = []
+    for name, correct, seed, k in (("a/e2e", {0, 1, 2, 3}, 0, 5), ("b/e2e", {0, 1}, 1, 5),
+                                   ("c", {0}, 1, 3)):  # fmt: skip
+        workdir = tmp_path / name
+        workdir.mkdir(parents=True)
+        config = Config(stage="e2e", seed=seed, init_from=str(tmp_path / f"scp{seed}"))
+        select = dataclasses.replace(config.select, k=k)
+        config_lib.save(dataclasses.replace(config, select=select), workdir / "config.json")
+        (tmp_path / f"scp{seed}").mkdir(exist_ok=True)
+        config_lib.save(Config(seed=seed), tmp_path / f"scp{seed}" / "config.json")
+        (workdir / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+        results.write(result(correct), str(workdir))
+        found.append(str(workdir))
+    return found
+
+
+def test_a_line_a_question_with_all_values(workdirs):
+    with open(f"{workdirs[1]}/eval/2.jsonl", encoding="utf-8") as f:
+        lines = [json.loads(row) for row in f]
+    assert [line["values"]["reasoner"]["exact_match"] for line in lines] == [1, 1, 0, 0]
+    assert [line["retrieval"]["reasoner"]["recall@1"] for line in lines] == [1, 1, 0, 0]
+    assert lines[2]["retrieval"]["bm25"] == lines[2]["retrieval"]["reasoner"]
+    assert lines[0]["answers"] == ["red fox", "alias 0"] and "ranked" not in lines[0]
+    # Nothing is scored again: a test reads the values of the file.
+    lines[3]["values"]["reasoner"]["f1"] = 0.5
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    with open(f"{workdirs[1]}/eval/2.jsonl", "w", encoding="utf-8") as f:
+        f.write(text)
+    (run,) = runs.load(workdirs[1:2])
+    assert run.values["f1"] == [1, 1, 0, 0.5]
+
+
+def test_a_result_of_before_there_were_lines(workdirs, tmp_path):
+    old = tmp_path / "a" / "e2e" / "eval" / "2.jsonl"
+    told = json.loads((tmp_path / "a" / "e2e" / "eval" / "2.json").read_text())
+    assert predictions.of(f"{old}"[:-1], told) == predictions.lines(told)
+    old.unlink()
+    assert predictions.of(f"{old}"[:-1], told) == predictions.lines(told)
+    old.write_text('{"question": "who ?"}\n')
+    with pytest.raises(UserError, match=r"2\.jsonl: damaged.*evaluate again"):
+        predictions.of(f"{old}"[:-1], told)
+
+
+def test_paired_tests_are_of_the_same_questions(workdirs, tmp_path):
+    # The second run has the questions in another order, one twice and one of its own.
+    path = tmp_path / "b" / "e2e" / "eval" / "2.jsonl"
+    lines = path.read_text().splitlines()
+    own = lines[0].replace("what is 0", "who is 0")
+    path.write_text("\n".join([own, lines[3], lines[2], lines[1], lines[0], lines[0]]) + "\n")
+    found = runs.load(workdirs)
+    tests = {(test.other, test.metric): test for test in runs.tests(found)}
+    assert {metric for _, metric in tests} == set(runs.TESTED)
+    first = tests[found[1].label, "f1"]
+    assert (first.questions, first.paired.difference) == (4, 0.5)
+    assert tests[found[2].label, "recall@1"].paired.difference == 0.75
+    assert first.paired.low <= 0.5 <= first.paired.high and 0 < first.paired.p <= 1
+    other = runs.load(workdirs[:1])[0]
+    strange = [dict(line, question="where ?") for line in other.lines]
+    with pytest.raises(UserError, match="share no question"):
+        runs.tests([other, dataclasses.replace(other, lines=strange)])
+
+
+def test_runs_of_several_seeds(workdirs):
+    found = runs.load(workdirs)
+    head, cells = runs.seed_table(found)
+    assert len(cells) == 1 and cells[0][1] == "2"  # the third has another k
+    assert cells[0][head.index("F1")] == "0.750 ± 0.354"
+    # What a run started from belongs to its method.
+    assert runs.method(found[0].config) == runs.method(found[1].config)
+    started = dataclasses.replace(found[1].config, init_from="elsewhere")
+    assert runs.method(started) != runs.method(found[0].config)
+    assert runs.seed_table(found[1:])[1] == []
+
+
+def test_labels_tell_runs_apart():
+    assert runs.labels(["x/a/e2e", "x/b/e2e"]) == ["a/e2e", "b/e2e"]
+    assert runs.labels(["x/a/", "x/b"]) == ["a", "b"]
+    assert runs.labels(["a", "a"]) == ["a", "a"]
+
+
+def test_comparison_tells_of_tests_and_seeds(workdirs, tmp_path, capsys):
+    assert compare.main([*workdirs, "--output", str(tmp_path / "all")]) == 0
+    text = (tmp_path / "all.md").read_text()
+    assert text in capsys.readouterr().out
+    assert "less |  | questions | difference | 95 % | p |" in text
+    assert "+0.500" in text and "0.750 ± 0.354" in text and "1.000 (1.000-1.000)" in text
+    assert compare.main([str(tmp_path), "--output", str(tmp_path / "x")]) == 2
+    assert "no evaluation" in capsys.readouterr().err

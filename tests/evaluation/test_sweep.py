@@ -1,0 +1,206 @@
+"""Sweeps: what a table of axes expands to, what is shared, what a kill or a failure leaves."""
+
+import json
+import pathlib
+
+import pytest
+
+from clara_jax import config as config_lib
+from clara_jax.errors import UserError
+from clara_jax.evaluation import results, sweep, sweep_cost, sweep_plan
+from clara_jax.evaluation.sweep_plan import Sweep
+from clara_jax.training.lineage import lineage
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+STAGES = '''
+from clara_jax import config as clara_config
+
+def get_config(stage="scp"):
+    """Tiny."""
+    config = clara_config.default()
+    config.stage = stage
+    config.model.preset, config.model.tokenizer, config.model.vocab_size = "tiny", "facts", 192
+    config.data.sources, config.eval.sources = "facts:200", "facts:4:1"
+    config.data.document_length, config.data.rate = 40, 10
+    config.data.encoder_row = config.data.decoder_row = 96
+    config.data.packing_bins = 8
+    config.memory.init = "tokens"
+    config.prompts.qa_system, config.prompts.qa_user = "", "{docs}"
+    config.train.steps, config.train.batch_rows = 2, 8
+    config.eval.records, config.eval.max_new_tokens, config.eval.baselines = 2, 4, False
+    config.mesh.fsdp = 8
+    return config
+'''
+SWEEP = '''
+from clara_jax.evaluation.sweep_plan import Sweep
+
+def get_sweep(name="all"):
+    """Rates."""
+    return Sweep({"scp": "tiny.py"}, {"rate": {"20": {"data.rate": 20}}},
+                 paper={"rate=20": {"f1": 0.123}})
+'''
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "tiny.py").write_text(STAGES)
+    (tmp_path / "sweep.py").write_text(SWEEP)
+    return tmp_path
+
+
+def expand(folder, axes, **others):
+    stages = {stage: f"tiny.py:{stage}" for stage in ("scp", "instruct", "e2e")}
+    given = Sweep(stages, axes, **others)
+    return {run.name: run for run in sweep_plan.expand(given, str(folder), str(folder / "out"))}
+
+
+def test_runs_share_what_they_have_in_common(folder):
+    found = expand(folder, {
+        "rate": {"10": {"data.rate": 10}, "20": {"data.rate": 20}},
+        "k": {"1": {"e2e:select.k": 1}},
+        "setting": {"oracle": {"eval.setting": "oracle"}},
+        "chain": {"short": {"stages": ("scp", "e2e")}},
+    }, grids=(("rate", "k"),))  # fmt: skip
+    assert list(found) == ["base", "rate=10", "rate=20", "k=1", "setting=oracle", "chain=short",
+                           "rate=10,k=1", "rate=20,k=1"]  # fmt: skip
+    base = found["base"].stages
+    assert [s.config.stage for s in base] == ["scp", "instruct", "e2e"]
+    assert [s.config.init_from for s in base] == ["", base[0].workdir, base[1].workdir]
+    assert base[2].config.data.memories and not base[1].config.data.memories
+    assert found["rate=10"].stages == base and found["rate=10"].key == found["base"].key
+    assert not {s.workdir for s in found["rate=20"].stages} & {s.workdir for s in base}
+    assert all(s.config.data.rate == 20 for s in found["rate=20"].stages)
+    k1 = found["k=1"].stages
+    assert k1[:2] == base[:2] and k1[2].workdir != base[2].workdir and k1[2].config.select.k == 1
+    assert k1[1].config.select.k == 5
+    # Another evaluation of the same training.
+    assert [s.workdir for s in found["setting=oracle"].stages] == [s.workdir for s in base]
+    assert found["setting=oracle"].key != found["base"].key
+    short = found["chain=short"].stages
+    assert len(short) == 2 and short[1].config.init_from == base[0].workdir
+    assert found["rate=10,k=1"].stages == k1
+    assert found["rate=20,k=1"].stages[2].config.select.k == 1
+
+
+def test_mistakes(folder, capsys):
+    for axes, message in (
+        ({"a": {"b": {"data.rat": 1}}}, r"a=b: option data\.rat=1"),
+        ({"a": {"b": {"data.rate": "x"}}}, "a=b: option data.rate='x'"),
+        ({"a": {"b": {"sc:data.rate": 4}}}, "no stage 'sc'"),
+        ({"a": {"b": {"data.rate": 41}}}, "leaves no memory token"),
+    ):
+        with pytest.raises(UserError, match=message):
+            expand(folder, axes)
+    with pytest.raises(UserError, match="no axis 'k'"):
+        expand(folder, {}, grids=(("k",),))
+    planned = list(expand(folder, {"rate": {"20": {"data.rate": 20}}}).values())
+    assert [run.name for run in sweep_plan.only(planned, "rate=*")] == ["rate=20"]
+    assert sweep_plan.only(planned, "") == planned
+    with pytest.raises(UserError, match=r"no run fits 'rat'; there are base, rate=20"):
+        sweep_plan.only(planned, "base,rat")
+    out = f"--output={folder / 'out'}"
+    assert sweep.main([str(folder / "none.py"), out]) == 2
+    assert "none.py: no such file" in capsys.readouterr().err
+    assert sweep.main([str(folder / "tiny.py"), out]) == 2
+    assert "has no get_sweep" in capsys.readouterr().err
+    assert sweep.main([str(folder / "sweep.py"), out, "--set=5"]) == 2
+    assert "must be NAME=VALUE" in capsys.readouterr().err
+
+
+@pytest.fixture
+def faked(monkeypatch):
+    """Training and evaluation that leave the files and count what they are asked for."""
+    calls = []
+
+    def train(config, workdir):
+        calls.append((config.stage, config.data.rate))
+        if config.data.rate == 20:
+            raise UserError("no data | here")
+        pathlib.Path(workdir).mkdir(parents=True)
+        config_lib.save(config, pathlib.Path(workdir) / "config.json")
+        return 0
+
+    def run(config, workdir):
+        calls.append(("evaluate", config.data.rate))
+        row = {"origin": "x", "question": "q", "answer": "a", "answers": ["a"], "memory": "a"}
+        results.write(
+            {"step": 2, "questions": 1, "compression_rate": 9.5, "predictions": [row],
+             "conditions": {"memory": {"f1": 1.0}}}, workdir
+        )  # fmt: skip
+
+    monkeypatch.setattr(sweep.train, "train", train)
+    monkeypatch.setattr(sweep.evaluate, "run", run)
+    return calls
+
+
+def test_failed_runs_stay_in_the_table_and_are_tried_again(folder, faked, capsys):
+    def run(*more):
+        faked.clear()
+        code = sweep.main([str(folder / "sweep.py"), f"--output={folder / 'out'}", *more])
+        capsys.readouterr()
+        return code, list(faked)
+
+    assert run("--only=base") == (0, [("scp", 10), ("evaluate", 10)])
+    text = (folder / "out" / "sweep.md").read_text()
+    assert "| rate=20 |" in text and "not run" in text and "1.000 (1.000-1.000)" in text
+    assert run() == (1, [("scp", 20)])  # the first is done
+    text = (folder / "out" / "sweep.md").read_text()
+    assert "failed: no data \\| here" in text and "F1, paper (not comparable)" in text
+    assert "0.123" in text.splitlines()[-1] and "0.123" not in text.splitlines()[-2]
+    rows = json.loads((folder / "out" / "sweep.json").read_text())
+    assert [row["status"] for row in rows] == ["done", "failed"]
+    assert rows[0]["metrics"]["f1"] == 1.0 and rows[0]["rate"] == 9.5
+    assert rows[1]["paper"] == {"comparable": False, "f1": 0.123}
+    assert run("--only=rate=20") == (1, [("scp", 20)])
+    # Other options are another run: what is recorded under the name does not count.
+    assert run("--only=base", "--set=seed=5")[1][0] == ("scp", 10)
+    (folder / "out" / "results" / "base.json").write_text("{")
+    assert run("--only=base")[0] == 2
+
+
+def test_a_signal_ends_the_sweep(folder, faked, monkeypatch, capsys):
+    monkeypatch.setattr(sweep.train, "train", lambda *_: 143)
+    assert sweep.main([str(folder / "sweep.py"), f"--output={folder / 'out'}"]) == 143
+    assert not faked and "not run" in capsys.readouterr().out
+
+
+def test_a_real_run(folder, capsys):
+    """Trained and evaluated; a second call does neither."""
+    arguments = [str(folder / "sweep.py"), f"--output={folder / 'out'}", "--only=base"]
+    assert sweep.main(arguments) == 0
+    (workdir,) = (folder / "out" / "runs").iterdir()
+    assert (workdir / "eval" / "2.json").exists() and (workdir / "eval" / "2.jsonl").exists()
+    config = config_lib.load(workdir / "config.json")
+    assert config.train.steps == 2 and not lineage(config)
+    first = capsys.readouterr()
+    assert sweep.main(arguments) == 0
+    again = capsys.readouterr()
+    assert (
+        "base: done already" in again.err
+        and first.out.splitlines()[-3:] == (again.out.splitlines()[-3:])
+    )
+
+
+def test_dry_run_of_models_that_no_machine_here_holds(tmp_path, capsys):
+    arguments = [f"{ROOT / 'configs' / 'sweep.py'}:sizes", f"--output={tmp_path / 'out'}",
+                 "--dry_run", "--only=model=llama2_70b"]  # fmt: skip
+    assert sweep.main(arguments) == 0
+    row = capsys.readouterr().out.splitlines()[2]
+    assert "| 69 B | 128.5 |" in row and "scp, instruct, e2e" in row
+    assert not (tmp_path / "out").exists()
+
+
+def test_cost_is_parameters_times_tokens(folder):
+    (stage,) = expand(folder, {}).pop("base").stages[:1]
+    found = sweep_cost.cost(stage.config)
+    assert found.tokens == 2 * 8 * (96 + 96)
+    assert found.flops == 4 * found.base * found.tokens
+    assert 0 < found.trained < found.base and found.base_bytes == 4 * found.base
+
+
+@pytest.mark.parametrize("name", ["quickstart", "smollm2", "sizes"])
+def test_sweeps_of_the_repository_expand(name, tmp_path):
+    given, folder = sweep_plan.load(f"{ROOT / 'configs' / 'sweep.py'}:{name}")
+    found = sweep_plan.expand(given, folder, str(tmp_path))
+    assert len(found) > 10 and found[0].name == "base"
+    assert len({run.name for run in found}) == len(found)
