@@ -24,7 +24,7 @@ from clara_jax.models.decoder import Decoder, Layer
 from clara_jax.models.layers import RMSNorm, rotary_tables, rotate
 from clara_jax.training.setup import Setup
 
-_PARTS = 20  # of a document, where documents differ in length
+_PARTS = 20  # of a document at most, where documents differ in length
 _LINE = 52  # tokens of the example beside each other
 _LINES = 5
 _DIFFERS = "□"
@@ -135,8 +135,9 @@ def measure(setup: Setup, given: Given) -> dict[str, Any]:
         labels = [_word(setup, t) if s else _DIFFERS for t, s in zip(tokens[0], same, strict=True)]
         average = np.mean(own, 0)
     else:
-        labels = [f"{100 * i // _PARTS} %" for i in range(_PARTS)]
-        average = np.mean([_in_parts(row) for row in own if row.shape[1] >= _PARTS], 0)
+        parts = min(_PARTS, *lengths)
+        labels = [f"{100 * i // parts} %" for i in range(parts)]
+        average = np.mean([_in_parts(row, parts) for row in own], 0)
     example = min(range(len(own)), key=lambda i: abs(own[i].shape[1] - 1.5 * _LINE))
     return {
         "documents": len(encoded),
@@ -163,9 +164,9 @@ def _word(setup: Setup, token: int) -> str:
     return shortened(setup.tokenizer.decode([int(token)]), 12) or "␣"
 
 
-def _in_parts(row_MT: np.ndarray) -> np.ndarray:
-    """Sums over equal parts of the document, [M, _PARTS]."""
-    edges = np.linspace(0, row_MT.shape[1], _PARTS + 1).round().astype(int)
+def _in_parts(row_MT: np.ndarray, parts: int) -> np.ndarray:
+    """Sums over equal parts of the document, [M, parts]."""
+    edges = np.linspace(0, row_MT.shape[1], parts + 1).round().astype(int)
     return np.add.reduceat(row_MT, edges[:-1], axis=1)
 
 
@@ -182,7 +183,7 @@ def draw(found: dict[str, Any]) -> Any:
         axes[0], np.array(found["average"]["weights"]), names, found["average"]["labels"],
         title=f"average over {found['documents']} documents ({_DIFFERS} where their words differ)"
         if "%" not in found["average"]["labels"][0]
-        else f"average over {found['documents']} documents, in twentieths of their length",
+        else f"average over {found['documents']} documents, in equal parts of their length",
         numbers="",
     )  # fmt: skip
     most = float(seen.max())

@@ -15,7 +15,7 @@ from clara_jax.errors import UserError
 from clara_jax.inference.generate import Prompt
 from clara_jax.training.setup import Setup
 
-_KINDS = 12  # most questions that recur and are told apart
+_KINDS = 12  # most questions that are told apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,11 +105,14 @@ def occurrence(text: str) -> re.Pattern[str]:
 
 
 def kinds(facts: Sequence[Fact]) -> list[str]:
-    """Questions that are asked about several documents, in alphabetical order; few or none."""
-    counts: dict[str, int] = {}
+    """Questions that different documents answer differently, in alphabetical order.
+
+    None where there are too many of them to be shown beside each other.
+    """
+    answers: dict[str, set[str]] = {}
     for fact in facts:
-        counts[fact.question] = counts.get(fact.question, 0) + 1
-    recur = sorted(question for question, n in counts.items() if n > 1)
+        answers.setdefault(fact.question, set()).add(fact.answer)
+    recur = sorted(question for question, own in answers.items() if len(own) > 1)
     return recur if len(recur) <= _KINDS else []
 
 

@@ -11,7 +11,7 @@ from clara_jax.evaluation.inside_data import Fact, Given, changed, form, kinds, 
 
 @pytest.fixture(scope="module")
 def given(random_model):
-    return inside_data.read(random_model, "facts:6:1", 6)
+    return inside_data.read(random_model, "facts:16:1", 16)
 
 
 def later(setup):
@@ -19,12 +19,20 @@ def later(setup):
 
 
 def test_facts_are_those_of_the_documents(given):
-    assert len(given.documents) == 6 and len(given.facts) == 30
+    assert len(given.documents) == 16 and len(given.facts) == 80
     for fact in given.facts:
         document = given.documents[fact.row]
         assert document[round(fact.place * len(document)) :].startswith(fact.answer)
     assert "who ?" in kinds(given.facts) and len(kinds(given.facts)) <= 7
     assert [q.documents[0] for q in given.questions] == list(given.documents)
+
+
+def test_kinds_are_questions_that_documents_answer_differently():
+    facts = [Fact(i, q, a, None) for i, (q, a) in enumerate(
+        [("where ?", "x"), ("both ?", "yes"), ("where ?", "y"), ("both ?", "yes"), ("a ?", "z")]
+    )]  # fmt: skip
+    assert kinds(facts) == ["where ?"]
+    assert kinds([Fact(0, str(i % 20), str(i), None) for i in range(40)]) == []
 
 
 def test_later_stages_are_asked_over_candidates(random_model):
@@ -60,7 +68,7 @@ def test_prompts_hold_the_answer_at_their_end(random_model, stage):
 
 def test_a_changed_document_differs_in_its_fact_alone(given):
     changes = changed(given)
-    assert len(changes) > 25
+    assert len(changes) > 75
     for fact, new, text in changes:
         before = given.documents[fact.row]
         assert new != fact.answer and new not in before
