@@ -2,7 +2,8 @@
 
 Trained with the alignment loss (MSE), memories lie among the states of texts; without it the paper
 shows them apart. Means of the plain base's states over a document's tokens are compared with means
-of its memory vectors, of one model or of two.
+of its memory vectors, of one model or of two. The loss itself compares memories with the
+compressor's own states, which its adapter may move as well: the gap to those is told beside.
 """
 
 import functools
@@ -30,37 +31,46 @@ from clara_jax.training.setup import Setup
 _FEWEST = 3
 
 
-def text_means(setup: Setup, documents: Sequence[str]) -> np.ndarray:
-    """Means float32 [n, D] of the plain base's last states over each document's text."""
+def text_means(setup: Setup, documents: Sequence[str], role: str | None = None) -> np.ndarray:
+    """Means float32 [n, D] of the last states over each document's text, by the plain base or role.
+
+    Args:
+        setup: the model.
+        documents: texts.
+        role: whose adapter reads them; None: the plain base.
+    """
     length, M = setup.config.data.document_length, len(setup.extra.memory)
     encoded = [
         prompts.document_ids(setup.tokenizer, setup.extra, text, length)[0][:-M]
         for text in documents
     ]
-    trees = generate.needed(setup.trees, None)
+    trees = generate.needed(setup.trees, role)
     out = np.zeros((len(encoded), setup.model.d_model), np.float32)
     rows = generate.rows_for(len(encoded), setup.config.eval.batch)
     for batch in encoder_batches(encoded, rows):
         tokens, positions, segments = (
             generate.put(setup, x) for x in (batch.tokens, batch.positions, batch.segments)
         )
-        means = generate.to_host(setup, _means(setup.decoder, trees, tokens, positions, segments))
+        means = generate.to_host(
+            setup, _means(setup.decoder, role, trees, tokens, positions, segments)
+        )
         out[batch.index] = means[: len(batch.index)]
     return out
 
 
-@functools.partial(jax.jit, static_argnames="decoder")
+@functools.partial(jax.jit, static_argnames=("decoder", "role"))
 def _means(
     decoder: Decoder,
+    role: str | None,
     trees: Trees,
     tokens_BT: jax.Array,
     positions_BT: jax.Array,
     segments_BT: jax.Array,
 ) -> jax.Array:
-    """Means [B, D] of the plain base's states at tokens of its own vocabulary."""
+    """Means [B, D] of states at tokens of the base's vocabulary; see `text_means`."""
     config = decoder.config
     x_BTD = clara.embed(config, trees, tokens_BT)
-    hidden_BTD, _ = clara.run(decoder, trees, None, x_BTD, positions_BT, segments_BT)
+    hidden_BTD, _ = clara.run(decoder, trees, role, x_BTD, positions_BT, segments_BT)
     is_text_BT = (segments_BT > 0) & (tokens_BT < config.vocab_size)
     total_BD = jnp.where(is_text_BT[..., None], hidden_BTD.astype(jnp.float32), 0.0).sum(1)
     return total_BD / jnp.maximum(is_text_BT.sum(1), 1)[:, None]
@@ -100,6 +110,7 @@ def measure(setup: Setup, given: Given) -> dict[str, Any]:
     found = {}
     for name, model in zip(given.names, models, strict=True):
         texts = text_means(model, given.documents)
+        own = text_means(model, given.documents, "compressor")
         batch = model.config.eval.batch
         memories = engine.compress(model, given.documents, batch).memories.mean(1)
         both = np.concatenate([texts, memories])
@@ -108,6 +119,8 @@ def measure(setup: Setup, given: Given) -> dict[str, Any]:
         found[name] = {
             "mse_weight": _mse_weight(model),
             **apart(texts, memories),
+            # What the loss compares memories with; without an adapter it is the same.
+            "compressor_gap": apart(own, memories)["gap"],
             "pca": {"points": flat.tolist(), "shares": shares},
             "tsne": None if curved is None else {"points": curved.tolist()},
         }
@@ -184,14 +197,15 @@ def draw(found: dict[str, Any]) -> Any:
 def text(found: dict[str, Any]) -> list[str]:
     """Distances, as lines of Markdown."""
     lines = [
-        "| run | MSE weight | gap of the centres | cosine | nearest text is its own | chance |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| run | MSE weight | gap of the centres | gap, compressor's own states | cosine | "
+        "nearest text is its own | chance |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, m in found["models"].items():
         low, high = m["nearest"]["interval"]
         weight = "" if m["mse_weight"] is None else f"{m['mse_weight']:g}"
         lines.append(
-            f"| {name} | {weight} | {m['gap']:.2f} | {m['cosine']:.3f} | "
-            f"{m['nearest']['mean']:.3f} ({low:.3f}-{high:.3f}) | {m['chance']:.3f} |"
+            f"| {name} | {weight} | {m['gap']:.2f} | {m['compressor_gap']:.2f} | "
+            f"{m['cosine']:.3f} | {m['nearest']['mean']:.3f} ({low:.3f}-{high:.3f}) | {m['chance']:.3f} |"
         )
     return lines

@@ -16,15 +16,16 @@ from clara_jax.models import clara
 DOCUMENTS = ("this is bela loka .", "the dog is red . the city is bogton .", "the owl")
 
 
-def test_text_means_are_of_the_text_alone_by_the_plain_base(random_model):
-    found = inside_map.text_means(random_model, DOCUMENTS)
+@pytest.mark.parametrize("role", [None, "compressor"])
+def test_text_means_are_of_the_text_alone(random_model, role):
+    found = inside_map.text_means(random_model, DOCUMENTS, role)
     run = jax.jit(clara.run, static_argnums=(0, 2))
     for row, text in zip(found, DOCUMENTS, strict=True):
         ids, _ = prompts.document_ids(random_model.tokenizer, random_model.extra, text, 40)
         tokens = jnp.asarray(ids[:-4])[None]
         positions = jnp.arange(tokens.shape[1])[None]
         x = clara.embed(random_model.model, random_model.trees, tokens)
-        hidden, _ = run(random_model.decoder, random_model.trees, None, x, positions)
+        hidden, _ = run(random_model.decoder, random_model.trees, role, x, positions)
         np.testing.assert_allclose(row, hidden[0, 1:].mean(0), rtol=1e-4, atol=1e-5)
 
 
