@@ -206,6 +206,7 @@ def text(found: dict[str, Any]) -> list[str]:
         weight = "" if m["mse_weight"] is None else f"{m['mse_weight']:g}"
         lines.append(
             f"| {name} | {weight} | {m['gap']:.2f} | {m['compressor_gap']:.2f} | "
-            f"{m['cosine']:.3f} | {m['nearest']['mean']:.3f} ({low:.3f}-{high:.3f}) | {m['chance']:.3f} |"
+            f"{m['cosine']:.3f} | {m['nearest']['mean']:.3f} ({low:.3f}-{high:.3f}) | "
+            f"{m['chance']:.3f} |"
         )
     return lines
