@@ -1,0 +1,64 @@
+"""Heat maps that a person can read: labels at both sides, numbers in the cells where they fit."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+FONT = 9  # points, of the smallest writing
+_MOST_NUMBERS = 120  # cells; in more of them there is no room for numbers
+
+
+def heat_map(
+    axes: Any,
+    values: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    title: str,
+    most: float | None = None,
+    numbers: str = ".1f",
+    turned: bool = True,
+) -> Any:
+    """Draws a matrix, light where it is 0 and dark where it is large.
+
+    Args:
+        axes: to draw on.
+        values: [rows, columns]; NaN is left white.
+        rows: labels.
+        columns: labels; empty where another picture below has them.
+        title: of the picture.
+        most: the darkest value; None: the largest one there is.
+        numbers: their format; empty: none in the cells.
+        turned: column labels stand upright.
+
+    Returns:
+        The image, for a colour bar.
+    """
+    most = most or max(float(np.nanmax(values)), 1e-9)
+    image = axes.imshow(values, cmap="Blues", vmin=0, vmax=most, aspect="auto")
+    axes.set_title(title, fontsize=FONT + 2)
+    axes.set_xticks(
+        range(values.shape[1]), columns or [""] * values.shape[1],
+        rotation=90 if turned else 0, fontsize=FONT,
+    )  # fmt: skip
+    axes.set_yticks(range(len(rows)), rows, fontsize=FONT)  # none: the picture beside has them
+    axes.tick_params(length=0)
+    if numbers and values.size <= _MOST_NUMBERS:
+        for (y, x), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                colour = "white" if value > 0.6 * most else "black"
+                text = f"{value:{numbers}}".replace("-0.0", "0.0")
+                axes.text(x, y, text, ha="center", va="center", color=colour, fontsize=FONT)
+    return image
+
+
+def slot_labels(count: int) -> list[str]:
+    """Names of memory slots; of many only every fourth."""
+    return [f"slot {i}" if count <= 20 or i % 4 == 0 else "" for i in range(count)]
+
+
+def shortened(text: str, most: int = 24) -> str:
+    """A text for a label."""
+    text = " ".join(text.split()).replace("$", r"\$")
+    return text if len(text) <= most else text[: most - 1] + "…"

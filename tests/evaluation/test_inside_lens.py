@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+
+from clara_jax.data.records import QaRecord
+from clara_jax.evaluation import inside_lens
+from clara_jax.evaluation.inside_data import Given
+from clara_jax.inference import engine
+from clara_jax.inference.encode import Compressed
+
+
+@pytest.fixture
+def saying(random_model, monkeypatch):
+    """Memories of texts are the embeddings of four of their words, those of questions of `queries`.
+
+    Gives a function that sets the latter.
+    """
+    table = np.asarray(random_model.trees["base"]["embed"]["embedding"])
+
+    def vectors(texts):
+        ids = [random_model.tokenizer.encode(" ".join(text.split()[:4])) for text in texts]
+        return table[np.array(ids)]
+
+    def use(queries):
+        monkeypatch.setattr(
+            engine, "compress", lambda setup, texts, batch: Compressed(vectors(texts), 0, 1.0)
+        )
+        monkeypatch.setattr(engine, "encode_query", lambda *_: vectors(queries))
+
+    return use
+
+
+def test_each_slot_says_its_own_word(random_model, saying):
+    documents = ("red horse city baker", "blue drum figs food")
+    questions = ("which city ?", "which food ?")
+    given = Given(documents, questions=[
+        QaRecord(q, documents[::-1], ("x",), (1 - i,), "") for i, q in enumerate(questions)
+    ])  # fmt: skip
+    saying(["horse city goat owl", "figs drum mule crow"])
+    found = inside_lens.measure(random_model, given)
+    first = found["words"][0]
+    assert first["document"] == documents[0]
+    assert [words[0][0] for words in first["memory"]] == ["red", "horse", "city", "baker"]
+    assert [words[0][0] for words in first["query"]] == ["horse", "city", "goat", "owl"]
+    # `city` was asked for, `goat` is not in the document.
+    assert [words[0][2] for words in first["query"]] == [True, False, False, False]
+    counts = found["counts"]
+    assert counts["query"]["own"] > counts["query"]["another"]
+    assert counts["query"]["difference"] == pytest.approx(
+        counts["query"]["own"] - counts["query"]["another"]
+    )
+    assert counts["memory"]["own"] >= 3
+    assert any("**horse**" in line for line in inside_lens.text(found))
+
+
+def test_the_control_is_a_question_with_other_documents():
+    documents = [["a"], ["a", "b"], ["c"]]
+    assert [inside_lens._another(documents, n) for n in range(3)] == [["c"], ["c"], ["a"]]
+    assert inside_lens._another([["a"], ["a"]], 0) == ["a"]
