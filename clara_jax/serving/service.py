@@ -205,6 +205,8 @@ class Service:
 
     def _do(self, work: Callable[[], Any]) -> "tuple[Job, Future]":
         future: Future = Future()
+        # Who waits for it may leave; the work has its end all the same, and the future takes it.
+        future.set_running_or_notify_cancel()
 
         def run() -> None:
             result = work()

@@ -174,6 +174,25 @@ def test_a_client_that_leaves_frees_its_slot(http, service, stream, monkeypatch)
     assert service.metrics.tokens._value.get() - before < 12
 
 
+def test_a_client_that_leaves_while_documents_change_harms_nobody(http, service, monkeypatch):
+    settled(service)
+    begun, original = threading.Event(), service.corpus.add
+
+    def add(documents):
+        begun.set()
+        time.sleep(0.3)
+        original(documents)
+
+    monkeypatch.setattr(service.corpus, "add", add)
+    document = {"id": "left", "title": "", "text": QUESTION}
+    with connection(http, {"documents": [document]}, "/v1/documents"):
+        assert begun.wait(10)
+        with connection(http, {"documents": ["never begun"]}, "/v1/compress"):
+            time.sleep(0.1)
+    assert http("/v1/documents", {"ids": ["left"]}, "DELETE")[::2] == (200, {"documents": 6})
+    assert http("/healthz")[2] == {"status": "ok"}
+
+
 def test_slow_and_chunked_requests(http, service, monkeypatch):
     monkeypatch.setattr("clara_jax.serving.guard._BODY_SECONDS", 0.3)
     with connection(http, {"question": QUESTION}) as sock:
