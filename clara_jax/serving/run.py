@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -27,6 +28,7 @@ from clara_jax.serving.service import Service
 TOKEN = "CLARA_TOKEN"
 FAILED = 1  # exit code where a thread of the server has failed
 _LOOK = 0.1  # seconds between looks whether all is done
+_IDLE_SECONDS = 20.0  # for a client to send the head of a request, or to read on
 
 
 def run(store: str, workdir: str, base: str | None = None, config: Config | None = None) -> int:
@@ -88,6 +90,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, service: Service, token: str | None = None):
         self._service, self.failed = service, False
+        self._idle: dict[Any, float] = {}  # connections that wait for the client, since when
         app, self.guard = make_app(service, token)
         app.router.lifespan_context = self._lifespan
         options = service.options
@@ -150,3 +153,20 @@ class Server(uvicorn.Server):
                 self.failed = self.should_exit = True
             elif self.guard.draining and not self.guard.active:
                 self.should_exit = True
+            self._close_idle()
+
+    def _close_idle(self) -> None:
+        """Closes connections whose client neither asks nor reads: there is a limit of them."""
+        now, before = time.monotonic(), self._idle
+        self._idle = {
+            one: before.get(one, now)
+            for one in self.server_state.connections
+            if one.cycle is None or one.cycle.response_complete or one.flow.write_paused
+        }
+        for one, since in self._idle.items():
+            if now - since > 2 * _IDLE_SECONDS or (
+                now - since > _IDLE_SECONDS and one.flow.write_paused
+            ):
+                one.transport.abort()
+            elif now - since > _IDLE_SECONDS:
+                one.transport.close()  # what is written is sent before

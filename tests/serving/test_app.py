@@ -209,6 +209,15 @@ def test_slow_and_chunked_requests(http, service, monkeypatch):
         assert sock.recv(100).startswith(b"HTTP/1.1 413")
 
 
+def test_connections_without_a_request_are_closed(http, monkeypatch):
+    monkeypatch.setattr("clara_jax.serving.run._IDLE_SECONDS", 0.3)
+    for begun in (b"", b"POST /v1/ask HTTP/1.1\r\nHost: "):
+        with socket.create_connection(("127.0.0.1", http.server.port), timeout=20) as sock:
+            sock.sendall(begun)
+            assert not sock.recv(100)
+    assert http("/healthz")[0] == 200
+
+
 def test_tokens_and_names(service, running):
     http = running(service, "secret")
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret"}):
@@ -253,6 +262,20 @@ def test_the_first_signal_drains(service, running, monkeypatch):
     assert status == 200 and whole["answer"]
     http.thread.join(10)
     assert not http.thread.is_alive() and not http.server.failed
+
+
+def test_who_does_not_read_does_not_hold_up_the_end(service, running, monkeypatch):
+    monkeypatch.setattr("clara_jax.serving.run._IDLE_SECONDS", 0.3)
+    http = running(service)
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect(("127.0.0.1", http.server.port))
+        while not http.server.guard.active:  # the page, until the buffers are full
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
+            time.sleep(0.2)
+        http.server.handle_exit(15, None)
+        http.thread.join(10)
+        assert not http.thread.is_alive() and not http.server.failed
 
 
 def test_an_address_that_is_taken_is_told(http, service, running, monkeypatch):
