@@ -212,11 +212,14 @@ def test_fewer_documents_than_are_asked_for(make, queries):
         Search(store, KEYS, ONE)
 
 
-def test_damaged_keys_are_made_again(make, queries):
-    store = make()
-    before = Search(store, KEYS, ONE).search(queries, [""] * 3, 5)
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\3\4 of a zip", b"{}"])
+def test_damaged_keys_are_made_again(make, queries, content):
+    store, options = make(), dataclasses.replace(KEYS, by="fused")
+    before = Search(store, options, ONE).search(queries, ["river"] * 3, 5)
     for path in (search_build.files.path(store.path) / "parts").glob("*/keys-*"):
         path.write_bytes(path.read_bytes()[:-7])
-    (folder,) = search_build._folders(store)
-    (folder / "basis.npz").write_bytes(b"nonsense")
-    assert Search(make(), KEYS, ONE).search(queries, [""] * 3, 5) == before
+    folder = search_build.files.path(store.path) / "search"
+    for name in ("basis.npz", "search.json", "words.json", "data.csc.index.npy"):
+        (path,) = folder.glob(f"*/{name}")
+        path.write_bytes(content)
+        assert Search(make(), options, ONE).search(queries, ["river"] * 3, 5) == before
