@@ -8,6 +8,7 @@ Parts never change, so a part that has keys needs no others. `search.json` is wr
 it all is made again.
 """
 
+import contextlib
 import dataclasses
 import io
 import itertools
@@ -115,10 +116,11 @@ def build(store: Any, score: str, key: int, candidates: int) -> tuple[Basis, dic
         "candidates": candidates, "time": time.time(),
     }  # fmt: skip
     folder = files.path(store.path) / "search" / basis.name
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "basis.npz").write_bytes(basis.pack())
-    files.write(folder / "search.json", json.dumps(info, indent=2))
-    _forget(store, basis, score, key)
+    with _kept(store):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "basis.npz").write_bytes(basis.pack())
+        files.write(folder / "search.json", json.dumps(info, indent=2))
+        _forget(store, basis, score, key)
     logging.info("search keys: %s, in %.0f s", describe(info), time.perf_counter() - start)
     return basis, info
 
@@ -159,14 +161,27 @@ def keys_of(store: Any, basis: Basis, recall: Recall | None = None) -> np.ndarra
         done += len(memories_bMD)
         progress.update(done)
     progress.close()
-    for place in missing:
-        file = io.BytesIO()
-        np.save(file, _of(keys_RK, place))
-        final = _keys_file(store, basis.name, place)
-        unfinished = final.parent / f"{final.name}.tmp"
-        unfinished.write_bytes(file.getvalue())
-        unfinished.replace(final)
+    with _kept(store):
+        for place in missing:
+            file = io.BytesIO()
+            np.save(file, _of(keys_RK, place))
+            final = _keys_file(store, basis.name, place)
+            unfinished = final.parent / f"{final.name}.tmp"
+            unfinished.write_bytes(file.getvalue())
+            unfinished.replace(final)
     return keys_RK
+
+
+@contextlib.contextmanager
+def _kept(store: Any) -> Iterator[None]:
+    """Goes on where what was made cannot be kept: a store may be read-only, or its disk full."""
+    try:
+        yield
+    except OSError as e:
+        logging.warning(
+            "%s: what it is searched by cannot be kept there (%s) and will be made anew",
+            store.path, e.strerror or e,
+        )  # fmt: skip
 
 
 def _memories(store: Any, missing: list[Place], whole: bool) -> Iterator[tuple[int, np.ndarray]]:
@@ -213,9 +228,10 @@ def open_words(store: Any) -> Words:
     words = Words.build(store.texts())
     # Nanoseconds, so that no two have the same name.
     folder = files.path(store.path) / "search" / f"words-{time.time_ns()}"
-    words.save(str(folder), {"parts": now})
-    for place in newest:
-        place.rmtree()
+    with _kept(store):
+        words.save(str(folder), {"parts": now})
+        for place in newest:
+            place.rmtree()
     logging.info("BM25 of %d documents, in %.0f s", words.rows, time.perf_counter() - start)
     return words
 

@@ -163,9 +163,7 @@ def read_manifest(store: str) -> Manifest:
     """
     path = os.path.join(store, MANIFEST)
     if not files.path(path).exists():
-        raise UserError(
-            f"{store}: no store there ({MANIFEST} is missing); --mode=compress makes one"
-        )
+        raise Damaged(f"{store}: no store there ({MANIFEST} is missing); --mode=compress makes one")
     try:
         found = json.loads(files.read(path))
         if found["version"] != VERSION:

@@ -223,3 +223,15 @@ def test_damaged_keys_are_made_again(make, queries, content):
         (path,) = folder.glob(f"*/{name}")
         path.write_bytes(content)
         assert Search(make(), options, ONE).search(queries, ["river"] * 3, 5) == before
+
+
+def test_a_store_that_cannot_be_written_to_is_searched(make, queries, tmp_path, monkeypatch):
+    options = dataclasses.replace(KEYS, by="fused")
+    expected = Search(make(), options, ONE).search(queries, ["river"] * 3, 5)
+    (tmp_path / "other").mkdir()
+    store = make(path=tmp_path / "other")
+    for path in (tmp_path / "other/parts").iterdir():
+        path.rmdir()  # so that no key can be written
+    (tmp_path / "other/search").write_text("no folder")
+    monkeypatch.setattr(search_build, "_folders", lambda store: iter(()))
+    assert Search(store, options, ONE).search(queries, ["river"] * 3, 5) == expected
