@@ -235,3 +235,11 @@ def test_a_store_that_cannot_be_written_to_is_searched(make, queries, tmp_path, 
     (tmp_path / "other/search").write_text("no folder")
     monkeypatch.setattr(search_build, "_folders", lambda store: iter(()))
     assert Search(store, options, ONE).search(queries, ["river"] * 3, 5) == expected
+
+
+@pytest.mark.parametrize("score", ["cosine", "mean", "maxsim"])
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_a_store_of_few_documents_is_searched(make, queries, rows, score):
+    search = Search(make(rows, (rows,)), dataclasses.replace(KEYS, by="fused"), ONE, score)
+    for hits in search.search(queries, ["river"] * 3, 5):
+        assert sorted(hit.row for hit in hits) == list(range(rows))
