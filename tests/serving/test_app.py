@@ -265,15 +265,18 @@ def test_the_first_signal_drains(service, running, monkeypatch):
 
 
 def test_who_does_not_read_does_not_hold_up_the_end(service, running, monkeypatch):
-    monkeypatch.setattr("clara_jax.serving.run._IDLE_SECONDS", 0.3)
     http = running(service)
+    connections = http.server.server_state.connections
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.connect(("127.0.0.1", http.server.port))
-        while not http.server.guard.active:  # the page, until the buffers are full
+        while not any(one.flow.write_paused for one in list(connections)):  # buffers are full
             sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
             time.sleep(0.2)
         http.server.handle_exit(15, None)
+        http.thread.join(0.5)
+        assert http.thread.is_alive()
+        monkeypatch.setattr("clara_jax.serving.run._IDLE_SECONDS", 0.3)
         http.thread.join(10)
         assert not http.thread.is_alive() and not http.server.failed
 
