@@ -174,7 +174,10 @@ def _document(text: str, title: str, name: Any, origin: str) -> Document:
     elif isinstance(name, int) and not isinstance(name, bool):
         name = str(name)
     elif not _text(name, "id", origin).strip() or "\n" in name or name != name.strip():
-        raise UserError(f"{origin}: id must not be empty, nor begin or end with a blank: {name!a}")
+        raise UserError(
+            f"{origin}: id must not be empty, hold a newline, nor begin or end with a blank: "
+            f"{name!a:.80}"
+        )
     return Document(name, title, text, origin)
 
 

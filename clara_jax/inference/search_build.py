@@ -8,6 +8,7 @@ Parts never change, so a part that has keys needs no others. `search.json` is wr
 it all is made again.
 """
 
+import contextlib
 import dataclasses
 import io
 import itertools
@@ -24,13 +25,14 @@ from clara_jax import files
 from clara_jax.errors import UserError
 from clara_jax.inference import search_keys
 from clara_jax.inference.search_keys import Basis, Recall
-from clara_jax.inference.search_words import Words
+from clara_jax.inference.search_words import DAMAGED, Words
 from clara_jax.progress import Progress
 
 SAMPLE = 8  # documents that a basis is fitted on, for one of its components
 HELD = 64  # documents that recall is measured with, not of the sample
 BEST = 20  # documents that should be among the candidates
 _GROWN = 2  # times the documents of a basis: it is fitted anew, if more would have been sampled
+_NUMBERS = ("rows", "sampled", "variance", "recall", "held", "candidates", "time")  # search.json's
 _ROWS = 1024  # documents whose memories are in memory at once
 
 
@@ -72,7 +74,7 @@ def open_basis(store: Any, score: str, key: int) -> tuple[Basis, dict[str, Any]]
             return None
         try:
             return Basis.unpack((place / "basis.npz").read_bytes()), info
-        except (OSError, ValueError, KeyError):
+        except DAMAGED:
             continue  # damaged
     return None
 
@@ -114,10 +116,11 @@ def build(store: Any, score: str, key: int, candidates: int) -> tuple[Basis, dic
         "candidates": candidates, "time": time.time(),
     }  # fmt: skip
     folder = files.path(store.path) / "search" / basis.name
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "basis.npz").write_bytes(basis.pack())
-    files.write(folder / "search.json", json.dumps(info, indent=2))
-    _forget(store, basis, score, key)
+    with _kept(store):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "basis.npz").write_bytes(basis.pack())
+        files.write(folder / "search.json", json.dumps(info, indent=2))
+        _forget(store, basis, score, key)
     logging.info("search keys: %s, in %.0f s", describe(info), time.perf_counter() - start)
     return basis, info
 
@@ -158,14 +161,27 @@ def keys_of(store: Any, basis: Basis, recall: Recall | None = None) -> np.ndarra
         done += len(memories_bMD)
         progress.update(done)
     progress.close()
-    for place in missing:
-        file = io.BytesIO()
-        np.save(file, _of(keys_RK, place))
-        final = _keys_file(store, basis.name, place)
-        unfinished = final.parent / f"{final.name}.tmp"
-        unfinished.write_bytes(file.getvalue())
-        unfinished.replace(final)
+    with _kept(store):
+        for place in missing:
+            file = io.BytesIO()
+            np.save(file, _of(keys_RK, place))
+            final = _keys_file(store, basis.name, place)
+            unfinished = final.parent / f"{final.name}.tmp"
+            unfinished.write_bytes(file.getvalue())
+            unfinished.replace(final)
     return keys_RK
+
+
+@contextlib.contextmanager
+def _kept(store: Any) -> Iterator[None]:
+    """Goes on where what was made cannot be kept: a store may be read-only, or its disk full."""
+    try:
+        yield
+    except OSError as e:
+        logging.warning(
+            "%s: what it is searched by cannot be kept there (%s) and will be made anew",
+            store.path, e.strerror or e,
+        )  # fmt: skip
 
 
 def _memories(store: Any, missing: list[Place], whole: bool) -> Iterator[tuple[int, np.ndarray]]:
@@ -190,10 +206,10 @@ def _read(place: Any, own_rK: np.ndarray) -> bool:
     """Reads the keys of a part; False where there are none, or others."""
     try:
         with place.open("rb") as f:
-            found = np.load(f)
-    except (OSError, ValueError, EOFError):
+            found = np.lib.format.read_array(f)
+    except DAMAGED:
         return False
-    if found.shape != own_rK.shape:
+    if (found.shape, found.dtype) != (own_rK.shape, own_rK.dtype):
         return False
     own_rK[:] = found
     return True
@@ -205,16 +221,17 @@ def open_words(store: Any) -> Words:
     newest = sorted((p for p in _folders(store) if p.name.startswith("words-")), reverse=True)
     for place in newest:
         found = Words.load(str(place))
-        if found and found[1]["parts"] == now[: len(found[1]["parts"])]:
-            if found[0].can_take(store.rows):
-                return update_words(found[0], store)
+        known = found[1].get("parts") if found else None
+        if known and known == now[: len(known)] and found[0].can_take(store.rows):
+            return update_words(found[0], store)
     start = time.perf_counter()
     words = Words.build(store.texts())
     # Nanoseconds, so that no two have the same name.
     folder = files.path(store.path) / "search" / f"words-{time.time_ns()}"
-    words.save(str(folder), {"parts": now})
-    for place in newest:
-        place.rmtree()
+    with _kept(store):
+        words.save(str(folder), {"parts": now})
+        for place in newest:
+            place.rmtree()
     logging.info("BM25 of %d documents, in %.0f s", words.rows, time.perf_counter() - start)
     return words
 
@@ -237,9 +254,10 @@ def _bases(store: Any, score: str, key: int) -> list[tuple[dict[str, Any], Any]]
     for place in _folders(store):
         try:
             info = json.loads((place / "search.json").read_text())
-            if (info["score"], info["key"]) == (score, key):
+            numbers = [info[name] for name in _NUMBERS]
+            if (info["score"], info["key"]) == (score, key) and sum(numbers) >= 0:
                 found.append((info, place))
-        except (OSError, ValueError, KeyError, TypeError):
+        except DAMAGED:
             continue  # not whole
     return sorted(found, key=lambda one: one[0]["time"])
 

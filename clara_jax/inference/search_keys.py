@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import math
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +94,7 @@ def unit_vectors(memories_bMD: jax.Array, score: str) -> jax.Array:
         x = _normalised(x)
     elif score != "cosine":
         raise ValueError(f"score {score!r} has no keys")
-    return _normalised(x.reshape(len(x), -1))
+    return _normalised(x.reshape(len(x), math.prod(x.shape[1:])))  # also of no rows
 
 
 def _normalised(x: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ import numpy as np
 
 from clara_jax import files
 
+# What reading a file raises that is cut or is another one.
+DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
 _K1, _B = 1.5, 0.75  # bm25s's defaults, Lucene's variant
 _MOST_ADDED = 8  # documents of the index for one beside it
 _FILES = ("data.csc.index.npy", "indices.csc.index.npy", "indptr.csc.index.npy",
@@ -144,7 +147,7 @@ class Words:
                 if index.scores["num_docs"] != told["documents"]:
                     return None
             return cls(index, told["documents"], told["mean"]), told["info"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except DAMAGED:
             return None
 
 

@@ -183,7 +183,8 @@ class Store:
     def table(self, number: int) -> pyarrow.Table:
         """The documents of a part."""
         if number not in self._tables:
-            self._tables[number] = store_files.read_table(self._folder(number))
+            rows = self.manifest.parts[number].rows
+            self._tables[number] = store_files.read_table(self._folder(number), rows)
         return self._tables[number]
 
     def take(self, rows: Sequence[int], columns: Sequence[str]) -> pyarrow.Table:
@@ -206,7 +207,9 @@ class Store:
         begun = []
         for number, positions, inside in self._by_part(rows):
             if number not in self._arrays:
-                self._arrays[number] = store_files.open_arrays(self._folder(number), self.dtype)
+                self._arrays[number] = store_files.open_arrays(
+                    self._folder(number), self.manifest, self.manifest.parts[number].rows
+                )
             arrays = self._arrays[number]
             begun.append((number, positions, {n: a[inside].read() for n, a in arrays.items()}))
         return len(rows), begun

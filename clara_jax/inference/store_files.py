@@ -40,6 +40,14 @@ SCHEMA = pyarrow.schema([
 _SHARD = 64 * 2**20  # bytes of memories in a file, about
 
 
+class Damaged(UserError):
+    """A file of a store cannot be read or written, whatever is asked of the store."""
+
+
+class Busy(UserError):
+    """Another process uses the store."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Part:
     """Some rows of a store, which never change.
@@ -78,6 +86,7 @@ class Manifest:
         parts: in the order of their rows.
         deleted: documents that are no more, with the number of parts that this is said of: one of
             the same id may have been added later.
+        numbered: parts that there ever were, so that no name is given twice.
         version: of this layout.
     """
 
@@ -90,6 +99,7 @@ class Manifest:
     part: int
     parts: tuple[Part, ...] = ()
     deleted: dict[str, int] = dataclasses.field(default_factory=dict)
+    numbered: int = 0
     version: int = VERSION
 
     def _sum(self, name: str) -> int:
@@ -149,13 +159,11 @@ def read_manifest(store: str) -> Manifest:
     """Reads a store's manifest.
 
     Raises:
-        UserError: there is none, it is damaged, or of a version that this program does not know.
+        UserError: there is none, it is `Damaged`, or of a version that this program does not know.
     """
     path = os.path.join(store, MANIFEST)
     if not files.path(path).exists():
-        raise UserError(
-            f"{store}: no store there ({MANIFEST} is missing); --mode=compress makes one"
-        )
+        raise Damaged(f"{store}: no store there ({MANIFEST} is missing); --mode=compress makes one")
     try:
         found = json.loads(files.read(path))
         if found["version"] != VERSION:
@@ -164,9 +172,32 @@ def read_manifest(store: str) -> Manifest:
             )
         del found["summary"]
         parts = tuple(Part(**part) for part in found.pop("parts"))
-        return Manifest(**found, parts=parts)
+        manifest = Manifest(**found, parts=parts)
+        if not _is_sound(manifest):  # or parts that it should list might be taken for leftovers
+            raise ValueError("values that no store has")
+        return manifest
     except (ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{path}: damaged ({reason(e)}); restore it from a copy") from e
+        raise Damaged(f"{path}: damaged ({reason(e)}); restore it from a copy") from e
+
+
+def _is_sound(manifest: Manifest) -> bool:
+    """Whether a manifest's values are of the right kinds."""
+    sizes = (manifest.memory_tokens, manifest.width, manifest.rate, manifest.document_length,
+             manifest.part)  # fmt: skip
+    if not (isinstance(manifest.deleted, dict) and isinstance(manifest.fingerprint, dict)):
+        return False
+    counts = [manifest.numbered, *manifest.deleted.values()]
+    names = [part.name for part in manifest.parts]
+    for part in manifest.parts:
+        counts += dataclasses.astuple(part)[1:]
+    return (
+        manifest.dtype in DTYPES
+        and all(type(size) is int and size > 0 for size in sizes)
+        and all(type(count) is int and count >= 0 for count in counts)
+        and max(manifest.deleted.values(), default=0) <= len(names)
+        and all(isinstance(name, str) and name.isdecimal() for name in names)
+        and len(set(names)) == len(names)
+    )
 
 
 def write_manifest(store: str, manifest: Manifest) -> None:
@@ -189,15 +220,12 @@ def kvstore(folder: str) -> dict[str, str]:
 
 def create_arrays(folder: str, manifest: Manifest, rows: int) -> dict[str, tensorstore.TensorStore]:
     """New arrays of a part, by name, to write to."""
-    M, D = manifest.memory_tokens, manifest.width
     shard = max(1, min(rows, _SHARD // manifest.row_bytes))
-    arrays = {MEMORIES: (DTYPES[manifest.dtype], [M, D])}
-    if manifest.dtype == "int8":
-        arrays[SCALES] = ("float32", [M])
     opened = {}
-    for name, (dtype, shape) in arrays.items():
+    for name, (dtype, whole) in _arrays(manifest, rows).items():
+        shape = whole[1:]
         metadata = {
-            "shape": [rows, *shape],
+            "shape": whole,
             "data_type": dtype,
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [shard, *shape]}},
             "codecs": [_sharded([1, *shape])],
@@ -206,20 +234,34 @@ def create_arrays(folder: str, manifest: Manifest, rows: int) -> dict[str, tenso
     return {name: future.result() for name, future in opened.items()}
 
 
-def open_arrays(folder: str, dtype: str) -> dict[str, tensorstore.TensorStore]:
+def open_arrays(folder: str, manifest: Manifest, rows: int) -> dict[str, tensorstore.TensorStore]:
     """A part's arrays, by name.
 
     Raises:
-        UserError: they are not there.
+        Damaged: they are not there, or others.
     """
-    names = (MEMORIES, SCALES) if dtype == "int8" else (MEMORIES,)
+    expected = _arrays(manifest, rows)
     with damaged(folder):
-        opened = {name: _open(folder, name) for name in names}
-        return {name: future.result() for name, future in opened.items()}
+        opened = {name: _open(folder, name) for name in expected}
+        arrays = {name: future.result() for name, future in opened.items()}
+        for name, (dtype, shape) in expected.items():
+            found = (arrays[name].dtype.name, list(arrays[name].shape))
+            if found != (dtype, shape):
+                raise ValueError(f"{name} are {found}, not {(dtype, shape)}")
+        return arrays
+
+
+def _arrays(manifest: Manifest, rows: int) -> dict[str, tuple[str, list[int]]]:
+    """Dtype and shape of a part's arrays, by name."""
+    M, D = manifest.memory_tokens, manifest.width
+    arrays = {MEMORIES: (DTYPES[manifest.dtype], [rows, M, D])}
+    if manifest.dtype == "int8":
+        arrays[SCALES] = ("float32", [rows, M])
+    return arrays
 
 
 class damaged:
-    """Makes what TensorStore raises while reading a part a `UserError`; a context manager."""
+    """Makes what TensorStore raises while reading a part `Damaged`; a context manager."""
 
     def __init__(self, folder: str):
         self._folder = folder
@@ -229,7 +271,7 @@ class damaged:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, ValueError | OSError):
-            raise UserError(
+            raise Damaged(
                 f"{self._folder}: this part of the store cannot be read ({reason(error)[:200]})"
             ) from error
 
@@ -245,18 +287,21 @@ def write_table(folder: str, table: pyarrow.Table) -> None:
     path.write_bytes(out.getvalue().to_pybytes())
 
 
-def read_table(folder: str) -> pyarrow.Table:
+def read_table(folder: str, rows: int) -> pyarrow.Table:
     """A part's documents, which stay on disk.
 
     Raises:
-        UserError: they are not there, or damaged.
+        Damaged: they are not there, or not so many rows of a store.
     """
     path = os.path.join(folder, TABLE)
     try:
         with pyarrow.memory_map(files.local(path)) as source:
-            return pyarrow.ipc.open_file(source).read_all()
-    except (OSError, pyarrow.ArrowException) as e:
-        raise UserError(f"{path}: this part of the store cannot be read ({reason(e)})") from e
+            table = pyarrow.ipc.open_file(source).read_all()
+        if table.schema != SCHEMA or table.num_rows != rows:
+            raise ValueError(f"not {rows} rows of a store")
+        return table
+    except (OSError, ValueError, pyarrow.ArrowException) as e:
+        raise Damaged(f"{path}: this part of the store cannot be read ({reason(e)})") from e
 
 
 def part_of(name: str, table: pyarrow.Table) -> Part:

@@ -19,17 +19,17 @@ import numpy as np
 import pyarrow
 
 from clara_jax import config, distributed, files
-from clara_jax.errors import UserError
+from clara_jax.errors import UserError, reason
 from clara_jax.inference import checks, pieces, store_files
 from clara_jax.inference.documents import Document, of_values
 from clara_jax.inference.encode import encode_batches
 from clara_jax.inference.fingerprint import fingerprint
 from clara_jax.inference.pieces import Row
 from clara_jax.inference.store import Store
-from clara_jax.inference.store_files import MEMORIES, SCALES, Manifest, Part
+from clara_jax.inference.store_files import MEMORIES, SCALES, Busy, Damaged, Manifest, Part
 from clara_jax.training.setup import Setup
 
-_LOCK = ".lock"
+_LOCK, _READERS = ".lock", ".readers"
 _COLUMNS = store_files.SCHEMA.names
 Known = dict[str, bytes]  # digests by id: of documents, and nothing for the ids of pieces
 
@@ -57,8 +57,9 @@ def add(
         The store with the documents.
 
     Raises:
-        UserError: the store was made by another model, another process is changing it, a document
-            cannot be read, or has the id of another one. What came before stays in the store.
+        UserError: the store was made by another model, another process is changing it, it cannot
+            be written, a document cannot be read, or has the id of another one. What was written
+            before stays in the store.
     """
     checks.can(setup, "compress")
     path, options = files.normal(os.fspath(path)), options or config.Store()
@@ -99,16 +100,20 @@ def compact(path: str | os.PathLike[str]) -> Store:
     Rows get other numbers, and stores that are open must be opened again.
 
     Raises:
-        UserError: another process is changing the store.
+        UserError: another process is changing the store, or keeps it (`kept`).
     """
     path = files.normal(os.fspath(path))
     with _changing(path):
         if distributed.is_first():
-            store = Store(path)
-            parts = list(_compacted(store))
-            manifest = dataclasses.replace(store.manifest, parts=tuple(parts), deleted={})
-            store_files.write_manifest(path, manifest)
-            _remove_unlisted(path, manifest)
+            with _locked(path, _READERS, "a server answers from it; stop it first"):
+                store = Store(path)
+                parts = list(_compacted(store))
+                numbered = max([_next_number(store.manifest), *(int(p.name) + 1 for p in parts)])
+                manifest = dataclasses.replace(
+                    store.manifest, parts=tuple(parts), deleted={}, numbered=numbered
+                )
+                store_files.write_manifest(path, manifest)
+                _remove_unlisted(path, manifest)
     return Store(path)
 
 
@@ -184,15 +189,16 @@ class _Writer:
             compressed = self._compress(window)
             if number % jax.process_count() != jax.process_index():
                 continue
-            if arrays is None:
-                arrays = store_files.create_arrays(folder, self._manifest, len(rows))
-                store_files.write_table(folder, table)
-            for write in writes:
-                write.result()
-            writes = [
-                arrays[name][start : start + len(window)].write(value)
-                for name, value in compressed.items()
-            ]
+            with _writing(self._path):
+                if arrays is None:
+                    arrays = store_files.create_arrays(folder, self._manifest, len(rows))
+                    store_files.write_table(folder, table)
+                for write in writes:
+                    write.result()
+                writes = [
+                    arrays[name][start : start + len(window)].write(value)
+                    for name, value in compressed.items()
+                ]
         self._written = part, writes
 
     def commit(self) -> None:
@@ -200,19 +206,19 @@ class _Writer:
         if self._written is None:
             return
         part, writes = self._written
-        for write in writes:
-            try:
+        with _writing(self._path):
+            for write in writes:
                 write.result()
-            except (ValueError, OSError) as e:
-                raise UserError(
-                    f"{self._path}: cannot be written ({str(e)[:200]}); make room and run the same "
-                    "command to go on"
-                ) from e
         distributed.barrier("part")
-        parts = (*self._manifest.parts, part)
-        self._manifest, self._written = dataclasses.replace(self._manifest, parts=parts), None
+        self._written, self._manifest = (
+            None,
+            dataclasses.replace(
+                self._manifest, parts=(*self._manifest.parts, part), numbered=int(part.name) + 1
+            ),
+        )
         if distributed.is_first():
-            store_files.write_manifest(self._path, self._manifest)
+            with _writing(self._path):
+                store_files.write_manifest(self._path, self._manifest)
 
     def _compress(self, rows: Sequence[Row]) -> dict[str, np.ndarray]:
         """Memories as they are stored, by the name of their array."""
@@ -279,12 +285,27 @@ def _copied(store: Store, name: str, rows: Sequence[int]) -> Part:
     """Writes a part of rows of others."""
     folder = store_files.part_folder(store.path, name)
     table, size = store.take(rows, _COLUMNS), store.manifest.part
-    arrays = store_files.create_arrays(folder, store.manifest, len(rows))
-    store_files.write_table(folder, table)
+    with _writing(store.path):
+        arrays = store_files.create_arrays(folder, store.manifest, len(rows))
+        store_files.write_table(folder, table)
     for start in range(0, len(rows), size):
-        for array, value in store.stored(rows[start : start + size]).items():
-            arrays[array][start : start + len(value)].write(value).result()
+        stored = store.stored(rows[start : start + size])
+        with _writing(store.path):
+            for array, value in stored.items():
+                arrays[array][start : start + len(value)].write(value).result()
     return store_files.part_of(name, table)
+
+
+@contextlib.contextmanager
+def _writing(path: str) -> Iterator[None]:
+    """Makes what a full disk raises, or a missing right, `Damaged`."""
+    try:
+        yield
+    except (ValueError, OSError) as e:
+        raise Damaged(
+            f"{path}: cannot be written ({reason(e)[:200]}); make room and run the same command to "
+            "go on"
+        ) from e
 
 
 def _grouped(documents: Iterable[list[Any]], size: int) -> Iterator[list[Any]]:
@@ -309,7 +330,7 @@ def _name(number: int) -> str:
 
 
 def _next_number(manifest: Manifest) -> int:
-    return max((int(part.name) for part in manifest.parts), default=-1) + 1
+    return max([manifest.numbered, *(int(part.name) + 1 for part in manifest.parts)])
 
 
 def _manifest(setup: Setup, made: dict[str, str], options: config.Store) -> Manifest:
@@ -333,13 +354,13 @@ def _changing(path: str, make: Callable[[], Manifest] | None = None) -> Iterator
     """
     with contextlib.ExitStack() as stack:
         if distributed.is_first():
-            is_there = (files.path(path) / store_files.MANIFEST).exists()
-            if make is not None and not is_there:
+            manifest = files.path(path) / store_files.MANIFEST
+            if make is not None and not manifest.exists():
                 _make_folder(path)
             else:
                 store_files.read_manifest(path)  # raises before anything is made
-            stack.enter_context(_locked(path))
-            if make is not None and not is_there:
+            stack.enter_context(_locked(path, _LOCK, "another run is writing there; wait for it"))
+            if make is not None and not manifest.exists():  # nobody was faster
                 store_files.write_manifest(path, make())
             _remove_unlisted(path, store_files.read_manifest(path))
         distributed.barrier("store")
@@ -350,21 +371,41 @@ def _changing(path: str, make: Callable[[], Manifest] | None = None) -> Iterator
 def _make_folder(path: str) -> None:
     files.make_folder(path)
     folder = files.path(path)
-    if folder.exists() and {p.name for p in folder.iterdir()} - {_LOCK}:
+    if folder.exists() and {p.name for p in folder.iterdir()} - {
+        _LOCK,
+        f"{store_files.MANIFEST}.tmp",
+    }:
         raise UserError(f"{path}: holds something else; give --store another name")
 
 
 @contextlib.contextmanager
-def _locked(path: str) -> Iterator[None]:
-    """Holds the lock of a local store; object storage has none."""
+def kept(path: str) -> Iterator[None]:
+    """A local store that others may add to and delete from, but not compact.
+
+    One that cannot be written to is taken as it is.
+
+    Raises:
+        UserError: there is none, or it is being compacted.
+    """
+    store_files.read_manifest(path)  # raises before anything is made
+    if not files.is_remote(path) and not os.access(path, os.W_OK):
+        yield
+        return
+    with _locked(path, _READERS, "it is being compacted; wait for its end", fcntl.LOCK_SH):
+        yield
+
+
+@contextlib.contextmanager
+def _locked(path: str, name: str, message: str, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Holds a lock of a local store; object storage has none."""
     if files.is_remote(path):
         yield
         return
-    with open(os.path.join(path, _LOCK), "w") as lock:
+    with open(os.path.join(path, name), "w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
         except OSError as e:
-            raise UserError(f"{path}: another run is writing there; wait for its end") from e
+            raise Busy(f"{path}: {message}") from e
         yield
 
 

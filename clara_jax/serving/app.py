@@ -30,7 +30,8 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": text}
     for status, text in {
         400: "not JSON", 401: "no token", 408: "the request took too long",
-        409: "the store is empty", 413: "the request is too large", 422: "the request is wrong",
+        409: "the store is empty, or changed by another process",
+        413: "the request is too large", 422: "the request is wrong",
         429: "the queue is full; see Retry-After", 500: "the server failed",
         503: "the server is stopping", 504: "the deadline is over",
     }.items()

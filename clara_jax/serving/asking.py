@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import HTTPException, Request
 
 from clara_jax.errors import UserError
+from clara_jax.inference.store_files import Busy
 from clara_jax.serving import schemas
 from clara_jax.serving.engine import Broken, Cancelled, Late
 from clara_jax.serving.service import Empty, Found, Full, Job, Service
@@ -20,6 +21,7 @@ _STATUS: dict[type[Exception], int] = {
     Late: 504,
     Cancelled: 499,  # nobody reads it
     Empty: 409,
+    Busy: 409,
     UserError: 422,
     Broken: 500,
 }

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from clara_jax.config import Config
-from clara_jax.inference import rank, store_write
+from clara_jax.inference import rank, search_build, store_write
 from clara_jax.inference.encode import encode_query
 from clara_jax.inference.generate import BUCKET
 from clara_jax.inference.search import Hit, Search
 from clara_jax.inference.store import StoredDocument, open_store
+from clara_jax.inference.store_files import Damaged
 from clara_jax.training.setup import Setup
 
 MOST = 50  # documents that a question may ask for, and that a search always looks for
@@ -81,7 +82,7 @@ class Corpus:
         Raises:
             UserError: another document has that id, or another process changes the store.
         """
-        path = self._search.store.path
+        path = self._path()
         self._search.refresh(store_write.add(path, self._setup, documents, self._options))
 
     def delete(self, ids: Sequence[str]) -> None:
@@ -90,4 +91,12 @@ class Corpus:
         Raises:
             UserError: there is no document of that id, or another process changes the store.
         """
-        self._search.refresh(store_write.delete(self._search.store.path, ids))
+        self._search.refresh(store_write.delete(self._path(), ids))
+
+    def _path(self) -> str:
+        """Of the store, if it still is the one whose rows are known."""
+        old = self._search.store
+        known = search_build.places(old)
+        if search_build.places(open_store(old.path))[: len(known)] != known:
+            raise Damaged(f"{old.path}: is another store now, or compacted; start the server again")
+        return old.path

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from clara_jax import config as config_lib
 from clara_jax import files
 from clara_jax.config import Config, Serve
 from clara_jax.errors import UserError
+from clara_jax.inference import store_write
 from clara_jax.inference.load import load_setup
 from clara_jax.serving.app import make_app
 from clara_jax.serving.corpus import Corpus
@@ -27,6 +29,7 @@ from clara_jax.serving.service import Service
 TOKEN = "CLARA_TOKEN"
 FAILED = 1  # exit code where a thread of the server has failed
 _LOOK = 0.1  # seconds between looks whether all is done
+_IDLE_SECONDS = 20.0  # for a client to send the head of a request, or to read on
 
 
 def run(store: str, workdir: str, base: str | None = None, config: Config | None = None) -> int:
@@ -49,11 +52,12 @@ def run(store: str, workdir: str, base: str | None = None, config: Config | None
         raise UserError("--mode=serve runs in one process; start one on each machine")
     token = read_token(config.serve)
     setup = load_setup(workdir, base)
-    service = Service(setup, Corpus(store, setup, config), config.serve)
-    server = Server(service, token)
-    with server.bound() as sockets:
-        service.start()
-        server.run(sockets=sockets)
+    with store_write.kept(store):
+        service = Service(setup, Corpus(store, setup, config), config.serve)
+        server = Server(service, token)
+        with server.bound() as sockets:
+            service.start()
+            server.run(sockets=sockets)
     service.close()
     return FAILED if server.failed else 0
 
@@ -88,6 +92,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, service: Service, token: str | None = None):
         self._service, self.failed = service, False
+        self._idle: dict[Any, float] = {}  # connections that wait for the client, since when
         app, self.guard = make_app(service, token)
         app.router.lifespan_context = self._lifespan
         options = service.options
@@ -150,3 +155,20 @@ class Server(uvicorn.Server):
                 self.failed = self.should_exit = True
             elif self.guard.draining and not self.guard.active:
                 self.should_exit = True
+            self._close_idle()
+
+    def _close_idle(self) -> None:
+        """Closes connections whose client neither asks nor reads: there is a limit of them."""
+        now, before = time.monotonic(), self._idle
+        self._idle = {
+            one: before.get(one, now)
+            for one in self.server_state.connections
+            if one.cycle is None or one.cycle.response_complete or one.flow.write_paused
+        }
+        for one, since in self._idle.items():
+            if now - since > 2 * _IDLE_SECONDS or (
+                now - since > _IDLE_SECONDS and one.flow.write_paused
+            ):
+                one.transport.abort()
+            elif now - since > _IDLE_SECONDS:
+                one.transport.close()  # what is written is sent before

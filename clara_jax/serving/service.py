@@ -20,6 +20,7 @@ from clara_jax.config import Serve
 from clara_jax.errors import UserError
 from clara_jax.inference import checks, lens
 from clara_jax.inference.encode import encode_query
+from clara_jax.inference.store_files import Damaged
 from clara_jax.serving.compressing import compress, warm_up
 from clara_jax.serving.corpus import MOST, TOGETHER, Corpus
 from clara_jax.serving.device_rows import DeviceRows
@@ -205,6 +206,8 @@ class Service:
 
     def _do(self, work: Callable[[], Any]) -> "tuple[Job, Future]":
         future: Future = Future()
+        # Who waits for it may leave; the work has its end all the same, and the future takes it.
+        future.set_running_or_notify_cancel()
 
         def run() -> None:
             result = work()
@@ -348,7 +351,7 @@ class Service:
 
 def _told(error: Exception) -> Exception:
     """What is told of an error: a user's mistake as it is, ours in the log alone."""
-    if isinstance(error, UserError):
+    if isinstance(error, UserError) and not isinstance(error, Damaged):
         return error
     logging.error("a job of the worker failed", exc_info=error)
     return Broken("the server failed; its log says why")

@@ -226,11 +226,34 @@ def test_fewer_documents_than_are_asked_for(make, queries):
         Search(store, KEYS, ONE)
 
 
-def test_damaged_keys_are_made_again(make, queries):
-    store = make()
-    before = Search(store, KEYS, ONE).search(queries, [""] * 3, 5)
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\3\4 of a zip", b"{}"])
+def test_damaged_keys_are_made_again(make, queries, content):
+    store, options = make(), dataclasses.replace(KEYS, by="fused")
+    before = Search(store, options, ONE).search(queries, ["river"] * 3, 5)
     for path in (search_build.files.path(store.path) / "parts").glob("*/keys-*"):
         path.write_bytes(path.read_bytes()[:-7])
-    (folder,) = search_build._folders(store)
-    (folder / "basis.npz").write_bytes(b"nonsense")
-    assert Search(make(), KEYS, ONE).search(queries, [""] * 3, 5) == before
+    folder = search_build.files.path(store.path) / "search"
+    for name in ("basis.npz", "search.json", "words.json", "data.csc.index.npy"):
+        (path,) = folder.glob(f"*/{name}")
+        path.write_bytes(content)
+        assert Search(make(), options, ONE).search(queries, ["river"] * 3, 5) == before
+
+
+def test_a_store_that_cannot_be_written_to_is_searched(make, queries, tmp_path, monkeypatch):
+    options = dataclasses.replace(KEYS, by="fused")
+    expected = Search(make(), options, ONE).search(queries, ["river"] * 3, 5)
+    (tmp_path / "other").mkdir()
+    store = make(path=tmp_path / "other")
+    for path in (tmp_path / "other/parts").iterdir():
+        path.rmdir()  # so that no key can be written
+    (tmp_path / "other/search").write_text("no folder")
+    monkeypatch.setattr(search_build, "_folders", lambda store: iter(()))
+    assert Search(store, options, ONE).search(queries, ["river"] * 3, 5) == expected
+
+
+@pytest.mark.parametrize("score", ["cosine", "mean", "maxsim"])
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_a_store_of_few_documents_is_searched(make, queries, rows, score):
+    search = Search(make(rows, (rows,)), dataclasses.replace(KEYS, by="fused"), ONE, score)
+    for hits in search.search(queries, ["river"] * 3, 5):
+        assert sorted(hit.row for hit in hits) == list(range(rows))

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import jax
 import ml_dtypes
@@ -13,7 +14,7 @@ from clara_jax.config import Data
 from clara_jax.data.facts import FactsSource
 from clara_jax.errors import UserError
 from clara_jax.inference import encode, fingerprint, store_files, store_write
-from clara_jax.inference.store import open_store
+from clara_jax.inference.store import Store, open_store
 from clara_jax.sharding import make_mesh
 from clara_jax.training.setup import put
 
@@ -155,6 +156,39 @@ def test_files_that_are_lost_or_damaged_are_named(setup, tmp_path):
     (tmp_path / "s/parts/00001/documents.arrow").write_bytes(b"no")
     with pytest.raises(UserError, match=r"parts/00001/documents.arrow: this part"):
         open_store(store.path).documents([5])
+
+
+@pytest.mark.parametrize("change", [
+    {"dtype": "float16"}, {"dtype": []}, {"width": "32"}, {"part": 0}, {"deleted": []},
+    {"deleted": {"d0": 99}}, {"parts": [{"name": "../x"}]}, {"parts": [{"rows": -1}]},
+    {"parts": [{"name": "00001"}]}, {"more": 1}, {"fingerprint": None},
+])  # fmt: skip
+def test_a_manifest_with_strange_values_is_refused_and_nothing_is_removed(plain, tmp_path, change):
+    path = tmp_path / "s"
+    shutil.copytree(plain.path, path)
+    manifest = path / store_files.MANIFEST
+    found = json.loads(manifest.read_text())
+    if isinstance(change.get("parts"), list):
+        found["parts"][0] |= change["parts"][0]
+    else:
+        found |= change
+    manifest.write_text(json.dumps(found))
+    before = sorted(path.rglob("*"))
+    with pytest.raises(UserError, match=r"manifest.json: damaged"):
+        store_write.delete(path, ["d0"])
+    assert sorted(path.rglob("*")) == before
+
+
+def test_parts_that_are_not_as_the_manifest_says_are_named(plain, tmp_path):
+    path = tmp_path / "s"
+    shutil.copytree(plain.path, path)
+    manifest = path / store_files.MANIFEST
+    found = json.loads(manifest.read_text())
+    found["parts"][0]["rows"] -= 1
+    manifest.write_text(json.dumps(found))
+    for read in (Store.memories, Store.documents):
+        with pytest.raises(UserError, match="this part of the store cannot be read"):
+            read(open_store(path), [0])
 
 
 # --- The model that made it ----------------------------------------------------------------------

@@ -207,6 +207,45 @@ def test_only_one_run_changes_a_store(setup, tmp_path):
     assert [path.name for path in other.iterdir()] == ["notes.txt"]
 
 
+def test_a_store_that_a_server_keeps_is_not_compacted(setup, tmp_path):
+    path = tmp_path / "s"
+    store_write.add(path, setup, ["one", "two"])
+    with store_write.kept(str(path)), store_write.kept(str(path)):
+        with pytest.raises(UserError, match="a server answers from it; stop it first"):
+            store_write.compact(path)
+        assert store_write.add(path, setup, ["three"]).rows == 3
+    assert len(store_write.compact(path).manifest.parts) == 1
+    with pytest.raises(UserError, match="no store there"), store_write.kept(str(tmp_path)):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+def test_names_of_parts_never_come_again(setup, tmp_path):
+    path, names = tmp_path / "s", []
+    for text in ("one", "two"):
+        store = store_write.add(path, setup, [{"id": "a", "text": text}])
+        names += [part.name for part in store.manifest.parts]
+        store_write.delete(path, ["a"])
+        assert store_write.compact(path).rows == 0
+    assert names == ["00000", "00001"]
+
+
+def test_a_full_disk_loses_nothing(setup, tmp_path, monkeypatch):
+    path = tmp_path / "s"
+    before = store_write.add(path, setup, ["one"]).manifest
+
+    def full(*unused):
+        raise OSError(28, "No space left on device")
+
+    for name in ("write_table", "write_manifest", "create_arrays"):
+        with monkeypatch.context() as patch:
+            patch.setattr(store_files, name, full)
+            with pytest.raises(UserError, match=r"No space left on device.*run the same command"):
+                store_write.add(path, setup, ["two"])
+        assert open_store(path).manifest == before
+    assert store_write.add(path, setup, ["two"]).rows == 2
+
+
 def test_memories_that_are_no_numbers_are_refused(setup, tmp_path):
     trees = setup.trees | {"memory": setup.trees["memory"] * float("nan")}
     with pytest.raises(UserError, match="'a': memories are not finite"):

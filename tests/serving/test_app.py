@@ -174,6 +174,25 @@ def test_a_client_that_leaves_frees_its_slot(http, service, stream, monkeypatch)
     assert service.metrics.tokens._value.get() - before < 12
 
 
+def test_a_client_that_leaves_while_documents_change_harms_nobody(http, service, monkeypatch):
+    settled(service)
+    begun, original = threading.Event(), service.corpus.add
+
+    def add(documents):
+        begun.set()
+        time.sleep(0.3)
+        original(documents)
+
+    monkeypatch.setattr(service.corpus, "add", add)
+    document = {"id": "left", "title": "", "text": QUESTION}
+    with connection(http, {"documents": [document]}, "/v1/documents"):
+        assert begun.wait(10)
+        with connection(http, {"documents": ["never begun"]}, "/v1/compress"):
+            time.sleep(0.1)
+    assert http("/v1/documents", {"ids": ["left"]}, "DELETE")[::2] == (200, {"documents": 6})
+    assert http("/healthz")[2] == {"status": "ok"}
+
+
 def test_slow_and_chunked_requests(http, service, monkeypatch):
     monkeypatch.setattr("clara_jax.serving.guard._BODY_SECONDS", 0.3)
     with connection(http, {"question": QUESTION}) as sock:
@@ -188,6 +207,15 @@ def test_slow_and_chunked_requests(http, service, monkeypatch):
         sock.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
         sock.sendall(b"ffff\r\n" + b" " * 0xFFFF + b"\r\n")
         assert sock.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_connections_without_a_request_are_closed(http, monkeypatch):
+    monkeypatch.setattr("clara_jax.serving.run._IDLE_SECONDS", 0.3)
+    for begun in (b"", b"POST /v1/ask HTTP/1.1\r\nHost: "):
+        with socket.create_connection(("127.0.0.1", http.server.port), timeout=20) as sock:
+            sock.sendall(begun)
+            assert not sock.recv(100)
+    assert http("/healthz")[0] == 200
 
 
 def test_tokens_and_names(service, running):
@@ -234,6 +262,23 @@ def test_the_first_signal_drains(service, running, monkeypatch):
     assert status == 200 and whole["answer"]
     http.thread.join(10)
     assert not http.thread.is_alive() and not http.server.failed
+
+
+def test_who_does_not_read_does_not_hold_up_the_end(service, running, monkeypatch):
+    http = running(service)
+    connections = http.server.server_state.connections
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect(("127.0.0.1", http.server.port))
+        while not any(one.flow.write_paused for one in list(connections)):  # buffers are full
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
+            time.sleep(0.2)
+        http.server.handle_exit(15, None)
+        http.thread.join(0.5)
+        assert http.thread.is_alive()
+        monkeypatch.setattr("clara_jax.serving.run._IDLE_SECONDS", 0.3)
+        http.thread.join(10)
+        assert not http.thread.is_alive() and not http.server.failed
 
 
 def test_an_address_that_is_taken_is_told(http, service, running, monkeypatch):

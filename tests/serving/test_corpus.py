@@ -9,6 +9,7 @@ from clara_jax.config import Search
 from clara_jax.errors import UserError
 from clara_jax.inference import store_write
 from clara_jax.inference.encode import encode_query
+from clara_jax.inference.store_files import Damaged
 from clara_jax.serving.corpus import Corpus
 from clara_jax.serving.metrics import Metrics
 
@@ -41,3 +42,11 @@ def test_a_store_is_searched_added_to_and_deleted_from(setup, texts, tmp_path, h
     assert len(corpus) == 6 and after == before
     with pytest.raises(UserError, match="new"):
         corpus.delete(["new"])
+    if hops == 1:  # rows of another store would be taken for those that are known
+        (tmp_path / "store").rename(tmp_path / "gone")
+        with pytest.raises(Damaged, match="no store there"):
+            corpus.add([{"id": "new", "title": "", "text": question}])
+        assert not (tmp_path / "store").exists()
+        store_write.add(str(tmp_path / "store"), setup, documents[1:])
+        with pytest.raises(Damaged, match="another store now, or compacted"):
+            corpus.delete(["d1"])
