@@ -6,9 +6,7 @@ processes all of them compress the same batches, each on its own devices; they t
 parts, and the first one alone writes the manifest, when all know that a part is written.
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,17 +17,16 @@ import numpy as np
 import pyarrow
 
 from clara_jax import config, distributed, files
-from clara_jax.errors import UserError, reason
-from clara_jax.inference import checks, pieces, store_files
+from clara_jax.errors import UserError
+from clara_jax.inference import checks, pieces, store_files, store_locks
 from clara_jax.inference.documents import Document, of_values
 from clara_jax.inference.encode import encode_batches
 from clara_jax.inference.fingerprint import fingerprint
 from clara_jax.inference.pieces import Row
 from clara_jax.inference.store import Store
-from clara_jax.inference.store_files import MEMORIES, SCALES, Busy, Damaged, Manifest, Part
+from clara_jax.inference.store_files import MEMORIES, SCALES, Manifest, Part
 from clara_jax.training.setup import Setup
 
-_LOCK, _READERS = ".lock", ".readers"
 _COLUMNS = store_files.SCHEMA.names
 Known = dict[str, bytes]  # digests by id: of documents, and nothing for the ids of pieces
 
@@ -64,7 +61,7 @@ def add(
     checks.can(setup, "compress")
     path, options = files.normal(os.fspath(path)), options or config.Store()
     made = fingerprint(setup)
-    with _changing(path, lambda: _manifest(setup, made, options)):
+    with store_locks.changing(path, lambda: _manifest(setup, made, options)):
         store = Store(path)
         store.check_fingerprint(made, setup.config.model.param_dtype)
         writer = _Writer(store, setup, options, report)
@@ -81,7 +78,7 @@ def delete(path: str | os.PathLike[str], ids: Sequence[str]) -> Store:
         UserError: an id is not there, or that of a piece; or another process is changing the store.
     """
     path = files.normal(os.fspath(path))
-    with _changing(path):
+    with store_locks.changing(path):
         store = Store(path)
         marks = dict.fromkeys(ids, len(store.manifest.parts))
         rows = store.take(store.find(list(marks)), ["id", "parent"])
@@ -100,12 +97,12 @@ def compact(path: str | os.PathLike[str]) -> Store:
     Rows get other numbers, and stores that are open must be opened again.
 
     Raises:
-        UserError: another process is changing the store, or keeps it (`kept`).
+        UserError: another process is changing the store, or keeps it (`store_locks.kept`).
     """
     path = files.normal(os.fspath(path))
-    with _changing(path):
+    with store_locks.changing(path):
         if distributed.is_first():
-            with _locked(path, _READERS, "a server answers from it; stop it first"):
+            with store_locks.alone(path):
                 store = Store(path)
                 parts = list(_compacted(store))
                 numbered = max([_next_number(store.manifest), *(int(p.name) + 1 for p in parts)])
@@ -113,7 +110,7 @@ def compact(path: str | os.PathLike[str]) -> Store:
                     store.manifest, parts=tuple(parts), deleted={}, numbered=numbered
                 )
                 store_files.write_manifest(path, manifest)
-                _remove_unlisted(path, manifest)
+                store_locks.remove_unlisted(path, manifest)
     return Store(path)
 
 
@@ -189,7 +186,7 @@ class _Writer:
             compressed = self._compress(window)
             if number % jax.process_count() != jax.process_index():
                 continue
-            with _writing(self._path):
+            with store_locks.writing(self._path):
                 if arrays is None:
                     arrays = store_files.create_arrays(folder, self._manifest, len(rows))
                     store_files.write_table(folder, table)
@@ -206,7 +203,7 @@ class _Writer:
         if self._written is None:
             return
         part, writes = self._written
-        with _writing(self._path):
+        with store_locks.writing(self._path):
             for write in writes:
                 write.result()
         distributed.barrier("part")
@@ -217,7 +214,7 @@ class _Writer:
             ),
         )
         if distributed.is_first():
-            with _writing(self._path):
+            with store_locks.writing(self._path):
                 store_files.write_manifest(self._path, self._manifest)
 
     def _compress(self, rows: Sequence[Row]) -> dict[str, np.ndarray]:
@@ -285,27 +282,15 @@ def _copied(store: Store, name: str, rows: Sequence[int]) -> Part:
     """Writes a part of rows of others."""
     folder = store_files.part_folder(store.path, name)
     table, size = store.take(rows, _COLUMNS), store.manifest.part
-    with _writing(store.path):
+    with store_locks.writing(store.path):
         arrays = store_files.create_arrays(folder, store.manifest, len(rows))
         store_files.write_table(folder, table)
     for start in range(0, len(rows), size):
         stored = store.stored(rows[start : start + size])
-        with _writing(store.path):
+        with store_locks.writing(store.path):
             for array, value in stored.items():
                 arrays[array][start : start + len(value)].write(value).result()
     return store_files.part_of(name, table)
-
-
-@contextlib.contextmanager
-def _writing(path: str) -> Iterator[None]:
-    """Makes what a full disk raises, or a missing right, `Damaged`."""
-    try:
-        yield
-    except (ValueError, OSError) as e:
-        raise Damaged(
-            f"{path}: cannot be written ({reason(e)[:200]}); make room and run the same command to "
-            "go on"
-        ) from e
 
 
 def _grouped(documents: Iterable[list[Any]], size: int) -> Iterator[list[Any]]:
@@ -339,79 +324,3 @@ def _manifest(setup: Setup, made: dict[str, str], options: config.Store) -> Mani
         made, len(setup.extra.memory), setup.model.d_model, options.dtype, data.rate,
         data.document_length, options.part,
     )  # fmt: skip
-
-
-@contextlib.contextmanager
-def _changing(path: str, make: Callable[[], Manifest] | None = None) -> Iterator[None]:
-    """The store is this run's alone, and without what a kill left of another's.
-
-    Args:
-        path: of the store.
-        make: the manifest of a store that is not there yet.
-
-    Raises:
-        UserError: there is no store and none is to be made, or another process is changing it.
-    """
-    with contextlib.ExitStack() as stack:
-        if distributed.is_first():
-            manifest = files.path(path) / store_files.MANIFEST
-            if make is not None and not manifest.exists():
-                _make_folder(path)
-            else:
-                store_files.read_manifest(path)  # raises before anything is made
-            stack.enter_context(_locked(path, _LOCK, "another run is writing there; wait for it"))
-            if make is not None and not manifest.exists():  # nobody was faster
-                store_files.write_manifest(path, make())
-            _remove_unlisted(path, store_files.read_manifest(path))
-        distributed.barrier("store")
-        yield
-        distributed.barrier("changed")
-
-
-def _make_folder(path: str) -> None:
-    files.make_folder(path)
-    folder = files.path(path)
-    if folder.exists() and {p.name for p in folder.iterdir()} - {
-        _LOCK,
-        f"{store_files.MANIFEST}.tmp",
-    }:
-        raise UserError(f"{path}: holds something else; give --store another name")
-
-
-@contextlib.contextmanager
-def kept(path: str) -> Iterator[None]:
-    """A local store that others may add to and delete from, but not compact.
-
-    One that cannot be written to is taken as it is.
-
-    Raises:
-        UserError: there is none, or it is being compacted.
-    """
-    store_files.read_manifest(path)  # raises before anything is made
-    if not files.is_remote(path) and not os.access(path, os.W_OK):
-        yield
-        return
-    with _locked(path, _READERS, "it is being compacted; wait for its end", fcntl.LOCK_SH):
-        yield
-
-
-@contextlib.contextmanager
-def _locked(path: str, name: str, message: str, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
-    """Holds a lock of a local store; object storage has none."""
-    if files.is_remote(path):
-        yield
-        return
-    with open(os.path.join(path, name), "w") as lock:
-        try:
-            fcntl.flock(lock, kind | fcntl.LOCK_NB)
-        except OSError as e:
-            raise Busy(f"{path}: {message}") from e
-        yield
-
-
-def _remove_unlisted(path: str, manifest: Manifest) -> None:
-    """Takes away parts that a kill left unfinished, or that were compacted."""
-    listed, folder = {part.name for part in manifest.parts}, files.path(path) / store_files.PARTS
-    for part in folder.iterdir() if folder.exists() else ():
-        if part.name not in listed:
-            part.rmtree()

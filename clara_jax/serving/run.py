@@ -20,7 +20,7 @@ from clara_jax import config as config_lib
 from clara_jax import files
 from clara_jax.config import Config, Serve
 from clara_jax.errors import UserError
-from clara_jax.inference import store_write
+from clara_jax.inference import store_locks
 from clara_jax.inference.load import load_setup
 from clara_jax.serving.app import make_app
 from clara_jax.serving.corpus import Corpus
@@ -52,7 +52,7 @@ def run(store: str, workdir: str, base: str | None = None, config: Config | None
         raise UserError("--mode=serve runs in one process; start one on each machine")
     token = read_token(config.serve)
     setup = load_setup(workdir, base)
-    with store_write.kept(store):
+    with store_locks.kept(store):
         service = Service(setup, Corpus(store, setup, config), config.serve)
         server = Server(service, token)
         with server.bound() as sockets:

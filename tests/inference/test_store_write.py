@@ -8,7 +8,7 @@ from clara_jax import config
 from clara_jax.config import Data
 from clara_jax.data.facts import FactsSource
 from clara_jax.errors import UserError
-from clara_jax.inference import pieces, store_files, store_write
+from clara_jax.inference import pieces, store_files, store_locks, store_write
 from clara_jax.inference.documents import Document
 from clara_jax.inference.store import open_store
 
@@ -210,12 +210,12 @@ def test_only_one_run_changes_a_store(setup, tmp_path):
 def test_a_store_that_a_server_keeps_is_not_compacted(setup, tmp_path):
     path = tmp_path / "s"
     store_write.add(path, setup, ["one", "two"])
-    with store_write.kept(str(path)), store_write.kept(str(path)):
+    with store_locks.kept(str(path)), store_locks.kept(str(path)):
         with pytest.raises(UserError, match="a server answers from it; stop it first"):
             store_write.compact(path)
         assert store_write.add(path, setup, ["three"]).rows == 3
     assert len(store_write.compact(path).manifest.parts) == 1
-    with pytest.raises(UserError, match="no store there"), store_write.kept(str(tmp_path)):
+    with pytest.raises(UserError, match="no store there"), store_locks.kept(str(tmp_path)):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
