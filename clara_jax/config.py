@@ -148,6 +148,7 @@ class Eval:
     # Candidates of a question: given by its record; normal, the select.candidates best of all
     # documents of the sources by BM25; oracle, these with the gold ones put among them.
     setting: str = "given"
+    store: str = ""  # memories from a store (--mode=compress) of all documents; empty: made anew
 
 
 @dataclasses.dataclass(frozen=True)

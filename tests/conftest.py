@@ -27,6 +27,23 @@ jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also what shows once more what others do")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: shows in another form what a faster test shows too")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves slow tests to whoever asks for them: without them a run stays under 15 minutes."""
+    if config.getoption("--slow"):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if item not in set(slow)]
+
+
 @pytest.fixture
 def named():
     """Operations have their names of now: the cache may hold programs with earlier ones."""

@@ -169,7 +169,10 @@ def test_a_killed_process_ends_the_job_which_resumes_to_the_losses_of_one_proces
 
 @pytest.mark.parametrize(
     ("count", "devices", "mesh"),
-    [(4, 1, {"data": 2, "fsdp": 1, "tensor": 2}), (1, 2, {"data": 1, "fsdp": 1, "tensor": 2})],
+    [
+        pytest.param(4, 1, {"data": 2, "fsdp": 1, "tensor": 2}, marks=pytest.mark.slow),
+        (1, 2, {"data": 1, "fsdp": 1, "tensor": 2}),
+    ],
 )
 def test_another_number_of_processes_and_another_mesh_go_on(folder, one, two, count, devices, mesh):
     workdir = folder / f"by{count}"

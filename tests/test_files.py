@@ -114,7 +114,11 @@ def test_a_run_on_gs_is_resumed_and_read(bucket, tmp_path, monkeypatch, named):
     assert [line["step"] for line in report.read_metrics(workdir)] == [1, 2, 3, 4]
     (run / "checkpoints" / "9").mkdir()
     assert load_setup(workdir).step == 4
-    result = {"step": 4, "conditions": {"memory": {}}, "predictions": [{"question": "?"}]}
+    result = {
+        "step": 4,
+        "conditions": {"memory": {}},
+        "predictions": [{"question": "?", "answer": "a", "memory": "a"}],
+    }
     assert results.write(result, workdir) == f"{workdir}/eval/4.json"
     assert report.newest_evaluation(workdir) == result
     later = dataclasses.replace(half, init_from=workdir)

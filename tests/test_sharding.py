@@ -198,8 +198,22 @@ def test_unknown_parameter_is_an_error(path):
         sharding.array_sharding(mesh, path, (4, 4))
 
 
-@pytest.mark.parametrize("full", [False, True])
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2), (2, 1, 4)])
+@pytest.mark.parametrize(
+    ("sizes", "full"),
+    [
+        ((1, 8, 1), False),
+        ((2, 2, 2), False),
+        ((2, 2, 2), True),
+        ((2, 1, 4), True),
+        *(
+            pytest.param(sizes, full, marks=pytest.mark.slow)
+            for sizes, full in [
+                ((8, 1, 1), False), ((1, 4, 2), False), ((2, 1, 4), False),
+                ((8, 1, 1), True), ((1, 8, 1), True), ((1, 4, 2), True),
+            ]
+        ),
+    ],
+)  # fmt: skip
 def test_an_scp_step_is_that_of_one_device_on_any_mesh(one_device_step, sizes, full):
     """Loss, norms of gradients and what the optimizer makes of them; the base trained as well."""
     mesh = Mesh(*sizes)

@@ -33,6 +33,7 @@ from clara_jax.evaluation import metrics, results, retrieval
 from clara_jax.evaluation.answer_losses import Labelled, cross_entropies
 from clara_jax.evaluation.journal import Journal, Piece
 from clara_jax.inference import encode, engine, rank
+from clara_jax.inference.store import open_store
 from clara_jax.training.inputs import compute_memories
 from clara_jax.training.setup import Setup
 
@@ -68,7 +69,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluates on questions with candidates; `setup.config.eval` says how many and how.
 
-    Memories are read from `config.data.memories` and added there, if the run has such a folder.
+    Memories are read from the store `config.eval.store`, or from `config.data.memories`, and added
+    there, if the run has such a folder.
 
     Args:
         setup: the model.
@@ -185,7 +187,9 @@ class _Compressed:
 
 def _compress(setup: Setup, records: Sequence[QaRecord]) -> _Compressed:
     documents = list(dict.fromkeys(d for record in records for d in record.documents))
-    if setup.config.data.memories:
+    if setup.config.eval.store:
+        memories = _stored(setup, documents)
+    elif setup.config.data.memories:
         memories = compute_memories(setup, documents)
     else:
         vectors = encode.compress(setup, documents, setup.config.eval.batch).memories
@@ -194,6 +198,16 @@ def _compress(setup: Setup, records: Sequence[QaRecord]) -> _Compressed:
     fed = [prompts.document_ids(setup.tokenizer, setup.extra, d, length) for d in documents]
     text = sum(len(ids) - M - FRAME for ids, _ in fed)
     return _Compressed(memories, sum(cut for _, cut in fed), text / (M * len(fed)))
+
+
+def _stored(setup: Setup, documents: Sequence[str]) -> dict[bytes, np.ndarray]:
+    """Memories that a store holds, of the first piece of documents that are longer than one."""
+    store = open_store(setup.config.eval.store)
+    store.check(setup)
+    rows = store.find([digest(document).hex() for document in documents])
+    chunks = store.take(rows, ["chunk"])["chunk"].to_numpy()
+    vectors = store.memories(np.array(rows)[chunks == 0])
+    return dict(zip(map(digest, documents), vectors, strict=True))
 
 
 def _reasoner_scores(setup: Setup, records: Sequence[QaRecord], memories: Any) -> list[np.ndarray]:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from clara_jax import config as config_lib
 from clara_jax.config import Config, Data, Eval, Memory, Mesh, Model, Prompts, Select
 from clara_jax.data.facts import FactsQuestions
 from clara_jax.data.tokenizer import load_tokenizer
@@ -14,7 +15,7 @@ from clara_jax.errors import UserError
 from clara_jax.evaluation import compare, evaluate, joint, metrics, results
 from clara_jax.evaluation.journal import Journal
 from clara_jax.evaluation.retrieval import bm25_scores, ranking, score_rankings
-from clara_jax.inference import engine
+from clara_jax.inference import encode, engine, store_write
 from clara_jax.sharding import make_mesh
 from clara_jax.training import setup as setup_lib
 
@@ -170,6 +171,24 @@ def test_memories_are_read_from_the_folder(setup, result, tmp_path, monkeypatch)
     for found in (first, again):
         assert found["retrieval"] == result["retrieval"]
         assert found["compression_rate"] == result["compression_rate"]
+
+
+def test_memories_are_read_from_a_store(setup, result, tmp_path, monkeypatch):
+    path, records = str(tmp_path / "store"), [SOURCE[i] for i in range(3)]
+    options = config_lib.Store(part=16)
+    store_write.add(path, setup, [d for record in records for d in record.documents], options)
+    options = dataclasses.replace(CONFIG.eval, store=path, conditions="reasoner")
+    kept = dataclasses.replace(setup, config=dataclasses.replace(CONFIG, eval=options))
+    expected = encode.compress(setup, list(records[0].documents[:2])).memories
+    monkeypatch.setattr(joint.encode, "compress", lambda *_: pytest.fail("compressed again"))
+    found = joint.evaluate(kept, SOURCE)
+    # The store has bfloat16; close scores may change places.
+    for name, value in found["retrieval"]["reasoner"].items():
+        assert value == pytest.approx(result["retrieval"]["reasoner"][name], abs=0.35)
+    memories = joint._stored(kept, records[0].documents[:2])
+    np.testing.assert_allclose(list(memories.values()), expected, rtol=1e-2, atol=1e-2)
+    with pytest.raises(UserError, match="holds no document of the id"):
+        joint._stored(kept, ["another"])
 
 
 # --- Runs beside each other ----------------------------------------------------------------------

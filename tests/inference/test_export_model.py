@@ -248,7 +248,10 @@ def assert_same(first, second) -> None:
     assert first.ask(**ask)[0].text == second.ask(**ask)[0].text
 
 
-@pytest.mark.parametrize("run", ["full", "lora", "full_e2e", "lora_e2e"])
+@pytest.mark.parametrize(
+    "run", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "full")),
+            "full_e2e", "lora_e2e"],
+)  # fmt: skip
 def test_native_needs_no_other_file(trained, tmp_path, run):
     """The base is no file anywhere, so it is in there too; earlier runs are not needed."""
     made = export(trained / run, "native", tmp_path / "x")

@@ -24,7 +24,7 @@ MODEL = ModelConfig(
 )
 
 
-@pytest.mark.parametrize("mesh", [(1, 4, 2), (2, 2, 2)])
+@pytest.mark.parametrize("mesh", [pytest.param((1, 4, 2), marks=pytest.mark.slow), (2, 2, 2)])
 def test_two_processes_write_one_model(tmp_path, mesh):
     (tmp_path / "from").mkdir()
     write_checkpoint(tmp_path / "from", MODEL, file_bytes=10**9)

@@ -398,7 +398,7 @@ def test_scaling_reaches_the_decoder(small, random_params):
 
 
 @pytest.mark.parametrize("window", [None, 40])
-@pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
+@pytest.mark.parametrize("heads", [pytest.param((4, 4), marks=pytest.mark.slow), (4, 2)])
 @pytest.mark.parametrize("meshed", [False, True])
 def test_the_tpu_kernel_equals_xla(window, heads, meshed):
     """Values and gradients of the kernel, interpreted, on packed rows that are no multiple of 128;

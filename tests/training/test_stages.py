@@ -191,7 +191,7 @@ def test_contrastive_learns_to_rank_from_labels(later, scp, tmp_path):
     )
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_memories_computed_once_train_as_in_the_step(later, scp, tmp_path, accumulate):
     config = with_options(
         later, stage="e2e", init_from=str(scp), lora={"dropout": 0.0},
@@ -319,7 +319,7 @@ def test_mistakes(later, scp, tmp_path):
         config_lib.freeze(dataclasses.asdict(with_options(e2e, train={"full": True})))
 
 
-@pytest.mark.parametrize("stage", ["instruct", "e2e"])
+@pytest.mark.parametrize("stage", [pytest.param("instruct", marks=pytest.mark.slow), "e2e"])
 def test_a_sharded_step_equals_that_of_one_device(later, scp, tmp_path, stage):
     config = with_options(later, stage=stage, init_from=str(scp), lora={"dropout": 0.0})
     found = []
