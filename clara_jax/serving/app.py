@@ -16,7 +16,8 @@ from clara_jax.serving import chat, schemas
 from clara_jax.serving.asking import Asking, http_error, until_done
 from clara_jax.serving.engine import Broken
 from clara_jax.serving.guard import Guard, error_body
-from clara_jax.serving.service import Full, Service
+from clara_jax.serving.queueing import Full
+from clara_jax.serving.service import Service
 
 _PAGE = pathlib.Path(__file__).parent / "page.html"
 _SECURITY = {

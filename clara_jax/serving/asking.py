@@ -12,7 +12,8 @@ from clara_jax.errors import UserError
 from clara_jax.inference.store_files import Busy
 from clara_jax.serving import schemas
 from clara_jax.serving.engine import Broken, Cancelled, Late
-from clara_jax.serving.service import Empty, Found, Full, Job, Service
+from clara_jax.serving.queueing import Full
+from clara_jax.serving.service import Empty, Found, Job, Service
 
 _GRACE = 1.0  # seconds after the deadline
 

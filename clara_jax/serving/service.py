@@ -6,7 +6,6 @@ memories and changes the corpus, one after the other. Callbacks run on these thr
 
 import collections
 import dataclasses
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -35,22 +34,8 @@ from clara_jax.serving.engine import (
 )
 from clara_jax.serving.metrics import Metrics
 from clara_jax.serving.programs import Slots
+from clara_jax.serving.queueing import Queue
 from clara_jax.training.setup import Setup
-
-_SHARE = 0.5  # of the deadline that a request may have to wait, as it is accepted
-_NEWEST = 0.1  # weight of the newest interval in their mean
-
-
-class Full(Exception):
-    """The queue is full, or its end would come too late.
-
-    Attributes:
-        after: seconds after which to come again.
-    """
-
-    def __init__(self, message: str, after: float):
-        super().__init__(message)
-        self.after = max(1, math.ceil(after))
 
 
 class Empty(UserError):
@@ -123,9 +108,7 @@ class Service:
         )
         self._jobs: collections.deque[Job] = collections.deque()
         self._changed = threading.Condition()
-        self._waiting = 0
-        self._interval = 0.0  # seconds between those of a queue that are served, of late
-        self._moved: float | None = None  # when the last was, if others waited
+        self.queue = Queue(options)
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
 
@@ -137,7 +120,7 @@ class Service:
         moment = time.monotonic()
         self._find(["?"])
         self._slots.rehearse(self._rows.table_RMD, 16)
-        self._interval = time.monotonic() - moment  # until some are served
+        self.queue.interval = time.monotonic() - moment  # until some are served
         self.engine.start()
         self._thread.start()
         self.metrics.documents.set(len(self.corpus))
@@ -226,27 +209,16 @@ class Service:
         with self._changed:
             if self._closed or self.broken:
                 raise Broken("the server has ended")
-            wait = self._waiting * self._interval
-            late = self._waiting and wait > _SHARE * self.options.deadline
-            if self._waiting >= self.options.queue or late:
-                raise Full(f"{self._waiting} requests wait already", wait / 2)
-            self._waiting += 1
-            self.metrics.queue_depth.set(self._waiting)
+            self.queue.enter()
+            self.metrics.queue_depth.set(self.queue.waiting)
             self._jobs.append(job)
             self._changed.notify()
 
     def _one_less(self, served: bool = False) -> None:
-        """One request waits no more; those that are served tell how fast the queue moves."""
+        """One request waits no more."""
         with self._changed:
-            now = time.monotonic()
-            if served and self._moved is not None:
-                self._interval += _NEWEST * (now - self._moved - self._interval)
-            self._waiting -= 1
-            if served:
-                self._moved = now
-            if not self._waiting:  # then it is for want of requests that nothing moves
-                self._moved = None
-            self.metrics.queue_depth.set(self._waiting)
+            self.queue.leave(served)
+            self.metrics.queue_depth.set(self.queue.waiting)
 
     # --- The worker ---
 

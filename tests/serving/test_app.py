@@ -17,10 +17,10 @@ QUESTION = "who is bedda daba ?"
 
 def settled(service):
     until = time.monotonic() + 20
-    while service.engine.busy or service._waiting:
+    while service.engine.busy or service.queue.waiting:
         assert time.monotonic() < until
         time.sleep(0.01)
-    service._interval = 0.0  # other tests hold the queue up
+    service.queue.interval = 0.0  # other tests hold the queue up
 
 
 def events(text):

@@ -11,7 +11,7 @@ import pytest
 from clara_jax.errors import UserError
 from clara_jax.inference.engine import Clara
 from clara_jax.serving.engine import Cancelled, Late
-from clara_jax.serving.service import Full
+from clara_jax.serving.queueing import Full
 
 QUESTIONS = [
     "who is bedda daba ?", "where ?", "what is the job of defa ?", "who has a horse ?",
@@ -60,10 +60,10 @@ def expected(service, question, top_k=2, max_new_tokens=12, **how):
 
 def settled(service):
     until = time.monotonic() + 20
-    while service.engine.busy or service._waiting:
+    while service.engine.busy or service.queue.waiting:
         assert time.monotonic() < until
         time.sleep(0.01)
-    service._interval = 0.0  # other tests hold the queue up
+    service.queue.interval = 0.0  # other tests hold the queue up
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def test_deadlines(service, monkeypatch):
         asked.wait()
         assert isinstance(asked.error, Late)
     monkeypatch.setattr(service, "options", dataclasses.replace(service.options, deadline=0.5))
-    monkeypatch.setattr(service, "_interval", 0.0)
+    monkeypatch.setattr(service.queue, "interval", 0.0)
     held = threading.Event()
     asked = [Asked(service, QUESTIONS[0], slow=held) for _ in range(5)]
     time.sleep(0.6)  # some have a slot by now, others wait for one
@@ -195,7 +195,7 @@ def test_who_would_come_too_late_is_refused_at_once(service, monkeypatch):
     first = Asked(service, QUESTIONS[0], slow=held)
     while not first.pieces:
         time.sleep(0.01)
-    monkeypatch.setattr(service, "_interval", service.options.deadline / 5)
+    monkeypatch.setattr(service.queue, "interval", service.options.deadline / 5)
     rest = [Asked(service, QUESTIONS[1]) for _ in range(3)]  # waits of 0, 1/5 and 2/5
     with pytest.raises(Full) as full:
         Asked(service, QUESTIONS[1])
@@ -204,4 +204,4 @@ def test_who_would_come_too_late_is_refused_at_once(service, monkeypatch):
     for asked in (first, *rest):
         asked.wait()
     settled(service)
-    assert service._interval < service.options.deadline / 5  # it was faster
+    assert service.queue.interval < service.options.deadline / 5  # it was faster
