@@ -170,3 +170,17 @@ def running(service):
     yield start
     for each in started:
         each.close()
+
+
+@pytest.fixture
+def settled(service):
+    """Waits until nothing is answered and nobody waits."""
+
+    def wait():
+        until = time.monotonic() + 20
+        while service.engine.busy or service.queue.waiting:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        service.queue.interval = 0.0  # other tests hold the queue up
+
+    return wait

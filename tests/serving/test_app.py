@@ -15,14 +15,6 @@ from clara_jax.serving.run import read_token
 QUESTION = "who is bedda daba ?"
 
 
-def settled(service):
-    until = time.monotonic() + 20
-    while service.engine.busy or service.queue.waiting:
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    service.queue.interval = 0.0  # other tests hold the queue up
-
-
 def events(text):
     found = []
     for part in text.split("\n\n")[:-1]:
@@ -124,8 +116,8 @@ def test_what_is_wrong_is_refused(http, path, body, status, message):
     assert (found, message in error["error"]["message"]) == (status, True), error
 
 
-def test_a_full_queue_refuses_and_says_when_to_come_again(http, service):
-    settled(service)
+def test_a_full_queue_refuses_and_says_when_to_come_again(http, service, settled):
+    settled()
     held, original = threading.Event(), service.corpus.find
     service.corpus.find = lambda *args: (held.wait(20), original(*args))[1]
     with concurrent.futures.ThreadPoolExecutor(30) as pool:
@@ -153,8 +145,8 @@ def connection(http, body, path="/v1/ask"):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_leaves_frees_its_slot(http, service, stream, monkeypatch):
-    settled(service)
+def test_a_client_that_leaves_frees_its_slot(http, service, stream, monkeypatch, settled):
+    settled()
     original = service.engine._slots.step
     monkeypatch.setattr(service.engine._slots, "step", lambda: (time.sleep(0.2), original())[1])
     body = {"question": "who has a horse ?", "max_new_tokens": 24, "stream": stream}
@@ -170,12 +162,14 @@ def test_a_client_that_leaves_frees_its_slot(http, service, stream, monkeypatch)
         while not service.engine.busy:
             assert time.monotonic() < until
             time.sleep(0.01)
-    settled(service)
+    settled()
     assert service.metrics.tokens._value.get() - before < 12
 
 
-def test_a_client_that_leaves_while_documents_change_harms_nobody(http, service, monkeypatch):
-    settled(service)
+def test_a_client_that_leaves_while_documents_change_harms_nobody(
+    http, service, monkeypatch, settled
+):
+    settled()
     begun, original = threading.Event(), service.corpus.add
 
     def add(documents):

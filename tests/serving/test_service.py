@@ -58,14 +58,6 @@ def expected(service, question, top_k=2, max_new_tokens=12, **how):
     return clara.answer([question], [memories], max_new_tokens, **how)[0]
 
 
-def settled(service):
-    until = time.monotonic() + 20
-    while service.engine.busy or service.queue.waiting:
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    service.queue.interval = 0.0  # other tests hold the queue up
-
-
 @pytest.fixture(scope="module")
 def answers(service):
     """What Clara answers, in one batch; computed before anything counts compilations."""
@@ -80,8 +72,8 @@ def answers(service):
     return [" ".join(text.split()[: LENGTHS[i % 2]]) for i, text in enumerate(whole)]
 
 
-def test_many_at_once_are_answered_as_one_by_one_and_nothing_compiles(service, answers):
-    settled(service)
+def test_many_at_once_are_answered_as_one_by_one_and_nothing_compiles(service, answers, settled):
+    settled()
     assert len(set(answers)) > 4 and all(answers)
     service.metrics.warmed_up()
     for _ in range(2):  # the ring of columns turns, and slots are used again
@@ -134,8 +126,8 @@ def test_search_alone_and_the_lens(service):
     assert asked.found.words and not asked.found.prompt_tokens
 
 
-def test_the_queue_is_bounded_and_cancelled_requests_give_their_slots_back(service):
-    settled(service)
+def test_the_queue_is_bounded_and_cancelled_requests_give_their_slots_back(service, settled):
+    settled()
     held = threading.Event()
     first = Asked(service, QUESTIONS[0], slow=held)  # stops the engine at its first token
     while not first.pieces:
@@ -150,12 +142,12 @@ def test_the_queue_is_bounded_and_cancelled_requests_give_their_slots_back(servi
     first.wait()
     assert isinstance(first.error, Cancelled)
     assert [a.error for a in rest[1:]] == [None] * (len(rest) - 1)
-    settled(service)
+    settled()
     assert "clara_queue_depth 0.0" in service.metrics.text().decode()
 
 
-def test_deadlines(service, monkeypatch):
-    settled(service)
+def test_deadlines(service, monkeypatch, settled):
+    settled()
     monkeypatch.setattr(service, "options", dataclasses.replace(service.options, deadline=-1.0))
     for answer in (True, False):
         asked = Asked(service, QUESTIONS[0], answer=answer)
@@ -170,11 +162,11 @@ def test_deadlines(service, monkeypatch):
     for each in asked:
         each.wait()
         assert isinstance(each.error, Late)
-    settled(service)
+    settled()
 
 
-def test_what_fails_is_told_and_the_next_is_answered(service):
-    settled(service)
+def test_what_fails_is_told_and_the_next_is_answered(service, settled):
+    settled()
     long = Asked(service, "who " * 200)
     long.wait()
     assert isinstance(long.error, UserError) and "too long" in str(long.error)
@@ -186,11 +178,11 @@ def test_what_fails_is_told_and_the_next_is_answered(service):
     service.corpus.fails = None
     assert Asked(service, QUESTIONS[0]).wait() == expected(service, QUESTIONS[0])
     assert not service.broken
-    settled(service)
+    settled()
 
 
-def test_who_would_come_too_late_is_refused_at_once(service, monkeypatch):
-    settled(service)
+def test_who_would_come_too_late_is_refused_at_once(service, monkeypatch, settled):
+    settled()
     held = threading.Event()
     first = Asked(service, QUESTIONS[0], slow=held)
     while not first.pieces:
@@ -203,5 +195,5 @@ def test_who_would_come_too_late_is_refused_at_once(service, monkeypatch):
     held.set()
     for asked in (first, *rest):
         asked.wait()
-    settled(service)
+    settled()
     assert service.queue.interval < service.options.deadline / 5  # it was faster
