@@ -135,8 +135,8 @@ def test_comparison_tells_of_tests_and_seeds(workdirs, tmp_path, capsys):
 def test_questions_of_several_files_are_also_told_apart(workdirs):
     found = runs.load(workdirs[1:2])
     assert runs.file_table(found)[1] == []
-    lines = [line | {"origin": f"d/{name}.jsonl:{n}"}
-             for n, (name, line) in enumerate(zip("nnhh", found[0].lines, strict=True))]  # fmt: skip
+    origins = ["d/n.jsonl:1", "d/n.jsonl:2", "d/h.jsonl:1", "d/h.jsonl:2"]
+    lines = [line | {"origin": o} for line, o in zip(found[0].lines, origins, strict=True)]
     head, cells = runs.file_table([dataclasses.replace(found[0], lines=lines)])
     assert head[:3] == ["", "questions of", "F1"]
     assert [row[1:3] for row in cells] == [
