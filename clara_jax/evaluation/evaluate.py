@@ -5,6 +5,7 @@ evaluation/joint.py.
 """
 
 import dataclasses
+import os
 
 from clara_jax import distributed, sharding
 from clara_jax.config import Config
@@ -56,7 +57,7 @@ def run(config: Config, workdir: str) -> int:
     if config.model.param_dtype == "int8":  # not what the same settings give otherwise
         settings["param_dtype"] = "int8"
     settings |= dataclasses.asdict(config.eval)
-    journal = Journal(workdir, {"step": setup.step, **settings})
+    journal = Journal(os.path.join(workdir, "eval"), {"step": setup.step, **settings})
     source = pipeline.open_dev(config)
     if setting != "given":
         source = candidates.Searched(source, setting, config.select.candidates, config.eval.records)

@@ -11,11 +11,13 @@ writes OUTPUT.md, OUTPUT.json and pictures of what --parts name:
 
 Documents longer than the limit are read in pieces, as in a store. `unseen` are the documents of
 --documents, or those that the run evaluates on; `seen` are some that it was trained on.
+The same command after a kill goes on where it stopped, to the same numbers.
 """
 
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,6 +38,8 @@ from clara_jax.evaluation import (
     fidelity_text,
 )
 from clara_jax.evaluation.compare import labels
+from clara_jax.evaluation.fidelity_pieces import Pieces
+from clara_jax.evaluation.journal import Journal
 from clara_jax.inference import checks, engine
 from clara_jax.inference.engine import Clara
 
@@ -89,8 +93,13 @@ def seen(config: Config, options: Options) -> list[ScpRecord]:
     return _some(source, options.count)
 
 
-def measure(clara: Clara, options: Options) -> dict[str, Any]:
+def measure(clara: Clara, options: Options, pieces: Pieces | None = None) -> dict[str, Any]:
     """All that --parts name, of one run.
+
+    Args:
+        clara: the run's model.
+        options: what to measure.
+        pieces: keep what is finished, for a command that is killed.
 
     Returns:
         `step`, `stage`, `memory_tokens`, `rate` (realised) and an entry for each part.
@@ -119,25 +128,27 @@ def measure(clara: Clara, options: Options) -> dict[str, Any]:
         found["facts"], found["answers"] = {}, {}
         for name, records in asked.items():
             if records:
-                facts, rate = fidelity_facts.ask(setup, records)
+                facts, rate = fidelity_facts.ask(setup, records, pieces, f"facts, {name}")
                 found["rate"] = found["rate"] if name == "seen" else rate
                 found["facts"][name] = fidelity_facts.summary(facts)
                 found["answers"][name] = [dataclasses.asdict(fact) for fact in facts]
     if "order" in options.parts:
-        found["order"] = fidelity_order.shuffled(setup, asked["unseen"])
-        found["which_first"] = fidelity_order.which_first(setup, asked["unseen"])
+        found["order"] = fidelity_order.shuffled(setup, asked["unseen"], pieces)
+        found["which_first"] = fidelity_order.which_first(setup, asked["unseen"], pieces)
     # The made-up facts' words do not make up an instruction to paraphrase.
     if "text" in options.parts and setup.config.model.tokenizer != "facts":
         found["text"] = {
-            name: fidelity_text.read_back(clara, records, options.tokens, options.encoder)
+            name: fidelity_text.read_back(
+                clara, records, options.tokens, options.encoder, pieces, f"paraphrases, {name}"
+            )
             for name, records in sides.items()
             if records
         }
     if "similarity" in options.parts:
-        found["similarity"] = fidelity_similarity.changed_copies(setup, sides["unseen"])
+        found["similarity"] = fidelity_similarity.changed_copies(setup, sides["unseen"], pieces)
     if options.pairs:
         pairs = fidelity_similarity.read_pairs(options.pairs, options.count)
-        found["human_scores"] = fidelity_similarity.human_scores(setup, pairs)
+        found["human_scores"] = fidelity_similarity.human_scores(setup, pairs, pieces)
     return found
 
 
@@ -193,10 +204,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     workdirs = [files.normal(workdir) for workdir in args.workdirs]
     if len(set(workdirs)) < len(workdirs):
         raise UserError("fidelity: a workdir is named twice; name each once")
-    runs = {
-        label: {"workdir": workdir} | measure(engine.load(workdir, args.base), options)
-        for label, workdir in zip(labels(workdirs), workdirs, strict=True)
-    }
+    # Beside the output: a release's folder need not be one that can be written.
+    basis = {"fidelity": dataclasses.asdict(options), "base": args.base}
+    journal = Journal(os.path.dirname(args.output) or ".", basis)
+    runs = {}
+    for label, workdir in zip(labels(workdirs), workdirs, strict=True):
+        clara = engine.load(workdir, args.base)
+        pieces = Pieces(journal, clara.setup, files.absolute(workdir), label)
+        runs[label] = {"workdir": workdir} | measure(clara, options, pieces)
     text = fidelity_tables.markdown(runs)
     print(text)
     try:
@@ -205,6 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         files.write(f"{args.output}.md", text + "\n")
     except OSError as e:
         raise UserError(f"{args.output}: cannot be written ({e.strerror})") from e
+    journal.close()
     print("written:", ", ".join([f"{args.output}.md", f"{args.output}.json",
                                  *draw(runs, args.output)]))  # fmt: skip
     return 0

@@ -10,6 +10,7 @@ import numpy as np
 from clara_jax.data.records import ScpRecord
 from clara_jax.errors import UserError, reason
 from clara_jax.evaluation import statistics
+from clara_jax.evaluation.fidelity_pieces import Pieces
 from clara_jax.inference.engine import Clara
 from clara_jax.synthesis import wording
 
@@ -58,7 +59,12 @@ def scored(texts: Sequence[str], references: Sequence[str]) -> dict[str, list[fl
 
 
 def read_back(
-    clara: Clara, records: Sequence[ScpRecord], max_new_tokens: int, encoder: str = ""
+    clara: Clara,
+    records: Sequence[ScpRecord],
+    max_new_tokens: int,
+    encoder: str = "",
+    pieces: Pieces | None = None,
+    part: str = "paraphrases",
 ) -> dict[str, Any]:
     """Paraphrases documents from their memories and scores them against what was compressed.
 
@@ -68,6 +74,8 @@ def read_back(
             a paraphrase record its paraphrase.
         max_new_tokens: most tokens of a paraphrase.
         encoder: folder of a BERT-like model for BERTScore; empty: none.
+        pieces: keep what is finished.
+        part: their name.
 
     Returns:
         `documents`, `means`, `intervals`, `samples`.
@@ -79,7 +87,9 @@ def read_back(
         record.answers[0] if record.data_type == "paraphrase" else text
         for record, text in zip(records, read, strict=True)
     ]
-    texts = clara.paraphrase(read, max_new_tokens)
+    paraphrase = lambda given: {"texts": clara.paraphrase(given, max_new_tokens)}  # noqa: E731
+    found = (pieces or Pieces()).each(part, read, paraphrase)
+    texts = [text for piece in found for text in piece["texts"]]
     found = scored(texts, wanted)
     if encoder:
         found["bert_score"] = bert_scores(encoder)(texts, wanted)
