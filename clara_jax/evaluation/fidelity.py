@@ -34,6 +34,7 @@ from clara_jax.evaluation import (
     fidelity_facts,
     fidelity_order,
     fidelity_similarity,
+    fidelity_spacy,
     fidelity_tables,
     fidelity_text,
 )
@@ -42,6 +43,7 @@ from clara_jax.evaluation.fidelity_pieces import Pieces
 from clara_jax.evaluation.journal import Journal
 from clara_jax.inference import checks, engine
 from clara_jax.inference.engine import Clara
+from clara_jax.synthesis import wording
 
 PARTS = ("facts", "order", "text", "similarity")
 
@@ -56,6 +58,7 @@ class Options:
         count: most documents of each side.
         pairs: of texts with people's scores, see `fidelity_similarity.read_pairs`; empty: none.
         encoder: folder of an encoder for BERTScore; empty: none.
+        spacy: name or folder of a spaCy pipeline that finds names, numbers and dates; empty: rules.
         tokens: most tokens of a paraphrase.
     """
 
@@ -64,6 +67,7 @@ class Options:
     count: int = 100
     pairs: str = ""
     encoder: str = ""
+    spacy: str = ""
     tokens: int = 256
 
 
@@ -109,6 +113,8 @@ def measure(clara: Clara, options: Options, pieces: Pieces | None = None) -> dic
     """
     setup = clara.setup
     checks.can(setup, "compress")
+    # Before the long work: it may not be there.
+    compare = fidelity_spacy.comparer(options.spacy) if options.spacy else wording.compare
     sides = {"unseen": unseen(setup.config, options)}
     if {"facts", "text"} & set(options.parts):
         sides["seen"] = seen(setup.config, options)
@@ -139,11 +145,12 @@ def measure(clara: Clara, options: Options, pieces: Pieces | None = None) -> dic
     if "text" in options.parts and setup.config.model.tokenizer != "facts":
         found["text"] = {
             name: fidelity_text.read_back(
-                clara, records, options.tokens, options.encoder, pieces, f"paraphrases, {name}"
-            )
+                clara, records, options.tokens, options.encoder, compare, pieces,
+                f"paraphrases, {name}",
+            ) | {"mentions": options.spacy or "rules"}
             for name, records in sides.items()
             if records
-        }
+        }  # fmt: skip
     if "similarity" in options.parts:
         found["similarity"] = fidelity_similarity.changed_copies(setup, sides["unseen"], pieces)
     if options.pairs:
@@ -191,6 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--parts", default=",".join(PARTS), help="which parts (default %(default)s)")
     add("--pairs", default="", help="JSONL or tfds:NAME/SPLIT of pairs with people's scores")
     add("--encoder", default="", help="folder of an encoder for BERTScore of --parts=text")
+    add("--spacy", default="", help="pipeline that finds names and numbers in place of rules")
     add("--tokens", type=int, default=256, help="most of a paraphrase (default %(default)s)")
     add("--base", default=None, help="where the base model is now, if elsewhere")
     add("--output", default="fidelity", help="start of the files' names (default %(default)s)")
@@ -200,7 +208,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--parts: no part {strange[0]!r}; there are {', '.join(PARTS)}")
     if min(args.count, args.tokens) < 1 or not parts:
         parser.error("--count and --tokens must be at least 1, --parts not empty")
-    options = Options(parts, args.documents, args.count, args.pairs, args.encoder, args.tokens)
+    options = Options(
+        parts, args.documents, args.count, args.pairs, args.encoder, args.spacy, args.tokens
+    )
     workdirs = [files.normal(workdir) for workdir in args.workdirs]
     if len(set(workdirs)) < len(workdirs):
         raise UserError("fidelity: a workdir is named twice; name each once")

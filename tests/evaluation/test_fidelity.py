@@ -21,6 +21,7 @@ from clara_jax.evaluation import (
     fidelity_order,
     fidelity_read,
     fidelity_similarity,
+    fidelity_spacy,
     fidelity_tables,
     fidelity_text,
 )
@@ -285,11 +286,15 @@ def test_command(setup, tmp_path, monkeypatch, capsys):
     # A model with a real vocabulary is asked for paraphrases too.
     model = dataclasses.replace(setup.config.model, tokenizer="")
     config = dataclasses.replace(setup.config, model=model)
-    options = fidelity.Options(("text",), "facts:3:1", 2, tokens=4)
+    none = {kind: (4, ("x",)) for kind in fidelity_text.KINDS}
+    monkeypatch.setattr(fidelity_spacy, "comparer", lambda name: lambda text, other: none)
+    options = fidelity.Options(("text",), "facts:3:1", 2, spacy="en_own", tokens=4)
     clara = engine.Clara(dataclasses.replace(setup, config=config))
     found = fidelity.measure(clara, options)
     assert found["text"]["unseen"]["documents"] == found["text"]["seen"]["documents"] == 2
-    assert "ROUGE-L" in fidelity_tables.markdown({"r": found})
+    assert found["text"]["seen"]["means"]["dates_kept"] == 0.75
+    text = fidelity_tables.markdown({"r": found})
+    assert "ROUGE-L" in text and "dates are found by en_own." in text
 
 
 def test_a_command_that_was_killed_goes_on_to_the_same_numbers(setup, tmp_path, monkeypatch):

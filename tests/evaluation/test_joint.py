@@ -138,12 +138,12 @@ def test_conditions_of_ones_own(setup):
 
 def test_a_kill_in_the_middle_and_a_rerun_give_the_same(setup, tmp_path, monkeypatch):
     def run():
-        found = chosen(setup, "reasoner,no_document", Journal(str(tmp_path / "eval"), {}), records=4)
+        found = chosen(setup, "reasoner,no_document", Journal(str(tmp_path), {}), records=4)
         seconds = [values.pop("seconds") for values in found["conditions"].values()]
         return found | {"seconds": 0}, seconds
 
     whole = run()
-    (path,) = (tmp_path / "eval").iterdir()
+    (path,) = tmp_path.iterdir()
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:2]))  # as if killed after the first of two
     again = run()
