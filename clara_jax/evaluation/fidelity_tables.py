@@ -112,13 +112,15 @@ def _text(runs: Runs) -> str:
         for name, side, found in sides
     ]  # fmt: skip
     head = ["run", "documents", "number", *(_TEXT[key] for key in keys)]
+    by = ", ".join(dict.fromkeys(found.get("mentions", "rules") for *_, found in sides))
     shown = [
         f"> {' '.join(sample['reference'].split())[:300]}\n>\n"
         f"> **{name}:** {' '.join(sample['read back'].split())[:300]}"
         for name, side, found in sides if side == "unseen"
         for sample in found["samples"][:_SAMPLES]
     ]  # fmt: skip
-    return "\n\n".join(["## Paraphrases read back", table(head, rows), *shown])
+    note = f"Names, numbers and dates are found by {by}."
+    return "\n\n".join(["## Paraphrases read back", note, table(head, rows), *shown])
 
 
 def _similarity(runs: Runs) -> str:

@@ -10,9 +10,11 @@ import numpy as np
 from clara_jax.data.records import ScpRecord
 from clara_jax.errors import UserError, reason
 from clara_jax.evaluation import statistics
+from clara_jax.evaluation.fidelity_pieces import Pieces
 from clara_jax.inference.engine import Clara
 from clara_jax.synthesis import wording
 
+Compare = Callable[[str, str], wording.Compared]
 KINDS = ("entities", "numbers", "dates")
 
 _WORD = re.compile(r"[a-z0-9]+")
@@ -37,18 +39,21 @@ def rouge_l(text: str, reference: str) -> float:
     return _f1(int(row[-1]), len(ours), len(theirs))
 
 
-def scored(texts: Sequence[str], references: Sequence[str]) -> dict[str, list[float]]:
+def scored(
+    texts: Sequence[str], references: Sequence[str], compare: Compare = wording.compare
+) -> dict[str, list[float]]:
     """Every measure of every text; of entities, numbers and dates where the reference has any.
 
     `<kind>_kept` is the share of the reference's that the text mentions too, `<kind>_own` the share
-    of the text's that the reference does not mention: those are made up, or altered.
+    of the text's that the reference does not mention: those are made up, or altered. `compare`
+    finds them.
     """
     found: dict[str, list[float]] = {"rouge_1": [], "rouge_l": []}
     found |= {f"{kind}_{what}": [] for kind in KINDS for what in ("kept", "own")}
     for text, reference in zip(texts, references, strict=True):
         found["rouge_1"].append(rouge_1(text, reference))
         found["rouge_l"].append(rouge_l(text, reference))
-        lost, own = wording.compare(reference, text), wording.compare(text, reference)
+        lost, own = compare(reference, text), compare(text, reference)
         for kind in KINDS:
             for name, (total, missing) in (("kept", lost[kind]), ("own", own[kind])):
                 if total:
@@ -58,7 +63,13 @@ def scored(texts: Sequence[str], references: Sequence[str]) -> dict[str, list[fl
 
 
 def read_back(
-    clara: Clara, records: Sequence[ScpRecord], max_new_tokens: int, encoder: str = ""
+    clara: Clara,
+    records: Sequence[ScpRecord],
+    max_new_tokens: int,
+    encoder: str = "",
+    compare: Compare = wording.compare,
+    pieces: Pieces | None = None,
+    part: str = "paraphrases",
 ) -> dict[str, Any]:
     """Paraphrases documents from their memories and scores them against what was compressed.
 
@@ -68,6 +79,9 @@ def read_back(
             a paraphrase record its paraphrase.
         max_new_tokens: most tokens of a paraphrase.
         encoder: folder of a BERT-like model for BERTScore; empty: none.
+        compare: what of a text's names, numbers and dates another has.
+        pieces: keep what is finished.
+        part: their name.
 
     Returns:
         `documents`, `means`, `intervals`, `samples`.
@@ -79,8 +93,10 @@ def read_back(
         record.answers[0] if record.data_type == "paraphrase" else text
         for record, text in zip(records, read, strict=True)
     ]
-    texts = clara.paraphrase(read, max_new_tokens)
-    found = scored(texts, wanted)
+    paraphrase = lambda given: {"texts": clara.paraphrase(given, max_new_tokens)}  # noqa: E731
+    found = (pieces or Pieces()).each(part, read, paraphrase)
+    texts = [text for piece in found for text in piece["texts"]]
+    found = scored(texts, wanted, compare)
     if encoder:
         found["bert_score"] = bert_scores(encoder)(texts, wanted)
     samples = [
