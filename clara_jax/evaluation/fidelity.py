@@ -113,8 +113,13 @@ def measure(clara: Clara, options: Options, pieces: Pieces | None = None) -> dic
     """
     setup = clara.setup
     checks.can(setup, "compress")
-    # Before the long work: it may not be there.
+    # Before the long work: what is missing is told.
     compare = fidelity_spacy.comparer(options.spacy) if options.spacy else wording.compare
+    similar = None
+    # The made-up facts' words do not make up an instruction to paraphrase.
+    if reads_back := "text" in options.parts and setup.config.model.tokenizer != "facts":
+        fidelity_text.rouge_scorer()
+        similar = fidelity_text.bert_scores(options.encoder) if options.encoder else None
     sides = {"unseen": unseen(setup.config, options)}
     if {"facts", "text"} & set(options.parts):
         sides["seen"] = seen(setup.config, options)
@@ -141,12 +146,10 @@ def measure(clara: Clara, options: Options, pieces: Pieces | None = None) -> dic
     if "order" in options.parts:
         found["order"] = fidelity_order.shuffled(setup, asked["unseen"], pieces)
         found["which_first"] = fidelity_order.which_first(setup, asked["unseen"], pieces)
-    # The made-up facts' words do not make up an instruction to paraphrase.
-    if "text" in options.parts and setup.config.model.tokenizer != "facts":
+    if reads_back:
         found["text"] = {
             name: fidelity_text.read_back(
-                clara, records, options.tokens, options.encoder, compare, pieces,
-                f"paraphrases, {name}",
+                clara, records, options.tokens, similar, compare, pieces, f"paraphrases, {name}",
             ) | {"mentions": options.spacy or "rules"}
             for name, records in sides.items()
             if records
