@@ -23,6 +23,13 @@ from clara_jax.errors import UserError, reason
 Options = Mapping[str, Any]
 # Of a stage, what changes nothing of its weights, or says only where things lie.
 _FREE = ("eval", "init_from", "mesh", "profile", "synthesis", "serve", "store", "search")
+# What a run is comparable under, whatever it is: starts of options.
+_COMPUTED = (
+    "seed", "mesh.", "profile", "model.tokenizer", "model.remat", "model.attention", "data.sources",
+    "data.memories", "data.workers", "data.shards", "eval.sources", "eval.batch", "eval.store",
+    "train.accumulate", "train.loss_chunks", "train.log_every", "train.checkpoint_every",
+    "train.keep_checkpoints", "train.eval_every", "train.tensorboard",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,16 +43,21 @@ class Sweep:
         stages: config files by stage, in order, such as `quickstart.py:scp`, beside the sweep's.
         axes: for each axis its points, and of each point the options.
         options: of all runs, over those of the files.
-        grids: axes that are crossed; every axis is also varied by itself.
-        paper: numbers of the paper by a run's name and a metric; shown as not comparable, for base
-            model, data and candidates are others.
+        grids: axes that are crossed.
+        single: whether every axis is also varied by itself.
+        paper: numbers of the paper by a run's name and a metric.
+        comparable: whether base model, data, candidates and recipe are those of these numbers.
+        source: of these numbers, in words for below the table.
     """
 
     stages: Mapping[str, str]
     axes: Mapping[str, Mapping[str, Options]]
     options: Options = dataclasses.field(default_factory=dict)
     grids: Sequence[Sequence[str]] = ()
+    single: bool = True
     paper: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    comparable: bool = False
+    source: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +114,7 @@ def expand(sweep: Sweep, folder: str, output: str, options: Options | None = Non
         UserError: an option, a stage or an axis is unknown, or a value cannot be meant.
     """
     points: dict[str, Options] = {"base": {}}
-    for axis, values in sweep.axes.items():
+    for axis, values in sweep.axes.items() if sweep.single else ():
         points |= {f"{axis}={label}": chosen for label, chosen in values.items()}
     for grid in sweep.grids:
         for axis in grid:
@@ -115,6 +127,16 @@ def expand(sweep: Sweep, folder: str, output: str, options: Options | None = Non
     common = {**sweep.options, **(options or {})}
     bases = {stage: _config(folder, file) for stage, file in sweep.stages.items()}
     return [_plan(name, {**common, **chosen}, bases, output) for name, chosen in points.items()]
+
+
+def comparable(sweep: Sweep, options: Options) -> bool:
+    """Whether the runs compare with the paper's numbers with these options over the sweep's.
+
+    They do as long as the options name files, devices or ways to compute the same.
+    """
+    return sweep.comparable and all(
+        option.rpartition(":")[2].startswith(_COMPUTED) for option in options
+    )
 
 
 def only(planned: Sequence[Planned], patterns: str) -> list[Planned]:
