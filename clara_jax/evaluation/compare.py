@@ -107,7 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = runs.load(workdirs)
     parts = [table(rows(found))]
     for head, cells in (
-        runs.interval_table(found), runs.test_table(found), runs.seed_table(found)
+        runs.interval_table(found), runs.file_table(found), runs.test_table(found),
+        runs.seed_table(found),
     ):  # fmt: skip
         if cells:
             parts.append(runs.markdown(head, cells))

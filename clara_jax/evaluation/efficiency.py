@@ -218,7 +218,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--preset={args.preset} is unknown; known: {', '.join(PRESETS)}")
     options = Options(args.base, args.preset, args.dtype)
     work = Work(args.documents, args.new_tokens, args.batch)
-    rows = [alone(measure, options, work, rate) for rate in (None, *args.rate)]
+    rows = []
+    for rate in (None, *args.rate):  # minutes each, for a large model
+        rows.append(alone(measure, options, work, rate))
+        print(f"{rows[-1].name}: {rows[-1].answer:.3g} s an answer", file=sys.stderr, flush=True)
     text = runs.markdown(HEAD, cells(rows))
     text += f"\n\n{PAPER}\n\n{runs.markdown(*paper.seconds(args.rate))}"
     print(text)

@@ -104,6 +104,9 @@ def _answers(found: Sequence[Run]) -> list[Block]:
                                 for key in recalls)]
                 for name, n in rankings.items()
             ]))  # fmt: skip
+    head, cells = runs.file_table(found)
+    if cells:
+        made += [Text("By file of questions, with their number:"), Table(head, cells)]
     return made
 
 

@@ -133,6 +133,30 @@ def interval_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
     return ["", *(TESTED[metric] for metric in shown)], cells
 
 
+def file_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
+    """Head and cells: as `interval_table` for each file of questions, which is a data set mostly.
+
+    No cell where all questions of a run come from one file.
+    """
+    parts: list[tuple[str, str, dict[str, list[float]]]] = []
+    for run in runs:
+        groups: dict[str, list[predictions.Line]] = {}
+        for line in run.lines:
+            groups.setdefault(str(line.get("origin", "")).rpartition(":")[0], []).append(line)
+        if len(groups) > 1:
+            names = labels(list(groups))
+            parts += [
+                (run.label, f"{name} ({len(lines)})", predictions.values(lines, run.own))
+                for name, lines in zip(names, groups.values(), strict=True)
+            ]
+    shown = [metric for metric in TESTED if any(metric in values for _, _, values in parts)]
+    cells = [
+        [label, name, *(_with_interval(values[m]) if m in values else "" for m in shown)]
+        for label, name, values in parts
+    ]
+    return ["", "questions of", *(TESTED[metric] for metric in shown)], cells
+
+
 def test_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
     """Head and cells of `tests`; no cell where there is one run."""
     head = [f"{runs[0].label} less", "", "questions", "difference", "95 %", "p"]

@@ -3,13 +3,15 @@
     python -m clara_jax.synthesis.importers KIND INPUT OUTPUT
 
 KIND is `clara` (the files of apple/CLaRa_multi_stage), `teacher` (questions, retrieved documents
-and a teacher's answer, as PISCO and COCOM train on) or `squad` (the nested JSON, versions 1 and 2,
-or JSONL with one question a line). It prints how many records were written, and what was left out
-and why.
+and a teacher's answer, as PISCO and COCOM train on), `squad` (the nested JSON, versions 1 and 2,
+or JSONL with one question a line), or one of synthesis/benchmarks.py: `hotpotqa` (2Wiki too),
+`musique`, `nq` or `pubmedqa`. It prints how many records were written, and what was left out and
+why.
 """
 
 import argparse
 import collections
+import functools
 import json
 import os
 import re
@@ -20,6 +22,7 @@ from typing import Any
 from clara_jax import files
 from clara_jax.data import records
 from clara_jax.errors import UserError, command
+from clara_jax.synthesis import benchmarks
 
 UNANSWERABLE = "questions without an answer"
 NO_DOCUMENT = "questions without documents"
@@ -179,7 +182,17 @@ def _lines(path: str) -> Iterator[Row]:
         raise UserError(f"{path}: cannot be read ({e.strerror})") from e
 
 
-KINDS: dict[str, Importer] = {"clara": clara, "teacher": teacher, "squad": squad}
+def _benchmark(kind: str, path: str, left: Left) -> Iterator[Row]:
+    for row in benchmarks.read(kind, path):
+        if row is None:
+            left[UNANSWERABLE] += 1
+        else:
+            yield row
+
+
+KINDS: dict[str, Importer] = {"clara": clara, "teacher": teacher, "squad": squad} | {
+    kind: functools.partial(_benchmark, kind) for kind in benchmarks.KINDS
+}
 
 
 def convert(kind: str, source: str, output: str) -> tuple[int, Left]:

@@ -90,3 +90,62 @@ def test_command(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "1 records" in out and f"left out: 1 {importers.UNANSWERABLE}" in out
     assert importers.main(["squad", str(tmp_path / "none"), str(tmp_path / "o")]) == 2
+
+
+PARAGRAPHS = [["A", ["Ann ran.", " Bob  sat."]], ["B", ["Bob."]]]
+HOTPOT = {"question": "Who?", "answer": "Ann", "context": PARAGRAPHS}
+
+
+def test_hotpotqa_of_its_authors_and_of_the_hub(tmp_path):
+    facts = [["B", 0], ["B", 3]]
+    columns = {"context": {"title": ["A", "B"], "sentences": [["Ann ran.", "Bob sat."], ["Bob."]]},
+               "supporting_facts": {"title": ["B", "B"], "sent_id": [0, 3]}}  # fmt: skip
+    lost = HOTPOT | {"supporting_facts": [["B", 0], ["C", 0]]}
+    rows, _ = run(tmp_path, "hotpotqa", [HOTPOT | {"supporting_facts": facts}, HOTPOT | columns])
+    assert rows == [{"question": "Who?", "docs": ["A\nAnn ran. Bob sat.", "B\nBob."],
+                     "answer": "Ann", "pos_index": [1]}] * 2  # fmt: skip
+    assert "pos_index" not in run(tmp_path, "hotpotqa", lost)[0][0]
+
+
+def test_musique_without_the_unanswerable(tmp_path):
+    paragraphs = [{"title": "A", "paragraph_text": "a", "is_supporting": False},
+                  {"title": "B", "paragraph_text": "b", "is_supporting": True}]  # fmt: skip
+    value = {"question": "Who?", "answer": "Ann", "answer_aliases": ["Anna"], "answerable": True,
+             "paragraphs": paragraphs}  # fmt: skip
+    rows, left = run(tmp_path, "musique", [value, value | {"answerable": False}])
+    assert rows == [{"question": "Who?", "docs": ["A\na", "B\nb"], "answer": "Ann",
+                     "aliases": ["Anna"], "pos_index": [1]}]  # fmt: skip
+    assert left == {importers.UNANSWERABLE: 1}
+
+
+def test_passages_in_both_of_dprs_forms(tmp_path):
+    passages = [{"title": "A", "text": "a"}, {"title": "B", "text": "b", "isgold": True}]
+    asked = {"question": "Who?", "answers": ["Ann", "Anna"]}
+    grouped = asked | {"positive_ctxs": passages[1:], "negative_ctxs": passages[:1] * 9}
+    rows, _ = run(tmp_path, "nq", [asked | {"ctxs": passages}, grouped])
+    assert rows[0] == {"question": "Who?", "answer": "Ann", "aliases": ["Anna"],
+                       "docs": ["A\na", "B\nb"], "pos_index": [1]}  # fmt: skip
+    assert len(rows[1]["docs"]) == 10
+    assert rows[1]["docs"][rows[1]["pos_index"][0]] == "B\nb"
+
+
+def test_pubmedqa_is_read_by_number_and_from_the_hub(tmp_path):
+    whole = {"12": {"QUESTION": "Is it?", "CONTEXTS": ["One.", "Two."], "final_decision": "maybe"}}
+    source = tmp_path / "in.json"
+    source.write_text(json.dumps(whole, indent=1), encoding="utf-8")
+    importers.convert("pubmedqa", str(source), str(tmp_path / "out"))
+    wanted = {"data_type": "qa", "question": ["Is it?"], "answers": ["maybe"],
+              "docs": ["PubMed 12\nOne. Two."]}  # fmt: skip
+    assert json.loads((tmp_path / "out").read_text(encoding="utf-8")) == wanted
+    hub = {"pubid": 12, "question": "Is it?", "context": {"contexts": ["One.", "Two."]},
+           "final_decision": "maybe"}  # fmt: skip
+    assert run(tmp_path, "pubmedqa", [hub])[0] == [wanted]
+
+
+@pytest.mark.parametrize("text", ["[1]", '{"a": 1}', "[", '{"question": "Who?",\n"context": 3}'])
+@pytest.mark.parametrize("kind", ["hotpotqa", "musique", "nq", "pubmedqa"])
+def test_files_of_another_kind_are_told(tmp_path, kind, text):
+    (tmp_path / "in").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r"in: |in:1: "):
+        importers.convert(kind, str(tmp_path / "in"), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
