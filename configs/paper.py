@@ -134,10 +134,10 @@ def get_sweep(name: str = "joint") -> Sweep:
             **(INSTRUCT if "instruct" in stages else {}),
             **data(last)["hotpotqa_oracle"],
             "eval.records": 0, "eval.max_new_tokens": 64,  # tokens: the release's script
-            "eval.conditions": CONDITIONS[last],
+            "eval.conditions": CONDITIONS[last], "eval.k": 5 if last == "e2e" else 0,
         },
         grids=(tuple(axes),),
-        single=False,
+        single=name == "k",  # which draws F1 by k
         paper=_numbers(last, axes),
         comparable=True,
         source=f"{paper.NAME}, {tables}",

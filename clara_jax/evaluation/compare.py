@@ -29,7 +29,7 @@ COLUMNS = {
     "cover_exact_match": "cover EM",
 }
 _FORMAT = {"questions": ".0f"}
-# What is drawn over the steps; the second, which only a stage that ranks has, is in per cent.
+# What is drawn over the steps, the second of stages that rank.
 CURVES = {"loss": "loss", "recall@1": "recall@1 in training"}
 
 
@@ -71,25 +71,43 @@ def table(found: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def plot(workdirs: Sequence[str], path: str) -> None:
+def plot(workdirs: Sequence[str], path: str) -> bool:
     """Draws CURVES of all runs into a picture.
 
+    Returns:
+        Whether there is one: not where no run has any of them, as imported models have none.
+
     Raises:
-        UserError: matplotlib is missing, or the picture cannot be written.
+        UserError: matplotlib is missing, a run's metrics.jsonl is damaged, or the picture cannot be
+            written.
     """
-    figure, axes = pyplot().subplots(1, len(CURVES), figsize=(11, 4), layout="constrained")
-    for workdir, label in zip(workdirs, labels(workdirs), strict=True):
-        lines = read_metrics(workdir)
-        for ax, key in zip(axes, CURVES, strict=True):
-            points = [(line["step"], line[key]) for line in lines if key in line]
-            if points:
-                ax.plot(*zip(*points, strict=True), label=label)
-    for ax, title in zip(axes, CURVES.values(), strict=True):
-        ax.set(xlabel="step", title=title)
+    lines = {
+        label: read_metrics(workdir)
+        for workdir, label in zip(workdirs, labels(workdirs), strict=True)
+        if (files.path(workdir) / "metrics.jsonl").exists()
+    }
+    curves = {
+        key: {
+            label: [(line["step"], line[key]) for line in of if key in line]
+            for label, of in lines.items()
+            if any(key in line for line in of)
+        }
+        for key in CURVES
+    }
+    shown = [key for key in CURVES if curves[key]]
+    if not shown:
+        return False
+    figure, axes = pyplot().subplots(
+        1, len(shown), figsize=(5.5 * len(shown), 4), layout="constrained", squeeze=False
+    )
+    for ax, key in zip(axes[0], shown, strict=True):
+        for label, points in curves[key].items():
+            ax.plot(*zip(*points, strict=True), label=label)
+        ax.set(xlabel="step", title=CURVES[key], yscale="log" if key == "loss" else "linear")
         ax.grid(alpha=0.3)
         ax.legend()
-    axes[0].set(yscale="log")
     save(figure, path)
+    return True
 
 
 @command
@@ -114,10 +132,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             parts.append(runs.markdown(head, cells))
     text = "\n\n".join(parts)
     print(text)
-    plot(workdirs, f"{args.output}.png")
+    drawn = plot(workdirs, f"{args.output}.png")
     with open(f"{args.output}.md", "w", encoding="utf-8") as f:
         f.write(text + "\n")
-    print(f"table and curves: {args.output}.md, {args.output}.png")
+    if drawn:
+        print(f"table and curves: {args.output}.md, {args.output}.png")
+    else:
+        print(f"table: {args.output}.md; no metrics.jsonl has curves")
     return 0
 
 

@@ -100,6 +100,11 @@ def measure(clara: Clara, options: Options) -> dict[str, Any]:
     """
     setup = clara.setup
     checks.can(setup, "compress")
+    similar = None
+    # The made-up facts' words do not make up an instruction to paraphrase.
+    if reads_back := "text" in options.parts and setup.config.model.tokenizer != "facts":
+        fidelity_text.rouge_scorer()  # missing, it is told before any work
+        similar = fidelity_text.bert_scores(options.encoder) if options.encoder else None
     sides = {"unseen": unseen(setup.config, options)}
     if {"facts", "text"} & set(options.parts):
         sides["seen"] = seen(setup.config, options)
@@ -126,10 +131,9 @@ def measure(clara: Clara, options: Options) -> dict[str, Any]:
     if "order" in options.parts:
         found["order"] = fidelity_order.shuffled(setup, asked["unseen"])
         found["which_first"] = fidelity_order.which_first(setup, asked["unseen"])
-    # The made-up facts' words do not make up an instruction to paraphrase.
-    if "text" in options.parts and setup.config.model.tokenizer != "facts":
+    if reads_back:
         found["text"] = {
-            name: fidelity_text.read_back(clara, records, options.tokens, options.encoder)
+            name: fidelity_text.read_back(clara, records, options.tokens, similar)
             for name, records in sides.items()
             if records
         }

@@ -62,7 +62,7 @@ def places(runs: Mapping[str, Mapping[str, Any]], path: str) -> None:
             ylabel="facts kept",
             ylim=(0, 1.03),
         )
-        _tidy(ax)
+        tidy(ax)
         ax.legend(fontsize=9)
     save(figure, path)
 
@@ -87,7 +87,7 @@ def similarity(runs: Mapping[str, Mapping[str, Any]], path: str) -> None:
             of = "of its own with itself" if scorer == "BM25" else "cosine"
             ax.set_title(f"{_label(name, run['rate'])}: {scorer}\nsame facts nearer: {told:.0%}")
             ax.set_ylabel(f"closeness ({of})")
-            _tidy(ax)
+            tidy(ax)
     figure.suptitle("Documents against copies of them (whiskers: 5 to 95 %)", fontsize=11)
     save(figure, path)
 
@@ -113,7 +113,7 @@ def _facts_by_rate(ax: Any, runs: Sequence[Mapping[str, Any]], rates: Sequence[f
     ax.set_xticks(rates, [f"{rate:.3g}" for rate in rates])
     ax.set_xlim(min(rates) / 1.15, max(rates) * 1.15)
     ax.minorticks_off()
-    _tidy(ax)
+    tidy(ax)
     ax.legend(fontsize=9, loc="lower left")
 
 
@@ -166,7 +166,8 @@ def _label(name: str, rate: float) -> str:
     return f"{name} ({rate:.3g}x)"
 
 
-def _tidy(ax: Any) -> None:
+def tidy(ax: Any) -> None:
+    """A light grid, no frame above and on the right, small numbers."""
     ax.grid(alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(labelsize=9)

@@ -1,7 +1,5 @@
 """Paraphrases read back from the memories (paper, appendix G), against the documents' own text."""
 
-import collections
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,27 +12,24 @@ from clara_jax.inference.engine import Clara
 from clara_jax.synthesis import wording
 
 KINDS = ("entities", "numbers", "dates")
-
-_WORD = re.compile(r"[a-z0-9]+")
-
-
-def rouge_1(text: str, reference: str) -> float:
-    """F1 of the words as multisets: rouge-score's `rouge1` without stemming."""
-    ours, theirs = _words(text), _words(reference)
-    common = sum((collections.Counter(ours) & collections.Counter(theirs)).values())
-    return _f1(common, len(ours), len(theirs))
+# A score of each text, given the texts and what was wanted in their place.
+Similar = Callable[[Sequence[str], Sequence[str]], list[float]]
 
 
-def rouge_l(text: str, reference: str) -> float:
-    """F1 of the longest common subsequence of words: rouge-score's `rougeL` without stemming."""
-    ours, theirs = _words(text), _words(reference)
-    row = np.zeros(len(theirs) + 1, int)
-    for word in ours:
-        same = np.array([other == word for other in theirs], bool)
-        # Either a word of both ends it, or it is as long as without one of the two.
-        step = np.maximum(row[1:], np.where(same, row[:-1] + 1, 0))
-        row = np.concatenate([[0], np.maximum.accumulate(step)])
-    return _f1(int(row[-1]), len(ours), len(theirs))
+def rouge_scorer() -> Any:
+    """Scorer of ROUGE-1 and ROUGE-L, of words without stemming.
+
+    Raises:
+        UserError: the package is missing.
+    """
+    try:
+        from rouge_score import rouge_scorer
+    except ImportError as e:
+        raise UserError(
+            "ROUGE of paraphrases needs rouge-score: pip install 'clara-jax[evaluation]', or leave "
+            "text out of --parts"
+        ) from e
+    return rouge_scorer.RougeScorer(["rouge1", "rougeL"])
 
 
 def scored(texts: Sequence[str], references: Sequence[str]) -> dict[str, list[float]]:
@@ -43,11 +38,13 @@ def scored(texts: Sequence[str], references: Sequence[str]) -> dict[str, list[fl
     `<kind>_kept` is the share of the reference's that the text mentions too, `<kind>_own` the share
     of the text's that the reference does not mention: those are made up, or altered.
     """
+    rouge = rouge_scorer()
     found: dict[str, list[float]] = {"rouge_1": [], "rouge_l": []}
     found |= {f"{kind}_{what}": [] for kind in KINDS for what in ("kept", "own")}
     for text, reference in zip(texts, references, strict=True):
-        found["rouge_1"].append(rouge_1(text, reference))
-        found["rouge_l"].append(rouge_l(text, reference))
+        scores = rouge.score(reference, text)
+        found["rouge_1"].append(float(scores["rouge1"].fmeasure))
+        found["rouge_l"].append(float(scores["rougeL"].fmeasure))
         lost, own = wording.compare(reference, text), wording.compare(text, reference)
         for kind in KINDS:
             for name, (total, missing) in (("kept", lost[kind]), ("own", own[kind])):
@@ -58,7 +55,10 @@ def scored(texts: Sequence[str], references: Sequence[str]) -> dict[str, list[fl
 
 
 def read_back(
-    clara: Clara, records: Sequence[ScpRecord], max_new_tokens: int, encoder: str = ""
+    clara: Clara,
+    records: Sequence[ScpRecord],
+    max_new_tokens: int,
+    similar: Similar | None = None,
 ) -> dict[str, Any]:
     """Paraphrases documents from their memories and scores them against what was compressed.
 
@@ -67,7 +67,7 @@ def read_back(
         records: with the documents; the reference is the document up to the model's limit, and for
             a paraphrase record its paraphrase.
         max_new_tokens: most tokens of a paraphrase.
-        encoder: folder of a BERT-like model for BERTScore; empty: none.
+        similar: of `bert_scores`, where BERTScore is wanted.
 
     Returns:
         `documents`, `means`, `intervals`, `samples`.
@@ -81,8 +81,8 @@ def read_back(
     ]
     texts = clara.paraphrase(read, max_new_tokens)
     found = scored(texts, wanted)
-    if encoder:
-        found["bert_score"] = bert_scores(encoder)(texts, wanted)
+    if similar:
+        found["bert_score"] = similar(texts, wanted)
     samples = [
         {"origin": record.origin, "reference": reference, "read back": text}
         for record, reference, text in zip(records, wanted, texts, strict=True)
@@ -95,8 +95,13 @@ def read_back(
     }
 
 
-def bert_scores(encoder: str) -> Callable[[Sequence[str], Sequence[str]], list[float]]:
-    """BERTScore's F1 by a local encoder, all of its layers but the embeddings.
+def bert_scores(encoder: str) -> Similar:
+    """BERTScore's F1 by a local encoder, of the states of its last layer.
+
+    Texts count up to the encoder's longest input, and one without a word scores 0.
+
+    Args:
+        encoder: folder of a BERT-like model, such as one of sentence-transformers.
 
     Raises:
         UserError: the package is missing, or the encoder cannot be read.
@@ -108,18 +113,28 @@ def bert_scores(encoder: str) -> Callable[[Sequence[str], Sequence[str]], list[f
     try:
         from transformers import AutoConfig
 
-        layers = AutoConfig.from_pretrained(encoder, local_files_only=True).num_hidden_layers
-        scorer = bert_score.BERTScorer(model_type=encoder, num_layers=layers)
+        config = AutoConfig.from_pretrained(encoder, local_files_only=True)
+        scorer = bert_score.BERTScorer(model_type=encoder, num_layers=config.num_hidden_layers)
     except (OSError, ValueError, AttributeError) as e:
         raise UserError(
             f"--encoder={encoder}: no encoder that bert-score reads ({reason(e)})"
         ) from e
-    return lambda texts, wanted: scorer.score(list(texts), list(wanted))[2].tolist()
+    longest = getattr(config, "max_position_embeddings", 514)
+    if scorer._tokenizer.model_max_length > longest:
+        # Many tell no limit, and bert-score cuts by it alone. RoBERTa's first two positions are
+        # no token's.
+        scorer._tokenizer.model_max_length = longest - 2
 
+    def score(texts: Sequence[str], wanted: Sequence[str]) -> list[float]:
+        # bert-score asks tokenizers for the frame of an empty text, which not all can give.
+        pairs = list(zip(texts, wanted, strict=True))
+        full = [i for i, pair in enumerate(pairs) if all(map(str.strip, pair))]
+        found = [0.0] * len(texts)
+        if full:
+            ours, theirs = zip(*(pairs[i] for i in full), strict=True)
+            scores = scorer.score(list(ours), list(theirs))[2].tolist()
+            for i, value in zip(full, scores, strict=True):
+                found[i] = value
+        return found
 
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
-
-
-def _f1(common: int, ours: int, theirs: int) -> float:
-    return 2 * common / (ours + theirs) if common else 0.0
+    return score

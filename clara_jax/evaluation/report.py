@@ -51,15 +51,22 @@ def newest_evaluation(workdir: str) -> dict[str, Any] | None:
         UserError: it is no such result.
     """
     newest = newest_path(workdir)
-    if newest is None:
-        return None
+    return None if newest is None else read_evaluation(newest)
+
+
+def read_evaluation(path: str) -> dict[str, Any]:
+    """The result in a file of eval/.
+
+    Raises:
+        UserError: it is no such result.
+    """
     try:
-        result = json.loads(files.read(newest))
+        result = json.loads(files.read(path))
         if not isinstance(result["conditions"], dict) or not result["predictions"]:
             raise ValueError("no conditions or predictions")
         return result
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{newest}: no result ({e!r}); run --mode=evaluate again") from e
+        raise UserError(f"{path}: no result ({e!r}); run --mode=evaluate again") from e
 
 
 def newest_path(workdir: str) -> str | None:

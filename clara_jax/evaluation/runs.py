@@ -13,7 +13,7 @@ from clara_jax import files
 from clara_jax.config import Config
 from clara_jax.errors import UserError
 from clara_jax.evaluation import predictions, statistics
-from clara_jax.evaluation.report import newest_evaluation, newest_path
+from clara_jax.evaluation.report import newest_path, read_evaluation
 
 # What is tested, where the questions of both runs have it; and how it is called in tables.
 TESTED = {
@@ -28,6 +28,9 @@ _FREE = (
     "seed", "init_from", "data.memories", "data.shards", "eval", "mesh", "serve", "store", "search",
     "synthesis", "profile", "model.remat", "model.attention",
 )  # fmt: skip
+
+
+Values = dict[str, list[float]]  # of questions, by metric
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Run:
         return predictions.own(self.result)
 
     @property
-    def values(self) -> dict[str, list[float]]:
+    def values(self) -> Values:
         """Every metric of the questions under it."""
         return predictions.values(self.lines, self.own)
 
@@ -67,14 +70,19 @@ def load(workdirs: Sequence[str]) -> list[Run]:
     """
     found = []
     for workdir, label in zip(workdirs, labels(workdirs), strict=True):
-        result = newest_evaluation(workdir)
-        if result is None:
+        path = newest_path(workdir)
+        if path is None:
             raise UserError(f"{workdir}: no evaluation; run --mode=evaluate on it")
-        path = os.path.join(workdir, "config.json")
-        config = config_lib.load(path) if files.path(path).exists() else None
-        lines = predictions.of(newest_path(workdir), result)
-        found.append(Run(label, workdir, result, lines, config))
+        found.append(read(workdir, path, label))
     return found
+
+
+def read(workdir: str, path: str, label: str) -> Run:
+    """Reads a run with the evaluation of a file; errors as in `load`."""
+    result = read_evaluation(path)
+    config_path = os.path.join(workdir, "config.json")
+    config = config_lib.load(config_path) if files.path(config_path).exists() else None
+    return Run(label, workdir, result, predictions.of(path, result), config)
 
 
 def labels(workdirs: Sequence[str]) -> list[str]:
@@ -104,22 +112,26 @@ def tests(runs: Sequence[Run]) -> list[Test]:
         UserError: two runs share no question.
     """
     found, first = [], runs[0]
-    ours = predictions.by_question(first.lines)
     for run in runs[1:]:
-        theirs = predictions.by_question(run.lines)
-        shared = [key for key in ours if key in theirs]
-        if not shared:
+        one, other, questions = shared(first, run)
+        if not questions:
             raise UserError(
                 f"{first.workdir} and {run.workdir} share no question; evaluate both on the same "
                 "config.eval.sources"
             )
-        one = predictions.values([ours[key] for key in shared], first.own)
-        other = predictions.values([theirs[key] for key in shared], run.own)
         for metric in TESTED:
             if metric in one and metric in other:
                 paired = statistics.paired(one[metric], other[metric])
-                found.append(Test(run.label, metric, len(shared), paired))
+                found.append(Test(run.label, metric, questions, paired))
     return found
+
+
+def shared(first: Run, second: Run) -> tuple[Values, Values, int]:
+    """Values of the questions that both answered, in one order, and how many these are."""
+    ours, theirs = predictions.by_question(first.lines), predictions.by_question(second.lines)
+    keys = [key for key in ours if key in theirs]
+    one = predictions.values([ours[key] for key in keys], first.own)
+    return one, predictions.values([theirs[key] for key in keys], second.own), len(keys)
 
 
 def interval_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
@@ -167,11 +179,16 @@ def test_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
             str(test.questions),
             f"{test.paired.difference:+.3f}",
             f"{test.paired.low:+.3f} to {test.paired.high:+.3f}",
-            f"{test.paired.p:.4f}" if test.paired.p >= 0.001 else "< 0.001",
+            p_value(test.paired.p),
         ]
         for test in tests(runs)
     ]
     return head, cells
+
+
+def p_value(p: float) -> str:
+    """For tables."""
+    return f"{p:.4f}" if p >= 0.001 else "< 0.001"
 
 
 def seed_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:

@@ -5,11 +5,13 @@
 
 What is done is not done again: a run that was killed goes on where it stopped. A run that fails
 stays in the table with its reason and is tried again next time. OUTPUT/sweep.md and sweep.json hold
-the table, OUTPUT/runs the workdirs. --dry_run prints the runs with parameters and cost; it needs no
-weights and no accelerator, so that it serves for models that no machine at hand can hold.
+the table, sweep_*.png are pictures of it, OUTPUT/runs has the workdirs. --dry_run prints the runs
+with parameters and cost; it needs no weights and no accelerator, so that it serves for models that
+no machine at hand can hold.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -22,8 +24,8 @@ from absl import logging
 from clara_jax import files
 from clara_jax.aot.chips import CHIPS
 from clara_jax.errors import UserError, command, reason
-from clara_jax.evaluation import evaluate, predictions, runs, statistics, sweep_plan
-from clara_jax.evaluation.report import newest_evaluation, newest_path
+from clara_jax.evaluation import evaluate, runs, statistics, sweep_draw, sweep_plan
+from clara_jax.evaluation.report import newest_path
 from clara_jax.evaluation.sweep_cost import cost_table
 from clara_jax.evaluation.sweep_plan import Planned, Stage
 from clara_jax.training import train
@@ -55,9 +57,8 @@ def carry_out(planned: Sequence[Planned], output: str) -> int:
                     raise UserError(failed[stage.workdir])
                 if code := _trained(stage, failed):
                     return code
-            last = run.stages[-1]
-            evaluate.run(last.config, last.workdir)
-            record |= {"status": "done", **_numbers(last)}
+            evaluate.run(run.evaluated, run.stages[-1].workdir)
+            record |= {"status": "done", **_numbers(run.stages[-1])}
         except Exception as e:  # whatever it is, the other runs go on
             if not isinstance(e, UserError):
                 logging.exception("%s failed", run.name)
@@ -83,14 +84,15 @@ def _trained(stage: Stage, failed: dict[str, str]) -> int:
 
 def _numbers(stage: Stage) -> Record:
     """Of the evaluation just written: means and intervals of the model itself."""
-    result = newest_evaluation(stage.workdir)
-    lines = predictions.of(newest_path(stage.workdir), result)
-    values = predictions.values(lines, predictions.own(result))
+    path = newest_path(stage.workdir)
+    found = runs.read(stage.workdir, path, "")
+    values = found.values
     return {
         "workdir": stage.workdir,
+        "evaluation": os.path.basename(path),
         "stage": stage.config.stage,
-        "questions": result["questions"],
-        "rate": result["compression_rate"],
+        "questions": found.result["questions"],
+        "rate": found.result["compression_rate"],
         "metrics": {name: sum(each) / len(each) for name, each in values.items()},
         "intervals": {name: list(statistics.interval(each)) for name, each in values.items()},
     }
@@ -112,6 +114,33 @@ def recorded(run: Planned, output: str) -> Record | None:
         raise UserError(f"{path}: damaged ({e!r}); remove it") from e
 
 
+def test_against_base(planned: Sequence[Planned], records: Sequence[Record]) -> None:
+    """Adds `same_questions` to records and, where they are the base's, `less_base`: F1 less its.
+
+    Args:
+        planned: all runs, the base first.
+        records: of these, in the same order.
+    """
+    base = None
+    for run, record in zip(planned, records, strict=True):
+        if "evaluation" not in record or (base and record["key"] == planned[0].key):
+            continue  # not done, done before there were tests, or the base under another name
+        workdir = run.stages[-1].workdir
+        try:
+            found = runs.read(workdir, os.path.join(workdir, "eval", record["evaluation"]), "")
+        except UserError as e:
+            print(f"{run.name} is not tested against the base: {e}", file=sys.stderr)
+            continue
+        if run is planned[0]:
+            base = found
+        elif base:
+            ours, theirs, count = runs.shared(found, base)
+            record["same_questions"] = count == len(found.lines) == len(base.lines)
+            if record["same_questions"]:
+                paired = statistics.paired(ours["f1"], theirs["f1"])
+                record["less_base"] = dataclasses.asdict(paired)
+
+
 def table(
     planned: Sequence[Planned],
     output: str,
@@ -129,13 +158,19 @@ def table(
         source: of these numbers.
     """
     records = [
-        recorded(run, output) or {"name": run.name, "status": "not run", "key": run.key}
+        {
+            **(recorded(run, output) or {"name": run.name, "status": "not run", "key": run.key}),
+            "at": dict(run.at),
+        }
         for run in planned
     ]
+    test_against_base(planned, records)
     known = {name for record in records for name in record.get("metrics", {})}
     shown = [name for name in METRICS if name in known]
     beside = [name for name in METRICS if any(name in numbers for numbers in paper.values())]
+    tested = any("less_base" in record for record in records)
     head = ["run", "stage", "rate", *(METRICS[name] for name in shown)]
+    head += ["F1 − base (p)"] * tested
     mark = "comparable" if comparable else "not comparable"
     head += [f"{METRICS[name]}, paper ({mark})" for name in beside] + ["minutes", "status"]
     cells = []
@@ -149,6 +184,8 @@ def table(
             else ""
             for n in shown
         ]
+        if tested:
+            row.append(sweep_draw.less_base(record))
         theirs = paper.get(record["name"], {})
         if theirs:
             record["paper"] = {"comparable": comparable, **theirs}
@@ -159,6 +196,11 @@ def table(
     text = runs.markdown(head, cells)
     if source:
         text += f"\n\nPaper: {source}."
+    if tested:
+        text += (
+            "\n\nF1 − base: of runs that answered the base's questions, paired by question; p is "
+            "that of Fisher's randomisation test, each run by itself."
+        )
     return text, records
 
 
@@ -203,9 +245,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     code = carry_out(chosen, output)
     comparable = sweep_plan.comparable(sweep, options)
     text, records = table(planned, output, sweep.paper, comparable, sweep.source)
-    files.write(os.path.join(output, "sweep.md"), text + "\n")
+    try:
+        pictures = sweep_draw.draw(records, output)
+    except UserError as e:
+        pictures = []
+        print(f"no pictures: {e}", file=sys.stderr)
+    shown = "".join(f"\n![{name}]({name})\n" for name in pictures)
+    files.write(os.path.join(output, "sweep.md"), f"{text}\n{shown}")
     files.write(os.path.join(output, "sweep.json"), json.dumps(records, indent=2))
     print(text)
+    if pictures:
+        print(f"\npictures: {', '.join(os.path.join(output, name) for name in pictures)}")
     return code
 
 

@@ -6,6 +6,7 @@ whose options, and those of the stages before it, are the same is trained once.
 
 import dataclasses
 import fnmatch
+import functools
 import importlib.util
 import itertools
 import json
@@ -21,6 +22,7 @@ from clara_jax.data.records import digest
 from clara_jax.errors import UserError, reason
 
 Options = Mapping[str, Any]
+EVALUATION = "evaluate"  # in place of a stage's name
 # Of a stage, what changes nothing of its weights, or says only where things lie.
 _FREE = ("eval", "init_from", "mesh", "profile", "synthesis", "serve", "store", "search")
 # What a run is comparable under, whatever it is: starts of options.
@@ -37,7 +39,8 @@ class Sweep:
     """A base chain of stages, and what is varied.
 
     Options are named as in config.py, `data.rate`, and hold for all stages, or for one of them,
-    `e2e:select.k`. `stages` is an option too: names of the chain's stages that take place.
+    `e2e:select.k`, or for the evaluation at the end alone, `evaluate:data.sources`. `stages` is an
+    option too: names of the chain's stages that take place.
 
     Attributes:
         stages: config files by stage, in order, such as `quickstart.py:scp`, beside the sweep's.
@@ -80,12 +83,17 @@ class Planned:
     Attributes:
         name: `base`, `rate=4` or, in a grid, `rate=4,k=1`.
         stages: in order; the last one is evaluated.
+        evaluated: options of that evaluation.
         key: what its numbers depend on.
+        at: its label on each axis that it is a point of, as a number where the axis is one of
+            numbers; the base is on all axes of numbers whose option tells where.
     """
 
     name: str
     stages: tuple[Stage, ...]
+    evaluated: Config
     key: str
+    at: Mapping[str, str | float]
 
 
 def load(name: str) -> tuple[Sweep, str]:
@@ -113,20 +121,57 @@ def expand(sweep: Sweep, folder: str, output: str, options: Options | None = Non
     Raises:
         UserError: an option, a stage or an axis is unknown, or a value cannot be meant.
     """
-    points: dict[str, Options] = {"base": {}}
-    for axis, values in sweep.axes.items() if sweep.single else ():
-        points |= {f"{axis}={label}": chosen for label, chosen in values.items()}
+    places: list[dict[str, str]] = [{}]  # labels by axis, of every run
+    if sweep.single:
+        places += [{axis: label} for axis, values in sweep.axes.items() for label in values]
     for grid in sweep.grids:
         for axis in grid:
             if axis not in sweep.axes:
                 raise UserError(f"grids: no axis {axis!r}; there are {', '.join(sweep.axes)}")
         for labels in itertools.product(*(sweep.axes[axis] for axis in grid)):
-            name = ",".join(f"{axis}={label}" for axis, label in zip(grid, labels, strict=True))
-            pairs = zip(grid, labels, strict=True)
-            points[name] = {k: v for a, label in pairs for k, v in sweep.axes[a][label].items()}
+            places.append(dict(zip(grid, labels, strict=True)))
     common = {**sweep.options, **(options or {})}
     bases = {stage: _config(folder, file) for stage, file in sweep.stages.items()}
-    return [_plan(name, {**common, **chosen}, bases, output) for name, chosen in points.items()]
+    numeric = {axis: found for axis, values in sweep.axes.items() if (found := _numeric(values))}
+    planned: dict[str, Planned] = {}
+    for place in places:
+        name = ",".join(f"{axis}={label}" for axis, label in place.items()) or "base"
+        chosen = {k: v for axis, label in place.items() for k, v in sweep.axes[axis][label].items()}
+        run = _plan(name, {**common, **chosen}, bases, output)
+        at = {axis: _number(label) if axis in numeric else label for axis, label in place.items()}
+        if not place:
+            at = {a: float(v) for a, o in numeric.items() if (v := _value(run, o)) is not None}
+        planned[name] = dataclasses.replace(run, at=at)
+    return list(planned.values())
+
+
+def _numeric(axis: Mapping[str, Options]) -> str:
+    """The option of an axis of numbers, whose value in every point is the label; empty: no such.
+
+    Seeds have numbers and no order.
+    """
+    for option in next(iter(axis.values()), {}):
+        if not option.endswith("seed") and all(
+            (number := _number(label)) is not None and chosen.get(option) == number
+            for label, chosen in axis.items()
+        ):
+            return option
+    return ""
+
+
+def _number(label: str) -> float | None:
+    try:
+        return float(label)
+    except ValueError:
+        return None
+
+
+def _value(run: Planned, option: str) -> Any:
+    """What an option is in a run; None if the stage that it is of does not take place."""
+    where, _, dotted = option.rpartition(":")
+    found = [s.config for s in run.stages if s.config.stage == where or not where]
+    configs = [run.evaluated] if where == EVALUATION else found
+    return functools.reduce(getattr, dotted.split("."), configs[-1]) if configs else None
 
 
 def comparable(sweep: Sweep, options: Options) -> bool:
@@ -162,16 +207,17 @@ def _plan(
 ) -> Planned:
     names = options.get("stages", tuple(bases))
     for stage in (*names, *(key.partition(":")[0] for key in options if ":" in key)):
-        if stage not in bases:
+        if stage not in (*bases, EVALUATION):
             raise UserError(f"{name}: no stage {stage!r} in the sweep; it has {', '.join(bases)}")
+    for key in options:
+        where, _, dotted = key.rpartition(":")
+        if where == EVALUATION and dotted != "data.sources" and not dotted.startswith("eval."):
+            raise UserError(f"{name}: {key}: an evaluation has eval.* and data.sources of its own")
     stages: list[Stage] = []
     key = ""
     for stage in names:
         config = bases[stage].copy_and_resolve_references()
-        for option, value in options.items():
-            where, _, dotted = option.rpartition(":")
-            if dotted != "stages" and where in ("", stage):
-                _set(config, dotted, value, name)
+        _set_all(config, options, ("", stage), name)
         config.init_from = stages[-1].workdir if stages else config.init_from
         if config.stage in ("e2e", "contrastive") and stages and not config.data.memories:
             # Of the same compressor they are the same: computed once for all runs of it.
@@ -179,8 +225,13 @@ def _plan(
         frozen = config_lib.freeze(config)
         key = _key(frozen, key)
         stages.append(Stage(frozen, os.path.join(output, "runs", f"{stage}-{key}")))
-    evaluated = json.dumps([key, dataclasses.asdict(stages[-1].config.eval)], sort_keys=True)
-    return Planned(name, tuple(stages), digest(evaluated).hex()[:12])
+    _set_all(config, options, (EVALUATION,), name)
+    evaluated = config_lib.freeze(config)
+    basis = [key, dataclasses.asdict(evaluated.eval)]
+    if evaluated.data.sources != stages[-1].config.data.sources:
+        basis.append(evaluated.data.sources)
+    found = digest(json.dumps(basis, sort_keys=True)).hex()[:12]
+    return Planned(name, tuple(stages), evaluated, found, {})
 
 
 def _key(config: Config, before: str) -> str:
@@ -190,6 +241,15 @@ def _key(config: Config, before: str) -> str:
     if not before:
         tree["init_from"] = config.init_from
     return digest(json.dumps([before, tree], sort_keys=True)).hex()[:12]
+
+
+def _set_all(
+    config: ml_collections.ConfigDict, options: Options, places: Sequence[str], run: str
+) -> None:
+    for option, value in options.items():
+        where, _, dotted = option.rpartition(":")
+        if dotted != "stages" and where in places:
+            _set(config, dotted, value, run)
 
 
 def _set(config: ml_collections.ConfigDict, dotted: str, value: Any, run: str) -> None:

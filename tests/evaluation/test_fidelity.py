@@ -1,9 +1,10 @@
 """Fidelity: what becomes of facts, copies that keep or change them, ROUGE, and the command."""
 
 import dataclasses
-import importlib.util
 import json
 import math
+import sys
+import types
 
 import jax
 import numpy as np
@@ -164,24 +165,56 @@ def test_copies_keep_or_change_one_fact():
 
 
 def test_rouge():
-    assert fidelity_text.rouge_1("the cat sat", "the cat ran away") == pytest.approx(4 / 7)
-    assert fidelity_text.rouge_l("away the cat ran", "the cat ran away") == pytest.approx(3 / 4)
-    assert fidelity_text.rouge_l("a a", "a b") == 0.5
-    assert fidelity_text.rouge_l("", "a") == fidelity_text.rouge_1("", "") == 0.0
+    texts = ["the cat sat", "Away the cat ran", "a a", "", "-"]
+    wanted = ["the cat ran away", "the cat ran away.", "a b", "a", "-"]
+    found = fidelity_text.scored(texts, wanted)
+    assert found["rouge_1"] == pytest.approx([4 / 7, 1, 1 / 2, 0, 0])
+    assert found["rouge_l"] == pytest.approx([4 / 7, 3 / 4, 1 / 2, 0, 0])
+    assert all(isinstance(value, float) for value in found["rouge_l"])
 
 
-@pytest.mark.skipif(importlib.util.find_spec("rouge_score") is None, reason="needs rouge-score")
-def test_rouge_is_that_of_the_package():
-    from rouge_score import rouge_scorer
+@pytest.fixture
+def bert(tmp_path, monkeypatch):
+    """A stand-in for bert-score, which scores equal texts 1 and others 0; its tokenizer."""
+    tokenizer = types.SimpleNamespace(model_max_length=10**30)
 
-    scorer = rouge_scorer.RougeScorer(["rouge1", "rougeL"])
-    rng = np.random.default_rng(1)
-    words = "The cat, it's 3.5 Åre-km away! NO no éa x_y".split()
-    for _ in range(200):
-        a, b = (" ".join(rng.choice(words, rng.integers(0, 12))) for _ in range(2))
-        theirs = scorer.score(b, a)
-        assert fidelity_text.rouge_1(a, b) == pytest.approx(theirs["rouge1"].fmeasure)
-        assert fidelity_text.rouge_l(a, b) == pytest.approx(theirs["rougeL"].fmeasure)
+    class BERTScorer:
+        def __init__(self, model_type, num_layers):
+            assert (model_type, num_layers) == (str(tmp_path), 3)
+            self._tokenizer = tokenizer
+
+        def score(self, texts, wanted):
+            assert all(text.strip() for text in [*texts, *wanted])
+            return (
+                *[None] * 2,
+                np.array([float(a == b) for a, b in zip(texts, wanted, strict=True)]),
+            )
+
+    monkeypatch.setitem(sys.modules, "bert_score", types.SimpleNamespace(BERTScorer=BERTScorer))
+    config = {"model_type": "bert", "num_hidden_layers": 3, "max_position_embeddings": 64}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return tokenizer
+
+
+def test_bert_score_of_what_bert_score_cannot_read(tmp_path, bert):
+    score = fidelity_text.bert_scores(str(tmp_path))
+    assert bert.model_max_length == 62  # none was told
+    assert score(["a", " ", "b", "c"], ["a", "a", "", "d"]) == [1, 0, 0, 0]
+    assert score([""], [""]) == [0]
+    bert.model_max_length = 64
+    fidelity_text.bert_scores(str(tmp_path))
+    assert bert.model_max_length == 64
+
+
+def test_paraphrases_read_back(setup):
+    clara = types.SimpleNamespace(setup=setup, paraphrase=lambda texts, _: [texts[0], "", "x"])
+    similar = lambda texts, wanted: [float(len(texts) == len(wanted) == 3)] * 3  # noqa: E731
+    paraphrase = dataclasses.replace(RECORDS[2], data_type="paraphrase", answers=("x",))
+    found = fidelity_text.read_back(clara, [*RECORDS[:2], paraphrase], 5, similar)
+    assert found["means"]["rouge_l"] == pytest.approx(2 / 3) and found["documents"] == 3
+    assert found["means"]["bert_score"] == 1.0
+    assert [sample["reference"] == "x" for sample in found["samples"]] == [False, False, True]
+    assert "bert_score" not in fidelity_text.read_back(clara, RECORDS[:3], 5)["means"]
 
 
 def test_names_numbers_and_dates_of_a_paraphrase():
@@ -309,5 +342,9 @@ def test_mistakes(setup, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         fidelity.main(["a", "--parts=facts,nothing"])
     assert "no part 'nothing'" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "bert_score", None)
     with pytest.raises(UserError, match="bert-score"):
         fidelity_text.bert_scores(str(tmp_path))
+    monkeypatch.setitem(sys.modules, "rouge_score", None)
+    with pytest.raises(UserError, match="rouge-score: pip install"):
+        fidelity_text.rouge_scorer()

@@ -142,3 +142,19 @@ def test_questions_of_several_files_are_also_told_apart(workdirs):
     assert [row[1:3] for row in cells] == [
         ["n.jsonl (2)", "1.000 (1.000-1.000)"], ["h.jsonl (2)", "0.000 (0.000-0.000)"]
     ]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error")
+def test_comparison_of_runs_that_lack_curves(workdirs, tmp_path, monkeypatch, capsys):
+    drawn = []
+    monkeypatch.setattr(compare, "save", lambda figure, path: drawn.append(figure))
+    (tmp_path / "a" / "e2e" / "metrics.jsonl").unlink()
+    assert compare.main([*workdirs, "--output", str(tmp_path / "all")]) == 0
+    (ax,) = drawn[0].axes  # no run ranked while it was trained
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == compare.labels(workdirs)[1:]
+    compare.pyplot().close(drawn[0])
+    for path in tmp_path.glob("**/metrics.jsonl"):
+        path.write_text('{"step": 1, "tokens_per_s": 2.0}\n')
+    capsys.readouterr()
+    assert compare.main([*workdirs, "--output", str(tmp_path / "none")]) == 0
+    assert len(drawn) == 1 and "no metrics.jsonl has curves" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import sys
 
 import pytest
 
@@ -82,11 +83,41 @@ def test_runs_share_what_they_have_in_common(folder):
     assert found["rate=20,k=1"].stages[2].config.select.k == 1
 
 
+def test_where_runs_are_on_their_axes(folder):
+    found = expand(folder, {
+        "rate": {"20": {"data.rate": 20, "eval.batch": 2}, "5": {"data.rate": 5, "eval.batch": 8}},
+        "k": {"1": {"e2e:select.k": 1}},
+        "few": {"3": {"evaluate:eval.records": 3}},
+        "seed": {"1": {"seed": 1}},
+        "other": {"1": {"data.rate": 20}, "x": {}},
+    }, grids=(("rate", "k"),))  # fmt: skip
+    # A seed is no place, nor is what only looks like a number.
+    assert found["base"].at == {"rate": 10.0, "k": 5.0, "few": 2.0}
+    assert found["rate=5"].at == {"rate": 5.0} and found["rate=20,k=1"].at == {"rate": 20, "k": 1}
+    assert found["seed=1"].at == {"seed": "1"} and found["other=x"].at == {"other": "x"}
+    without = expand(folder, {"k": {"1": {"scp:select.k": 1}}}, options={"stages": ("e2e",)})
+    assert without["base"].at == {}
+
+
+def test_an_evaluation_may_have_other_options_than_the_training(folder):
+    found = expand(folder, {"to": {
+        "others": {"evaluate:data.sources": "facts:300", "evaluate:eval.records": 5},
+        "fewer": {"evaluate:eval.records": 5},
+    }})  # fmt: skip
+    base, others, fewer = found.values()
+    assert others.stages == base.stages == fewer.stages
+    assert base.evaluated == base.stages[-1].config
+    assert others.evaluated.data.sources == "facts:300" and others.evaluated.eval.records == 5
+    assert others.evaluated.data.memories == base.stages[-1].config.data.memories
+    assert len({run.key for run in found.values()}) == 3
+
+
 def test_mistakes(folder, capsys):
     for axes, message in (
         ({"a": {"b": {"data.rat": 1}}}, r"a=b: option data\.rat=1"),
         ({"a": {"b": {"data.rate": "x"}}}, "a=b: option data.rate='x'"),
         ({"a": {"b": {"sc:data.rate": 4}}}, "no stage 'sc'"),
+        ({"a": {"b": {"evaluate:data.rate": 4}}}, "evaluate:data.rate: an evaluation has"),
         ({"a": {"b": {"data.rate": 41}}}, "leaves no memory token"),
     ):
         with pytest.raises(UserError, match=message):
@@ -116,16 +147,18 @@ def faked(monkeypatch):
         calls.append((config.stage, config.data.rate))
         if config.data.rate == 20:
             raise UserError("no data | here")
-        pathlib.Path(workdir).mkdir(parents=True)
+        pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
         config_lib.save(config, pathlib.Path(workdir) / "config.json")
         return 0
 
     def run(config, workdir):
         calls.append(("evaluate", config.data.rate))
-        row = {"origin": "x", "question": "q", "answer": "a", "answers": ["a"], "memory": "a"}
+        found = ["a" if config.data.rate == 10 or i == 2 else "b" for i in range(4)]
+        rows = [{"origin": "x", "question": f"{config.eval.sources} {i}", "answer": "a",
+                 "answers": ["a"], "memory": answer} for i, answer in enumerate(found)]  # fmt: skip
         results.write(
-            {"step": 2, "questions": 1, "compression_rate": 9.5, "predictions": [row],
-             "conditions": {"memory": {"f1": 1.0}}}, workdir
+            {"step": 2, "questions": 1, "compression_rate": 9.5, "predictions": rows,
+             "conditions": {"memory": {"f1": 1.0}}, "settings": config.eval.sources}, workdir
         )  # fmt: skip
 
     monkeypatch.setattr(sweep.train, "train", train)
@@ -156,6 +189,49 @@ def test_failed_runs_stay_in_the_table_and_are_tried_again(folder, faked, capsys
     assert run("--only=base", "--set=seed=5")[1][0] == ("scp", 10)
     (folder / "out" / "results" / "base.json").write_text("{")
     assert run("--only=base")[0] == 2
+
+
+def test_runs_are_tested_against_the_base_and_drawn(folder, faked, capsys):
+    """Only where they answered its questions; pictures are of what is done."""
+    (folder / "sweep.py").write_text(
+        SWEEP.replace(
+            '{"rate": {"20": {"data.rate": 20}}}',
+            '{"rate": {"20": {"data.rate": 20}, "8": {"data.rate": 8}, "10": {"data.rate": 10}}, '
+            '"on": {"others": {"evaluate:eval.sources": "facts:9:1"}}}',
+        )
+    )
+    arguments = [str(folder / "sweep.py"), f"--output={folder / 'out'}"]
+    assert sweep.main(arguments) == 1  # rate=20 fails
+    rows = {r["name"]: r for r in json.loads((folder / "out" / "sweep.json").read_text())}
+    assert rows["rate=8"]["less_base"]["difference"] == -0.75
+    assert rows["rate=8"]["less_base"]["p"] == pytest.approx(0.25, abs=0.02)  # of 2 ** 3 signs
+    # The second evaluation of the base's workdir has not taken the place of the first.
+    assert rows["base"]["evaluation"] == "2.json" and rows["on=others"]["evaluation"] == "2-2.json"
+    assert rows["on=others"]["workdir"] == rows["base"]["workdir"]
+    assert [name for name, row in rows.items() if "less_base" in row] == ["rate=8"]
+    assert [rows[n].get("same_questions") for n in ("rate=8", "on=others", "rate=10")] == [
+        True, False, None,
+    ]  # fmt: skip
+    assert rows["base"]["at"] == {"rate": 10.0}
+    text = (folder / "out" / "sweep.md").read_text()
+    (line,) = (line for line in text.splitlines() if line.startswith("| rate=8 |"))
+    assert "-0.750 (0.2" in line and "![sweep_rate.png](sweep_rate.png)" in text
+    pictures = sorted(path.name for path in (folder / "out").glob("*.png"))
+    assert pictures == ["sweep_others.png", "sweep_rate.png"]
+    # An evaluation that is gone leaves the rest of the table as it is.
+    (pathlib.Path(rows["rate=8"]["workdir"]) / "eval" / "2.json").unlink()
+    capsys.readouterr()
+    assert sweep.main(arguments) == 1
+    assert "rate=8 is not tested" in capsys.readouterr().err
+
+
+def test_without_matplotlib_there_is_a_table(folder, faked, monkeypatch, capsys):
+    (folder / "sweep.py").write_text(SWEEP.replace('"data.rate": 20', '"data.rate": 8'))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert sweep.main([str(folder / "sweep.py"), f"--output={folder / 'out'}"]) == 0
+    captured = capsys.readouterr()
+    assert "no pictures: plots need matplotlib" in captured.err and "| base |" in captured.out
+    assert (folder / "out" / "sweep.json").exists()
 
 
 def test_a_signal_ends_the_sweep(folder, faked, monkeypatch, capsys):
