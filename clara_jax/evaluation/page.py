@@ -24,7 +24,7 @@ from clara_jax.evaluation import (
     efficiency,
     page_blocks,
     page_chart,
-    paper,
+    page_paper,
     predictions,
     runs,
     statistics,
@@ -70,7 +70,7 @@ def blocks(found: Sequence[Run], examples: int) -> list[Block]:
     if seeds:
         made += [Heading("Over seeds"), Text("Mean ± standard deviation."), Table(head, seeds)]
     made += _by_rate(found)
-    made += _paper(found) + _curves(found)
+    made += page_paper.blocks(found) + _curves(found)
     if examples:
         for run in found:
             made += _examples(run, examples, len(found) > 1)
@@ -145,21 +145,6 @@ def _by_rate(found: Sequence[Run]) -> list[Block]:
             svg = page_chart.chart(title, x, lines, log_x=True, zero=True)
             made.append(Chart(f"{key.replace('@', '-at-')}-by-rate", title, svg))
     return made
-
-
-def _paper(found: Sequence[Run]) -> list[Block]:
-    """What the paper has at the runs' rates, after the first run's last stage."""
-    configs = [run.config for run in found if run.config is not None]
-    if not configs:
-        return []
-    setting = found[0].result.get("settings", {}).get("setting", "given")
-    setting = "normal" if setting == "normal" else "oracle"  # files' candidates have the gold ones
-    head, cells = paper.beside(configs[0].stage, setting, [config.data.rate for config in configs])
-    told = (
-        f"Not comparable: {paper.NAME}, candidates {setting}, means over NaturalQuestions, "
-        "HotpotQA, MuSiQue and 2Wiki. Data are others, and most likely the base model and k."
-    )
-    return [Heading("The paper at these rates"), Text(told), Table(head, cells)] if cells else []
 
 
 def _measured(run: Run, name: str, key: str) -> tuple[float | None, tuple[float, float]]:

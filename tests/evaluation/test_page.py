@@ -65,6 +65,9 @@ def test_the_page_has_everything_and_needs_nothing_else(workdirs, tmp_path, caps
     assert "who is &lt;0&gt;" in html and "<gold>" not in html
     assert "candidates: normal" in html and "0.1.2" in html and "1 x cpu" in html
     assert re.search(r"<td>data.rate</td><td>4</td><td>16</td>", html)
+    # The paper's, of the models from scp and from instruct, at both rates.
+    assert html.count("<td>Mistral-7B</td>") == 4 and "<td>16x</td><td>0.403</td>" in html
+    assert "Not comparable: arXiv 2511.18659v3, candidates normal" in html
     assert "0.750 (" in html and "+0.500" in html  # with interval; the paired difference
     assert html.count("<svg") == 5 and "prefers-color-scheme" in html and "@media print" in html
     # Nothing is fetched: no links, scripts, pictures or fonts from elsewhere.
