@@ -17,6 +17,7 @@ from clara_jax.config import Store
 from clara_jax.data.facts import FactsSource
 from clara_jax.distributed import LOST, from_environment
 from clara_jax.errors import UserError
+from clara_jax.evaluation.journal import Journal
 from clara_jax.inference import store_write
 from clara_jax.inference.documents import stream
 from clara_jax.inference.load import load_setup
@@ -33,7 +34,8 @@ SCP = [
 ]  # fmt: skip
 E2E = [
     "--config=configs/quickstart.py:e2e", "--config.data.sources=facts:40",
-    "--config.data.shards=2", "--config.eval.sources=facts:4:1", "--config.eval.baselines=False",
+    "--config.data.shards=2", "--config.eval.sources=facts:4:1",
+    "--config.eval.conditions=reasoner,gold",
     "--config.eval.max_new_tokens=2", "--config.select.candidates=4", "--config.lora.rank=4",
     "--config.train.steps=2", "--config.train.batch_rows=4", "--config.train.log_every=1",
     "--config.train.eval_every=2",
@@ -196,6 +198,7 @@ def test_sigterm_to_one_process_saves_the_same_step_on_all(folder):
 
 def test_choosing_among_documents_and_its_evaluation(folder, one):
     results = []
+    kept = {"answers": ["kept"] * 4, "nats": [1, 1], "tokens": [1, 1], "seconds": 0}
     for count in (1, 2):
         workdir = folder / f"e2e{count}"
         options = [
@@ -203,13 +206,20 @@ def test_choosing_among_documents_and_its_evaluation(folder, one):
             f"--config.data.memories={folder / f'memories{count}'}",
         ]  # fmt: skip
         run(folder, options, count)
+        if results:  # what an evaluation that was killed left is read by both processes
+            journal = Journal(str(workdir), {"step": 2, **results[0]["settings"]})
+            journal.piece("gold 0", lambda: kept)
         run(folder, [*options, "--mode=evaluate"], count)
         results.append(json.loads((workdir / "eval" / "2.json").read_text()))
     assert_same(folder / "e2e2", folder / "e2e1")
     manifests = [(folder / f"memories{n}" / "manifest.json").read_text() for n in (1, 2)]
     assert manifests[0] == manifests[1]
     alone, both = results
+    assert all(row.pop("gold") == "kept" for row in both["predictions"])
+    assert all(row.pop("gold") != "kept" for row in alone["predictions"])
     assert both["predictions"] == alone["predictions"]
+    assert sorted(os.listdir(workdir / "eval")) == ["2.json", "2.jsonl"]  # no journal is left
+    assert (workdir / "eval" / "2.jsonl").read_text().count("\n") == 4
     ce = [result["conditions"]["reasoner"]["answer_ce"] for result in results]
     assert ce[1] == pytest.approx(ce[0], rel=1e-5)
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from clara_jax.data import prompts
 from clara_jax.data.rows import encoder_batches
+from clara_jax.errors import UserError
 from clara_jax.evaluation.inside_data import Given
 from clara_jax.evaluation.inside_pictures import FONT, heat_map, shortened, slot_labels
 from clara_jax.evaluation.report import pyplot
@@ -107,14 +108,21 @@ def measure(setup: Setup, given: Given) -> dict[str, Any]:
     """Attention of every slot to the tokens of documents, [slots, tokens].
 
     What falls on the frame (ENC, bos, eos), on which much of it rests, and on other memory tokens
-    is told apart; the rest is that on the document's own tokens.
+    is told apart; the rest is that on the document's own tokens. Documents without any are left
+    out.
+
+    Raises:
+        UserError: no document has a token.
     """
     length, M = setup.config.data.document_length, len(setup.extra.memory)
+    front = 1 + (setup.tokenizer.bos_id is not None)
     encoded = [
         prompts.document_ids(setup.tokenizer, setup.extra, text, length)[0]
         for text in given.documents
     ]
-    front = 1 + (setup.tokenizer.bos_id is not None)
+    encoded = [ids for ids in encoded if _end(setup, ids, M) > front]
+    if not encoded:
+        raise UserError("attention: no document has a token; give others")
     trees = generate.needed(setup.trees, "compressor")
     spread = setup.config.memory.positions == "spread"
     rows = generate.rows_for(len(encoded), min(setup.config.eval.batch, 8))

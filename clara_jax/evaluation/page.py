@@ -41,6 +41,7 @@ CURVES = {
     "eval/ce_loss": ("Held-out cross-entropy, nats a token", True),
     "mse_loss": ("Alignment loss (MSE)", True),
     "recall@1": ("Recall@1 in training", False),
+    "eval/recall@5": ("Held-out recall@5", False),
 }
 # The same over the compression rate.
 BY_RATE = {

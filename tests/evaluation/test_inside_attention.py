@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from clara_jax.errors import UserError
 from clara_jax.evaluation import inside_attention, inside_data
 from clara_jax.evaluation.report import pyplot
 from clara_jax.models import clara
@@ -136,3 +137,12 @@ def test_documents_of_several_lengths_are_shown_in_parts(random_model):
     assert short["average"]["labels"] == ["0 %", "50 %"]
     assert " ".join(found["example"]["labels"]) + " " == (long + "the owl is blue . ")
     pyplot().close(inside_attention.draw(found))
+
+
+def test_documents_without_a_token_are_left_out(random_model):
+    full = inside_data.Given(("the cat is red .", "the owl"))
+    given = inside_data.Given(("", *full.documents, " "))
+    found = inside_attention.measure(random_model, given)
+    assert found["documents"] == 2 and found == inside_attention.measure(random_model, full)
+    with pytest.raises(UserError, match="no document has a token"):
+        inside_attention.measure(random_model, inside_data.Given(("", " ")))

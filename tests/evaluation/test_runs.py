@@ -132,18 +132,6 @@ def test_comparison_tells_of_tests_and_seeds(workdirs, tmp_path, capsys):
     assert "no evaluation" in capsys.readouterr().err
 
 
-def test_questions_of_several_files_are_also_told_apart(workdirs):
-    found = runs.load(workdirs[1:2])
-    assert runs.file_table(found)[1] == []
-    origins = ["d/n.jsonl:1", "d/n.jsonl:2", "d/h.jsonl:1", "d/h.jsonl:2"]
-    lines = [line | {"origin": o} for line, o in zip(found[0].lines, origins, strict=True)]
-    head, cells = runs.file_table([dataclasses.replace(found[0], lines=lines)])
-    assert head[:3] == ["", "questions of", "F1"]
-    assert [row[1:3] for row in cells] == [
-        ["n.jsonl (2)", "1.000 (1.000-1.000)"], ["h.jsonl (2)", "0.000 (0.000-0.000)"]
-    ]  # fmt: skip
-
-
 @pytest.mark.filterwarnings("error")
 def test_comparison_of_runs_that_lack_curves(workdirs, tmp_path, monkeypatch, capsys):
     drawn = []
@@ -158,3 +146,15 @@ def test_comparison_of_runs_that_lack_curves(workdirs, tmp_path, monkeypatch, ca
     capsys.readouterr()
     assert compare.main([*workdirs, "--output", str(tmp_path / "none")]) == 0
     assert len(drawn) == 1 and "no metrics.jsonl has curves" in capsys.readouterr().out
+
+
+def test_questions_of_several_files_are_also_told_apart(workdirs):
+    found = runs.load(workdirs[1:2])
+    assert runs.file_table(found)[1] == []
+    origins = ["d/n.jsonl:1", "d/n.jsonl:2", "d/h.jsonl:1", "d/h.jsonl:2"]
+    lines = [line | {"origin": o} for line, o in zip(found[0].lines, origins, strict=True)]
+    head, cells = runs.file_table([dataclasses.replace(found[0], lines=lines)])
+    assert head[:3] == ["", "questions of", "F1"]
+    assert [row[1:3] for row in cells] == [
+        ["n.jsonl (2)", "1.000 (1.000-1.000)"], ["h.jsonl (2)", "0.000 (0.000-0.000)"]
+    ]  # fmt: skip
