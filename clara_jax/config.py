@@ -142,6 +142,7 @@ class Eval:
     records: int = 100  # at most so many, from the start; 0: all
     batch: int = 16  # records at once
     max_new_tokens: int = 32  # of an answer
+    k: int = 0  # documents in a prompt, where there are candidates; 0: select.k, as trained
     untrained: bool = False  # evaluate the model as it starts, before any training
     baselines: bool = True  # also without any document, and with its full text
     conditions: str = ""  # of evaluation/joint.py, with commas, in place of the usual ones

@@ -54,7 +54,7 @@ NOT_NEGATIVE = (
     "data.shards",
     "train.mse_weight",
     "train.eval_every", "optim.learning_rate", "optim.weight_decay", "optim.memory_lr_scale",
-    "memory.init_noise", "eval.records", "profile",
+    "memory.init_noise", "eval.records", "eval.k", "profile",
     "synthesis.temperature", "synthesis.retries", "synthesis.repairs", "synthesis.rounds",
     "synthesis.documents", "synthesis.input_price", "synthesis.output_price",
 )  # fmt: skip

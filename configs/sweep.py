@@ -3,10 +3,12 @@
 configs/sweep.py:quickstart is made-up facts from scratch; :smollm2 is SmolLM2 on real text, with
 the base and its data by `--set=model.base=…` and the environment's DATA (a folder; `data` by
 default); :sizes is the paper's recipe over model sizes, for --dry_run where no machine holds them.
+The paper's own tables are in configs/paper.py; its numbers stand beside what is nearest to them.
 """
 
 import os
 
+from clara_jax.evaluation import paper
 from clara_jax.evaluation.sweep_plan import Sweep
 
 DATA = os.environ.get("DATA", "data")
@@ -22,6 +24,8 @@ SIZES = {
     "smollm2_1_7b": "HuggingFaceTB/SmolLM2-1.7B-Instruct",
     "qwen3_0_6b": "Qwen/Qwen3-0.6B",
     "qwen3_4b": "Qwen/Qwen3-4B",
+    "mistral_7b": "mistralai/Mistral-7B-Instruct-v0.2",
+    "phi4_mini": "microsoft/Phi-4-mini-instruct",
     "llama2_7b": "meta-llama/Llama-2-7b-chat-hf",
     "llama2_13b": "meta-llama/Llama-2-13b-chat-hf",
     "llama2_70b": "meta-llama/Llama-2-70b-chat-hf",
@@ -82,6 +86,15 @@ def smollm2() -> Sweep:
             "scp:data.sources": f"{WIKIPEDIA},{MEDICINE}",
             **{f"{stage}:{k}": v for stage in ("instruct", "e2e") for k, v in questions.items()},
         },
+        paper={
+            **{name: beside(rate=16) for name in ("base", "k=5")},
+            **{f"rate={rate}": beside(rate=rate) for rate in paper.RATES},
+            **{f"setting={s}": beside(rate=16, setting=s) for s in ("normal", "oracle")},
+            "mse=without": paper.numbers("instruct", rate=32, change="mse=without"),
+            **{n: paper.numbers("e2e", change=n) for n in ("reasoner=random", "trained=generator")},
+        },
+        source=f"{BESIDE}; mse=without, reasoner=random and trained=generator at 32x, of Tables 4, "
+        "14 and 13, of which the last two are from scp, on HotpotQA and 2Wiki",
     )  # fmt: skip
 
 
@@ -99,7 +112,24 @@ def sizes() -> Sweep:
             "eval.sources": f"{DATA}/qa_e2e_dev.jsonl",
         },
         grids=(("model", "rate"),),
+        paper={
+            f"model={model}{more}": beside(model=model, rate=rate)
+            for model in paper.MODELS
+            for more, rate in (("", 16), (",rate=64", 64))
+        },
+        source=BESIDE,
     )
+
+
+BESIDE = (
+    f"{paper.NAME}, Mistral-7B or the run's own model, gold documents among the candidates, means "
+    "over four data sets: Tables 6 and 7, from instruct; cover EM before e2e, of Table 5"
+)
+
+
+def beside(**options) -> dict[str, float]:
+    """What the paper has after e2e, and cover EM, which it has after instruct."""
+    return paper.numbers("instruct", **options) | paper.numbers("e2e", start="instruct", **options)
 
 
 SWEEPS = {"quickstart": quickstart, "smollm2": smollm2, "sizes": sizes}

@@ -22,7 +22,7 @@ from clara_jax import files
 from clara_jax.data import prompts
 from clara_jax.data.rows import FRAME
 from clara_jax.errors import UserError, command
-from clara_jax.evaluation import runs
+from clara_jax.evaluation import paper, runs
 from clara_jax.evaluation.benchmark import alone
 from clara_jax.evaluation.benchmark_measure import Program, measured
 from clara_jax.evaluation.benchmark_programs import DOCUMENT, QUESTION, Options, make_setup
@@ -35,6 +35,12 @@ TEMPLATE = 47  # tokens of the default prompt with SmolLM2's tokenizer, without 
 HEAD = ("", "compress, s a document", "query, s", "prompt, s", "decode, s", "answer, s",
         "faster than text", "program GiB", "peak GiB", "stored KiB a document",
         "cache MiB a question")  # fmt: skip
+
+
+PAPER = (
+    f"{paper.NAME}, Table 15, one H100 of 80 GB. Comparable where model and device are the same, "
+    "but for the length of answers, which it does not tell."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,6 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows.append(alone(measure, options, work, rate))
         print(f"{rows[-1].name}: {rows[-1].answer:.3g} s an answer", file=sys.stderr, flush=True)
     text = runs.markdown(HEAD, cells(rows))
+    text += f"\n\n{PAPER}\n\n{runs.markdown(*paper.seconds(args.rate))}"
     print(text)
     if args.output:
         files.write(f"{args.output}.md", text + "\n")

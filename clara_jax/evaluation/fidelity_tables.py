@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clara_jax.evaluation import fidelity_facts
+from clara_jax.evaluation import fidelity_facts, paper
 from clara_jax.evaluation.fidelity_facts import STATES
 
 _SAMPLES = 3  # paraphrases that are shown
@@ -120,7 +120,11 @@ def _text(runs: Runs) -> str:
         for sample in found["samples"][:_SAMPLES]
     ]  # fmt: skip
     note = f"Names, numbers and dates are found by {by}."
-    return "\n\n".join(["## Paraphrases read back", note, table(head, rows), *shown])
+    theirs = table(*paper.fidelity([run["rate"] for run in runs.values()]))
+    beside = f"Not comparable, of other documents: {paper.NAME}, Table 16, at the nearest rates."
+    return "\n\n".join(
+        ["## Paraphrases read back", note, table(head, rows), *shown, beside, theirs]
+    )
 
 
 def _similarity(runs: Runs) -> str:

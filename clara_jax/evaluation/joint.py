@@ -14,7 +14,8 @@ but for what stands for the documents:
     constant     the same answer to every question, the one that most of them accept; no model
 
 Those with gold documents take place if all questions name theirs. `config.eval.conditions` names
-those that are wanted; if it is empty, all that come before `all`, and `constant`.
+those that are wanted; if it is empty, all that come before `all`, and `constant`. k is
+`config.eval.k`, or as in training.
 """
 
 import dataclasses
@@ -86,7 +87,8 @@ def evaluate(
     Raises:
         UserError: there is no such condition, or no question.
     """
-    options, k = setup.config.eval, setup.config.select.k
+    options = setup.config.eval
+    k = options.k or setup.config.select.k
     journal = journal or Journal(None, {})
     begun = time.monotonic()
     count = min(options.records or len(source), len(source))

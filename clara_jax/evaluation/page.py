@@ -20,7 +20,15 @@ from clara_jax import files
 from clara_jax.config import Config
 from clara_jax.config_checks import get
 from clara_jax.errors import UserError, command
-from clara_jax.evaluation import efficiency, page_blocks, page_chart, predictions, runs, statistics
+from clara_jax.evaluation import (
+    efficiency,
+    page_blocks,
+    page_chart,
+    page_paper,
+    predictions,
+    runs,
+    statistics,
+)
 from clara_jax.evaluation.page_blocks import Block, Chart, Example, Heading, Table, Text
 from clara_jax.evaluation.page_chart import Series
 from clara_jax.evaluation.report import read_metrics
@@ -33,6 +41,7 @@ CURVES = {
     "eval/ce_loss": ("Held-out cross-entropy, nats a token", True),
     "mse_loss": ("Alignment loss (MSE)", True),
     "recall@1": ("Recall@1 in training", False),
+    "eval/recall@5": ("Held-out recall@5", False),
 }
 # The same over the compression rate.
 BY_RATE = {
@@ -62,7 +71,7 @@ def blocks(found: Sequence[Run], examples: int) -> list[Block]:
     if seeds:
         made += [Heading("Over seeds"), Text("Mean ± standard deviation."), Table(head, seeds)]
     made += _by_rate(found)
-    made += _curves(found)
+    made += page_paper.blocks(found) + _curves(found)
     if examples:
         for run in found:
             made += _examples(run, examples, len(found) > 1)

@@ -16,7 +16,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -142,7 +142,11 @@ def test_against_base(planned: Sequence[Planned], records: Sequence[Record]) -> 
 
 
 def table(
-    planned: Sequence[Planned], output: str, paper: dict[str, dict[str, float]]
+    planned: Sequence[Planned],
+    output: str,
+    paper: Mapping[str, Mapping[str, float]],
+    comparable: bool = False,
+    source: str = "",
 ) -> tuple[str, list[Record]]:
     """The runs as Markdown and as JSON, in the sweep's order.
 
@@ -150,6 +154,8 @@ def table(
         planned: all runs of the sweep.
         output: its folder.
         paper: numbers of the paper by run and metric.
+        comparable: whether ours compare with them.
+        source: of these numbers.
     """
     records = [
         {
@@ -165,7 +171,8 @@ def table(
     tested = any("less_base" in record for record in records)
     head = ["run", "stage", "rate", *(METRICS[name] for name in shown)]
     head += ["F1 − base (p)"] * tested
-    head += [f"{METRICS[name]}, paper (not comparable)" for name in beside] + ["minutes", "status"]
+    mark = "comparable" if comparable else "not comparable"
+    head += [f"{METRICS[name]}, paper ({mark})" for name in beside] + ["minutes", "status"]
     cells = []
     for record in records:
         numbers, intervals = record.get("metrics", {}), record.get("intervals", {})
@@ -181,12 +188,14 @@ def table(
             row.append(sweep_draw.less_base(record))
         theirs = paper.get(record["name"], {})
         if theirs:
-            record["paper"] = {"comparable": False, **theirs}
+            record["paper"] = {"comparable": comparable, **theirs}
         row += [f"{theirs[n]:g}" if n in theirs else "" for n in beside]
         row.append(f"{record['seconds'] / 60:.1f}" if "seconds" in record else "")
         error = record.get("error", "").replace("|", "\\|")
         cells.append([*row, f"failed: {error}" if error else record["status"]])
     text = runs.markdown(head, cells)
+    if source:
+        text += f"\n\nPaper: {source}."
     if tested:
         text += (
             "\n\nF1 − base: of runs that answered the base's questions, paired by question; p is "
@@ -227,13 +236,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     sweep, folder = sweep_plan.load(args.config)
     output = files.absolute(os.path.expanduser(args.output))
-    planned = sweep_plan.expand(sweep, folder, output, _options(args.set))
+    options = _options(args.set)
+    planned = sweep_plan.expand(sweep, folder, output, options)
     chosen = sweep_plan.only(planned, args.only)
     if args.dry_run:
         print(cost_table(chosen, args.chip))
         return 0
     code = carry_out(chosen, output)
-    text, records = table(planned, output, {k: dict(v) for k, v in sweep.paper.items()})
+    comparable = sweep_plan.comparable(sweep, options)
+    text, records = table(planned, output, sweep.paper, comparable, sweep.source)
     try:
         pictures = sweep_draw.draw(records, output)
     except UserError as e:

@@ -25,6 +25,13 @@ Options = Mapping[str, Any]
 EVALUATION = "evaluate"  # in place of a stage's name
 # Of a stage, what changes nothing of its weights, or says only where things lie.
 _FREE = ("eval", "init_from", "mesh", "profile", "synthesis", "serve", "store", "search")
+# What a run is comparable under, whatever it is: starts of options.
+_COMPUTED = (
+    "seed", "mesh.", "profile", "model.tokenizer", "model.remat", "model.attention", "data.sources",
+    "data.memories", "data.workers", "data.shards", "eval.sources", "eval.batch", "eval.store",
+    "train.accumulate", "train.loss_chunks", "train.log_every", "train.checkpoint_every",
+    "train.keep_checkpoints", "train.eval_every", "train.tensorboard",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,16 +46,21 @@ class Sweep:
         stages: config files by stage, in order, such as `quickstart.py:scp`, beside the sweep's.
         axes: for each axis its points, and of each point the options.
         options: of all runs, over those of the files.
-        grids: axes that are crossed; every axis is also varied by itself.
-        paper: numbers of the paper by a run's name and a metric; shown as not comparable, for base
-            model, data and candidates are others.
+        grids: axes that are crossed.
+        single: whether every axis is also varied by itself.
+        paper: numbers of the paper by a run's name and a metric.
+        comparable: whether base model, data, candidates and recipe are those of these numbers.
+        source: of these numbers, in words for below the table.
     """
 
     stages: Mapping[str, str]
     axes: Mapping[str, Mapping[str, Options]]
     options: Options = dataclasses.field(default_factory=dict)
     grids: Sequence[Sequence[str]] = ()
+    single: bool = True
     paper: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    comparable: bool = False
+    source: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +122,8 @@ def expand(sweep: Sweep, folder: str, output: str, options: Options | None = Non
         UserError: an option, a stage or an axis is unknown, or a value cannot be meant.
     """
     places: list[dict[str, str]] = [{}]  # labels by axis, of every run
-    places += [{axis: label} for axis, values in sweep.axes.items() for label in values]
+    if sweep.single:
+        places += [{axis: label} for axis, values in sweep.axes.items() for label in values]
     for grid in sweep.grids:
         for axis in grid:
             if axis not in sweep.axes:
@@ -159,6 +172,16 @@ def _value(run: Planned, option: str) -> Any:
     found = [s.config for s in run.stages if s.config.stage == where or not where]
     configs = [run.evaluated] if where == EVALUATION else found
     return functools.reduce(getattr, dotted.split("."), configs[-1]) if configs else None
+
+
+def comparable(sweep: Sweep, options: Options) -> bool:
+    """Whether the runs compare with the paper's numbers with these options over the sweep's.
+
+    They do as long as the options name files, devices or ways to compute the same.
+    """
+    return sweep.comparable and all(
+        option.rpartition(":")[2].startswith(_COMPUTED) for option in options
+    )
 
 
 def only(planned: Sequence[Planned], patterns: str) -> list[Planned]:

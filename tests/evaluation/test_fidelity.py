@@ -328,6 +328,7 @@ def test_command(setup, tmp_path, monkeypatch, capsys):
     assert found["text"]["seen"]["means"]["dates_kept"] == 0.75
     text = fidelity_tables.markdown({"r": found})
     assert "ROUGE-L" in text and "dates are found by en_own." in text
+    assert "| Mistral-7B | unseen | 16x | 0.914 | 0.600 |" in text
 
 
 def test_a_command_that_was_killed_goes_on_to_the_same_numbers(setup, tmp_path, monkeypatch):

@@ -136,6 +136,14 @@ def test_conditions_of_ones_own(setup):
         chosen(setup, "al")
 
 
+def test_fewer_documents_are_read_than_in_training(setup, result):
+    options = dataclasses.replace(CONFIG.eval, k=1, conditions="reasoner")
+    config = dataclasses.replace(CONFIG, eval=options)
+    found = joint.evaluate(dataclasses.replace(setup, config=config), SOURCE)
+    for one, two in zip(found["predictions"], result["predictions"], strict=True):
+        assert one["chosen"] == two["chosen"][:1] and len(two["chosen"]) == 2
+
+
 def test_a_kill_in_the_middle_and_a_rerun_give_the_same(setup, tmp_path, monkeypatch):
     def run():
         found = chosen(setup, "reasoner,no_document", Journal(str(tmp_path), {}), records=4)

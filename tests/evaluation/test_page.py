@@ -46,7 +46,9 @@ def workdirs(tmp_path):
         config = Config(stage="e2e")
         data = dataclasses.replace(config.data, rate=rate)
         config_lib.save(dataclasses.replace(config, data=data), workdir / "config.json")
-        lines = [{"step": s, "loss": 2.0 / s, "recall@1": s / 4} for s in (1, 2, 3)]
+        lines = [
+            {"step": s, "loss": 2.0 / s, "recall@1": s / 4, "eval/recall@5": 1} for s in (1, 2, 3)
+        ]
         (workdir / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
         results.write(result(rate, right), str(workdir))
     return [str(tmp_path / "a4"), str(tmp_path / "b16")]
@@ -65,8 +67,11 @@ def test_the_page_has_everything_and_needs_nothing_else(workdirs, tmp_path, caps
     assert "who is &lt;0&gt;" in html and "<gold>" not in html
     assert "candidates: normal" in html and "0.1.2" in html and "1 x cpu" in html
     assert re.search(r"<td>data.rate</td><td>4</td><td>16</td>", html)
+    # The paper's, of the models from scp and from instruct, at both rates.
+    assert html.count("<td>Mistral-7B</td>") == 4 and "<td>16x</td><td>0.403</td>" in html
+    assert "Not comparable: arXiv 2511.18659v3, candidates normal" in html
     assert "0.750 (" in html and "+0.500" in html  # with interval; the paired difference
-    assert html.count("<svg") == 5 and "prefers-color-scheme" in html and "@media print" in html
+    assert html.count("<svg") == 6 and "prefers-color-scheme" in html and "@media print" in html
     # Nothing is fetched: no links, scripts, pictures or fonts from elsewhere.
     assert not re.search(r"<(script|link|img|iframe)|url\(|@import|src=", html)
     assert html.count('class="right"') == 3 + 1 and html.count('class="wrong"') == 1 + 3
@@ -78,7 +83,7 @@ def test_markdown_has_the_same_tables_and_charts(workdirs, tmp_path):
     text = (tmp_path / "report.md").read_text()
     assert "| data.rate | 4 | 16 |" in text and "who is <0> \\| ?" in text
     charts = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
-    assert len(charts) == 5
+    assert len(charts) == 6
     for name in charts:
         root = ElementTree.parse(tmp_path / name).getroot()
         assert root.tag.endswith("svg")

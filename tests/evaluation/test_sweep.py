@@ -112,6 +112,14 @@ def test_an_evaluation_may_have_other_options_than_the_training(folder):
     assert len({run.key for run in found.values()}) == 3
 
 
+def test_axes_that_are_only_crossed(folder):
+    found = expand(folder, {
+        "rate": {"10": {"data.rate": 10}, "20": {"data.rate": 20}},
+        "k": {"1": {"e2e:select.k": 1}},
+    }, grids=(("rate", "k"),), single=False)  # fmt: skip
+    assert list(found) == ["base", "rate=10,k=1", "rate=20,k=1"]
+
+
 def test_mistakes(folder, capsys):
     for axes, message in (
         ({"a": {"b": {"data.rat": 1}}}, r"a=b: option data\.rat=1"),
@@ -184,6 +192,14 @@ def test_failed_runs_stay_in_the_table_and_are_tried_again(folder, faked, capsys
     assert [row["status"] for row in rows] == ["done", "failed"]
     assert rows[0]["metrics"]["f1"] == 1.0 and rows[0]["rate"] == 9.5
     assert rows[1]["paper"] == {"comparable": False, "f1": 0.123}
+    # Of the paper's own recipe, until an option of it is changed.
+    path = folder / "sweep.py"
+    path.write_text(SWEEP.replace("paper=", 'comparable=True, source="Table 9", paper='))
+    for more, mark in (("--set=seed=0", "(comparable)"), ("--set=train.steps=1", "(not comp")):
+        run("--only=base", more)
+        text = (folder / "out" / "sweep.md").read_text()
+        assert f"F1, paper {mark}" in text and "Paper: Table 9." in text
+    path.write_text(SWEEP)
     assert run("--only=rate=20") == (1, [("scp", 20)])
     # Other options are another run: what is recorded under the name does not count.
     assert run("--only=base", "--set=seed=5")[1][0] == ("scp", 10)
