@@ -9,12 +9,31 @@ import random
 
 import numpy as np
 
+from clara_jax.config import Config
+from clara_jax.data import pipeline
 from clara_jax.data.records import QaRecord
 from clara_jax.data.sources import Source
 from clara_jax.errors import UserError
 from clara_jax.inference.search_words import Words
 
 SETTINGS = ("normal", "oracle")
+
+
+def open_questions(config: Config) -> Source:
+    """What a config evaluates on, with the candidates of its `eval.setting`.
+
+    Raises:
+        UserError: there is nothing, or it does not fit the setting.
+    """
+    setting = config.eval.setting
+    if pipeline.form(config) != "qa" and setting != "given":
+        raise UserError(
+            f"config.eval.setting={setting} is for questions with candidates; scp has one document"
+        )
+    source = pipeline.open_dev(config)
+    if setting == "given":
+        return source
+    return Searched(source, setting, config.select.candidates, config.eval.records)
 
 
 class Searched:

@@ -5,11 +5,11 @@ evaluation/joint.py.
 """
 
 import dataclasses
+import os
 
 from clara_jax import distributed, sharding
 from clara_jax.config import Config
 from clara_jax.data import pipeline
-from clara_jax.errors import UserError
 from clara_jax.evaluation import candidates, joint, results, scp
 from clara_jax.evaluation.environment import environment
 from clara_jax.evaluation.journal import Journal
@@ -47,20 +47,13 @@ def run(config: Config, workdir: str) -> int:
         data = dataclasses.replace(setup.config.data, sources=names, memories=memories)
         config = dataclasses.replace(setup.config, data=data, eval=config.eval)
         setup = dataclasses.replace(setup, config=config)
-    form, setting = pipeline.form(config), config.eval.setting
-    if form != "qa" and setting != "given":
-        raise UserError(
-            f"config.eval.setting={setting} is for questions with candidates; scp has one document"
-        )
     settings = {"sources": config.data.sources, "holdout": config.data.holdout}
     if config.model.param_dtype == "int8":  # not what the same settings give otherwise
         settings["param_dtype"] = "int8"
     settings |= dataclasses.asdict(config.eval)
-    journal = Journal(workdir, {"step": setup.step, **settings})
-    source = pipeline.open_dev(config)
-    if setting != "given":
-        source = candidates.Searched(source, setting, config.select.candidates, config.eval.records)
-    result = EVALUATIONS[form](setup, source, journal)
+    journal = Journal(os.path.join(workdir, "eval"), {"step": setup.step, **settings})
+    source = candidates.open_questions(config)
+    result = EVALUATIONS[pipeline.form(config)](setup, source, journal)
     if distributed.is_first():
         print(results.table(result))
         told = {"settings": settings, "environment": environment()}

@@ -11,11 +11,13 @@ writes OUTPUT.md, OUTPUT.json and pictures of what --parts name:
 
 Documents longer than the limit are read in pieces, as in a store. `unseen` are the documents of
 --documents, or those that the run evaluates on; `seen` are some that it was trained on.
+The same command after a kill goes on where it stopped, to the same numbers.
 """
 
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,12 +34,16 @@ from clara_jax.evaluation import (
     fidelity_facts,
     fidelity_order,
     fidelity_similarity,
+    fidelity_spacy,
     fidelity_tables,
     fidelity_text,
 )
 from clara_jax.evaluation.compare import labels
+from clara_jax.evaluation.fidelity_pieces import Pieces
+from clara_jax.evaluation.journal import Journal
 from clara_jax.inference import checks, engine
 from clara_jax.inference.engine import Clara
+from clara_jax.synthesis import wording
 
 PARTS = ("facts", "order", "text", "similarity")
 
@@ -52,6 +58,7 @@ class Options:
         count: most documents of each side.
         pairs: of texts with people's scores, see `fidelity_similarity.read_pairs`; empty: none.
         encoder: folder of an encoder for BERTScore; empty: none.
+        spacy: name or folder of a spaCy pipeline that finds names, numbers and dates; empty: rules.
         tokens: most tokens of a paraphrase.
     """
 
@@ -60,6 +67,7 @@ class Options:
     count: int = 100
     pairs: str = ""
     encoder: str = ""
+    spacy: str = ""
     tokens: int = 256
 
 
@@ -89,8 +97,13 @@ def seen(config: Config, options: Options) -> list[ScpRecord]:
     return _some(source, options.count)
 
 
-def measure(clara: Clara, options: Options) -> dict[str, Any]:
+def measure(clara: Clara, options: Options, pieces: Pieces | None = None) -> dict[str, Any]:
     """All that --parts name, of one run.
+
+    Args:
+        clara: the run's model.
+        options: what to measure.
+        pieces: keep what is finished, for a command that is killed.
 
     Returns:
         `step`, `stage`, `memory_tokens`, `rate` (realised) and an entry for each part.
@@ -100,10 +113,12 @@ def measure(clara: Clara, options: Options) -> dict[str, Any]:
     """
     setup = clara.setup
     checks.can(setup, "compress")
+    # Before the long work: what is missing is told.
+    compare = fidelity_spacy.comparer(options.spacy) if options.spacy else wording.compare
     similar = None
     # The made-up facts' words do not make up an instruction to paraphrase.
     if reads_back := "text" in options.parts and setup.config.model.tokenizer != "facts":
-        fidelity_text.rouge_scorer()  # missing, it is told before any work
+        fidelity_text.rouge_scorer()
         similar = fidelity_text.bert_scores(options.encoder) if options.encoder else None
     sides = {"unseen": unseen(setup.config, options)}
     if {"facts", "text"} & set(options.parts):
@@ -124,24 +139,26 @@ def measure(clara: Clara, options: Options) -> dict[str, Any]:
         found["facts"], found["answers"] = {}, {}
         for name, records in asked.items():
             if records:
-                facts, rate = fidelity_facts.ask(setup, records)
+                facts, rate = fidelity_facts.ask(setup, records, pieces, f"facts, {name}")
                 found["rate"] = found["rate"] if name == "seen" else rate
                 found["facts"][name] = fidelity_facts.summary(facts)
                 found["answers"][name] = [dataclasses.asdict(fact) for fact in facts]
     if "order" in options.parts:
-        found["order"] = fidelity_order.shuffled(setup, asked["unseen"])
-        found["which_first"] = fidelity_order.which_first(setup, asked["unseen"])
+        found["order"] = fidelity_order.shuffled(setup, asked["unseen"], pieces)
+        found["which_first"] = fidelity_order.which_first(setup, asked["unseen"], pieces)
     if reads_back:
         found["text"] = {
-            name: fidelity_text.read_back(clara, records, options.tokens, similar)
+            name: fidelity_text.read_back(
+                clara, records, options.tokens, similar, compare, pieces, f"paraphrases, {name}",
+            ) | {"mentions": options.spacy or "rules"}
             for name, records in sides.items()
             if records
-        }
+        }  # fmt: skip
     if "similarity" in options.parts:
-        found["similarity"] = fidelity_similarity.changed_copies(setup, sides["unseen"])
+        found["similarity"] = fidelity_similarity.changed_copies(setup, sides["unseen"], pieces)
     if options.pairs:
         pairs = fidelity_similarity.read_pairs(options.pairs, options.count)
-        found["human_scores"] = fidelity_similarity.human_scores(setup, pairs)
+        found["human_scores"] = fidelity_similarity.human_scores(setup, pairs, pieces)
     return found
 
 
@@ -184,6 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--parts", default=",".join(PARTS), help="which parts (default %(default)s)")
     add("--pairs", default="", help="JSONL or tfds:NAME/SPLIT of pairs with people's scores")
     add("--encoder", default="", help="folder of an encoder for BERTScore of --parts=text")
+    add("--spacy", default="", help="pipeline that finds names and numbers in place of rules")
     add("--tokens", type=int, default=256, help="most of a paraphrase (default %(default)s)")
     add("--base", default=None, help="where the base model is now, if elsewhere")
     add("--output", default="fidelity", help="start of the files' names (default %(default)s)")
@@ -193,14 +211,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--parts: no part {strange[0]!r}; there are {', '.join(PARTS)}")
     if min(args.count, args.tokens) < 1 or not parts:
         parser.error("--count and --tokens must be at least 1, --parts not empty")
-    options = Options(parts, args.documents, args.count, args.pairs, args.encoder, args.tokens)
+    options = Options(
+        parts, args.documents, args.count, args.pairs, args.encoder, args.spacy, args.tokens
+    )
     workdirs = [files.normal(workdir) for workdir in args.workdirs]
     if len(set(workdirs)) < len(workdirs):
         raise UserError("fidelity: a workdir is named twice; name each once")
-    runs = {
-        label: {"workdir": workdir} | measure(engine.load(workdir, args.base), options)
-        for label, workdir in zip(labels(workdirs), workdirs, strict=True)
-    }
+    # Beside the output: a release's folder need not be one that can be written.
+    basis = {"fidelity": dataclasses.asdict(options), "base": args.base}
+    journal = Journal(os.path.dirname(args.output) or ".", basis)
+    runs = {}
+    for label, workdir in zip(labels(workdirs), workdirs, strict=True):
+        clara = engine.load(workdir, args.base)
+        pieces = Pieces(journal, clara.setup, files.absolute(workdir), label)
+        runs[label] = {"workdir": workdir} | measure(clara, options, pieces)
     text = fidelity_tables.markdown(runs)
     print(text)
     try:
@@ -209,6 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         files.write(f"{args.output}.md", text + "\n")
     except OSError as e:
         raise UserError(f"{args.output}: cannot be written ({e.strerror})") from e
+    journal.close()
     print("written:", ", ".join([f"{args.output}.md", f"{args.output}.json",
                                  *draw(runs, args.output)]))  # fmt: skip
     return 0

@@ -14,6 +14,7 @@ and says so is better than one that alters it, which accuracy alone does not tel
 """
 
 import dataclasses
+import functools
 import itertools
 import re
 from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ import numpy as np
 
 from clara_jax.data.records import ScpRecord
 from clara_jax.evaluation import fidelity_read, metrics, statistics
+from clara_jax.evaluation.fidelity_pieces import Pieces
+from clara_jax.evaluation.journal import Piece
 from clara_jax.training.setup import Setup
 
 STATES = ("kept", "altered", "lost")
@@ -73,8 +76,29 @@ def locate(text: str, accepted: Sequence[str]) -> float | None:
     return None
 
 
-def ask(setup: Setup, records: Sequence[ScpRecord]) -> tuple[list[Fact], float]:
-    """All facts of qa records, and the realised rate of their documents."""
+def ask(
+    setup: Setup, records: Sequence[ScpRecord], pieces: Pieces | None = None, part: str = "facts"
+) -> tuple[list[Fact], float]:
+    """All facts of qa records, and the realised rate of their documents.
+
+    Args:
+        setup: the model.
+        records: with the questions.
+        pieces: keep what is finished.
+        part: their name.
+    """
+    found = (pieces or Pieces()).each(part, records, functools.partial(_ask, setup))
+    facts = [
+        Fact(**(fact | {"accepted": tuple(fact["accepted"])}))
+        for piece in found
+        for fact in piece["facts"]
+    ]
+    memories = [piece["memories"] for piece in found]
+    return facts, float(np.average([piece["rate"] for piece in found], weights=memories))
+
+
+def _ask(setup: Setup, records: Sequence[ScpRecord]) -> Piece:
+    """A piece of `ask`: the facts, and the rate with the number of memories that it is over."""
     given, rate = fidelity_read.read(setup, [record.document for record in records])
     asked = [
         (question, accepted, record.document, one)
@@ -100,7 +124,11 @@ def ask(setup: Setup, records: Sequence[ScpRecord]) -> tuple[list[Fact], float]:
                 len(one.texts),
             )
         )
-    return facts, rate
+    return {
+        "facts": [dataclasses.asdict(fact) for fact in facts],
+        "rate": rate,
+        "memories": sum(len(one.texts) for one in given),
+    }
 
 
 def summary(facts: Sequence[Fact]) -> dict[str, Any]:

@@ -11,12 +11,15 @@ answer both times and is right in one half.
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from clara_jax.data.records import ScpRecord
 from clara_jax.evaluation import fidelity_copies, fidelity_read, metrics, statistics
+from clara_jax.evaluation.fidelity_pieces import Pieces
+from clara_jax.evaluation.journal import Piece
 from clara_jax.synthesis import mentions
 from clara_jax.training.setup import Setup
 
@@ -32,7 +35,9 @@ def depends_on_order(question: str) -> bool:
     return bool(_ORDER.search(question))
 
 
-def shuffled(setup: Setup, records: Sequence[ScpRecord], seed: int = 0) -> dict[str, Any]:
+def shuffled(
+    setup: Setup, records: Sequence[ScpRecord], pieces: Pieces | None = None, seed: int = 0
+) -> dict[str, Any]:
     """What becomes of the answers when the documents' sentences are shuffled.
 
     Returns:
@@ -44,16 +49,12 @@ def shuffled(setup: Setup, records: Sequence[ScpRecord], seed: int = 0) -> dict[
     asked = []
     for record in records:
         if copy := fidelity_copies.reordered(record.document, rng):
-            asked += [(record.document, copy, question, accepted)
-                      for question, accepted in zip(record.questions, record.accepted, strict=True)
-                      ]  # fmt: skip
+            asked.append((record.document, copy, record.questions, record.accepted))
     if not asked:
         return {}
-    questions, accepted = [each[2] for each in asked], [each[3] for each in asked]
-    answers = [
-        fidelity_read.answer(setup, questions, _read(setup, [each[i] for each in asked]))
-        for i in range(2)
-    ]
+    questions, accepted = ([text for each in asked for text in each[i]] for i in (2, 3))
+    found = (pieces or Pieces()).each("sentences shuffled", asked, partial(_answers, setup))
+    answers = [[text for piece in found for text in piece["answers"][i]] for i in range(2)]
     right = [metrics.values(texts, accepted)["cover_exact_match"] for texts in answers]
     changed = [
         float(metrics.normalise(a) != metrics.normalise(b)) for a, b in zip(*answers, strict=True)
@@ -78,7 +79,16 @@ def shuffled(setup: Setup, records: Sequence[ScpRecord], seed: int = 0) -> dict[
     return found
 
 
-def which_first(setup: Setup, records: Sequence[ScpRecord]) -> dict[str, Any]:
+def _answers(setup: Setup, asked: Sequence[tuple[str, str, Sequence[str], Any]]) -> Piece:
+    """A piece of `shuffled`: the answers from the documents, and from the copies."""
+    questions = [question for each in asked for question in each[2]]
+    given = [_read(setup, [each[i] for each in asked for _ in each[2]]) for i in range(2)]
+    return {"answers": [fidelity_read.answer(setup, questions, one) for one in given]}
+
+
+def which_first(
+    setup: Setup, records: Sequence[ScpRecord], pieces: Pieces | None = None
+) -> dict[str, Any]:
     """How often the generator knows which of two names a document has first.
 
     Returns:
@@ -89,18 +99,13 @@ def which_first(setup: Setup, records: Sequence[ScpRecord]) -> dict[str, Any]:
     if not cases:
         return {}
     asked = []
-    for i, (_, _, first, second) in enumerate(cases):
+    for i, case in enumerate(cases):
         # Which name the question has first must not tell the answer.
-        names = (first, second) if i % 2 else (second, first)
-        asked.append(f"Which of the two does the document mention first, {' or '.join(names)}?")
-    says_first = []
-    for place in range(2):
-        given = _read(setup, [case[place] for case in cases])
-        costs = [
-            fidelity_read.nats(setup, asked, given, [case[name] for case in cases])[0]
-            for name in (2, 3)
-        ]
-        says_first.append(costs[0] < costs[1])
+        names = (case[2], case[3]) if i % 2 else (case[3], case[2])
+        text = f"Which of the two does the document mention first, {' or '.join(names)}?"
+        asked.append((*case, text))
+    found = (pieces or Pieces()).each("which comes first", asked, partial(_says_first, setup))
+    says_first = [np.concatenate([piece["says_first"][i] for piece in found]) for i in range(2)]
     values = {
         "in_order": says_first[0],
         "reversed": ~says_first[1],
@@ -114,6 +119,19 @@ def which_first(setup: Setup, records: Sequence[ScpRecord]) -> dict[str, Any]:
             name: list(statistics.interval(each.astype(float))) for name, each in values.items()
         },
     }
+
+
+def _says_first(setup: Setup, asked: Sequence[tuple[str, str, str, str, str]]) -> Piece:
+    """A piece of `which_first`: whether the first name is likelier, in order and reversed."""
+    questions, says_first = [each[4] for each in asked], []
+    for place in range(2):
+        given = _read(setup, [each[place] for each in asked])
+        costs = [
+            fidelity_read.nats(setup, questions, given, [each[name] for each in asked])[0]
+            for name in (2, 3)
+        ]
+        says_first.append((costs[0] < costs[1]).tolist())
+    return {"says_first": says_first}
 
 
 def _read(setup: Setup, texts: Sequence[str]) -> list[fidelity_read.Read]:

@@ -9,6 +9,7 @@ name is another.
 import itertools
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from clara_jax.data.records import ScpRecord
 from clara_jax.data.tfds_source import decode, open_rows
 from clara_jax.errors import UserError
 from clara_jax.evaluation import fidelity_copies, fidelity_read, statistics
+from clara_jax.evaluation.fidelity_pieces import Pieces
+from clara_jax.evaluation.journal import Piece
 from clara_jax.evaluation.retrieval import bm25_scores
 from clara_jax.inference import rank
 from clara_jax.inference.encode import compress
@@ -27,6 +30,7 @@ from clara_jax.training.setup import Setup
 SCORERS = ("memory", "base mean", "BM25")
 COPIES = ("paraphrase", "reordered", "one fact exchanged", "another document")
 _RESAMPLES = 1000
+_TIMES = 4  # as many pairs in a piece as documents elsewhere: a document has about four copies
 # Fields of a pair: of GLUE's and of PAWS's sets, of the usual STS files, and plain ones.
 _FIRST, _SECOND = ("sentence1", "text1", "first"), ("sentence2", "text2", "second")
 _SCORE = ("score", "label")
@@ -34,25 +38,38 @@ _SCORE = ("score", "label")
 Pair = tuple[str, str, float]
 
 
-def pair_scores(setup: Setup, firsts: Sequence[str], seconds: Sequence[str]) -> dict[str, list]:
-    """How close each text is to the one beside it, by each of SCORERS."""
-    distinct = list(dict.fromkeys([*firsts, *seconds]))
+def pair_scores(
+    setup: Setup, pairs: Sequence[tuple[str, str]], pieces: Pieces | None, part: str
+) -> dict[str, list]:
+    """How close the texts of each pair are, by each of SCORERS; `part` is for the progress."""
+    found = (pieces or Pieces()).each(part, pairs, partial(_vector_scores, setup), times=_TIMES)
+    # Their weights are of all words, whatever the pieces.
+    words = bm25_scores([first for first, _ in pairs], pairs)
+    return {
+        **{name: [score for piece in found for score in piece[name]] for name in SCORERS[:2]},
+        "BM25": [float(both / max(itself, 1e-9)) for itself, both in words],
+    }
+
+
+def _vector_scores(setup: Setup, pairs: Sequence[tuple[str, str]]) -> Piece:
+    """A piece of `pair_scores`, by what needs the model."""
+    distinct = list(dict.fromkeys(text for pair in pairs for text in pair))
     row = {text: i for i, text in enumerate(distinct)}
     memories_nMD = compress(setup, distinct, setup.config.eval.batch).memories
     means_nD = fidelity_read.base_means(setup, distinct)
     means_nD /= np.maximum(np.linalg.norm(means_nD, axis=1, keepdims=True), 1e-12)
     kind = setup.config.select.score
-    words = bm25_scores(firsts, list(zip(firsts, seconds, strict=True)))
-    index = [(row[a], row[b]) for a, b in zip(firsts, seconds, strict=True)]
+    index = [(row[a], row[b]) for a, b in pairs]
     return {
         "memory": [float(rank.scores(memories_nMD[a], memories_nMD[[b]], kind)[0])
                    for a, b in index],
         "base mean": [float(means_nD[a] @ means_nD[b]) for a, b in index],
-        "BM25": [float(both / max(itself, 1e-9)) for itself, both in words],
     }  # fmt: skip
 
 
-def changed_copies(setup: Setup, records: Sequence[ScpRecord], seed: int = 0) -> dict[str, Any]:
+def changed_copies(
+    setup: Setup, records: Sequence[ScpRecord], pieces: Pieces | None = None, seed: int = 0
+) -> dict[str, Any]:
     """Closeness of documents to their changed copies.
 
     Returns:
@@ -68,14 +85,15 @@ def changed_copies(setup: Setup, records: Sequence[ScpRecord], seed: int = 0) ->
         raise UserError(
             "similarity: no two documents have two sentences and a name or a number to exchange"
         )
-    pairs = [(copy, texts[0], texts[number]) for number, copy in enumerate(COPIES, 1)
-             for texts in found if texts[number]]  # fmt: skip
-    kinds, firsts, seconds = zip(*pairs, strict=True)
+    # Copies of a document stand together: a piece compresses it once.
+    named = [(copy, (texts[0], texts[number])) for texts in found
+             for number, copy in enumerate(COPIES, 1) if texts[number]]  # fmt: skip
+    kinds, pairs = zip(*named, strict=True)
     scores: dict[str, dict[str, list[float]]] = {}
-    for name, values in pair_scores(setup, firsts, seconds).items():
-        scores[name] = {}
+    for name, values in pair_scores(setup, pairs, pieces, "changed copies").items():
+        scores[name] = {copy: [] for copy in COPIES if copy in kinds}
         for copy, value in zip(kinds, values, strict=True):
-            scores[name].setdefault(copy, []).append(value)
+            scores[name][copy].append(value)
     has = [bool(texts[1]) for texts in found]
     told = {}
     for name, of in scores.items():
@@ -92,10 +110,13 @@ def changed_copies(setup: Setup, records: Sequence[ScpRecord], seed: int = 0) ->
     return {"documents": len(found), "scores": scores, "told_apart": told}
 
 
-def human_scores(setup: Setup, pairs: Sequence[Pair], seed: int = 0) -> dict[str, Any]:
+def human_scores(
+    setup: Setup, pairs: Sequence[Pair], pieces: Pieces | None = None, seed: int = 0
+) -> dict[str, Any]:
     """Spearman's rank correlation of each of SCORERS with people's scores, with its interval."""
-    firsts, seconds, scores = zip(*pairs, strict=True)
-    ours = pair_scores(setup, firsts, seconds)
+    scores = [score for *_, score in pairs]
+    texts = [(first, second) for first, second, _ in pairs]
+    ours = pair_scores(setup, texts, pieces, "pairs that people scored")
     return {
         "pairs": len(pairs),
         "spearman": {name: spearman(values, scores) for name, values in ours.items()},

@@ -112,15 +112,18 @@ def _text(runs: Runs) -> str:
         for name, side, found in sides
     ]  # fmt: skip
     head = ["run", "documents", "number", *(_TEXT[key] for key in keys)]
+    by = ", ".join(dict.fromkeys(found.get("mentions", "rules") for *_, found in sides))
     shown = [
         f"> {' '.join(sample['reference'].split())[:300]}\n>\n"
         f"> **{name}:** {' '.join(sample['read back'].split())[:300]}"
         for name, side, found in sides if side == "unseen"
         for sample in found["samples"][:_SAMPLES]
     ]  # fmt: skip
+    note = f"Names, numbers and dates are found by {by}."
     theirs = table(*paper.fidelity([run["rate"] for run in runs.values()]))
-    note = f"Not comparable, of other documents: {paper.NAME}, Table 16, at the nearest rates."
-    return "\n\n".join(["## Paraphrases read back", table(head, rows), *shown, note, theirs])
+    told = f"Not comparable, of other documents: {paper.NAME}, Table 16, at the nearest rates."
+    parts = ["## Paraphrases read back", note, table(head, rows), *shown, told, theirs]
+    return "\n\n".join(parts)
 
 
 def _similarity(runs: Runs) -> str:

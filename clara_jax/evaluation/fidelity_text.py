@@ -8,9 +8,11 @@ import numpy as np
 from clara_jax.data.records import ScpRecord
 from clara_jax.errors import UserError, reason
 from clara_jax.evaluation import statistics
+from clara_jax.evaluation.fidelity_pieces import Pieces
 from clara_jax.inference.engine import Clara
 from clara_jax.synthesis import wording
 
+Compare = Callable[[str, str], wording.Compared]
 KINDS = ("entities", "numbers", "dates")
 # A score of each text, given the texts and what was wanted in their place.
 Similar = Callable[[Sequence[str], Sequence[str]], list[float]]
@@ -32,11 +34,14 @@ def rouge_scorer() -> Any:
     return rouge_scorer.RougeScorer(["rouge1", "rougeL"])
 
 
-def scored(texts: Sequence[str], references: Sequence[str]) -> dict[str, list[float]]:
+def scored(
+    texts: Sequence[str], references: Sequence[str], compare: Compare = wording.compare
+) -> dict[str, list[float]]:
     """Every measure of every text; of entities, numbers and dates where the reference has any.
 
     `<kind>_kept` is the share of the reference's that the text mentions too, `<kind>_own` the share
-    of the text's that the reference does not mention: those are made up, or altered.
+    of the text's that the reference does not mention: those are made up, or altered. `compare`
+    finds them.
     """
     rouge = rouge_scorer()
     found: dict[str, list[float]] = {"rouge_1": [], "rouge_l": []}
@@ -45,7 +50,7 @@ def scored(texts: Sequence[str], references: Sequence[str]) -> dict[str, list[fl
         scores = rouge.score(reference, text)
         found["rouge_1"].append(float(scores["rouge1"].fmeasure))
         found["rouge_l"].append(float(scores["rougeL"].fmeasure))
-        lost, own = wording.compare(reference, text), wording.compare(text, reference)
+        lost, own = compare(reference, text), compare(text, reference)
         for kind in KINDS:
             for name, (total, missing) in (("kept", lost[kind]), ("own", own[kind])):
                 if total:
@@ -59,6 +64,9 @@ def read_back(
     records: Sequence[ScpRecord],
     max_new_tokens: int,
     similar: Similar | None = None,
+    compare: Compare = wording.compare,
+    pieces: Pieces | None = None,
+    part: str = "paraphrases",
 ) -> dict[str, Any]:
     """Paraphrases documents from their memories and scores them against what was compressed.
 
@@ -68,6 +76,9 @@ def read_back(
             a paraphrase record its paraphrase.
         max_new_tokens: most tokens of a paraphrase.
         similar: of `bert_scores`, where BERTScore is wanted.
+        compare: what of a text's names, numbers and dates another has.
+        pieces: keep what is finished.
+        part: their name.
 
     Returns:
         `documents`, `means`, `intervals`, `samples`.
@@ -79,8 +90,10 @@ def read_back(
         record.answers[0] if record.data_type == "paraphrase" else text
         for record, text in zip(records, read, strict=True)
     ]
-    texts = clara.paraphrase(read, max_new_tokens)
-    found = scored(texts, wanted)
+    paraphrase = lambda given: {"texts": clara.paraphrase(given, max_new_tokens)}  # noqa: E731
+    found = (pieces or Pieces()).each(part, read, paraphrase)
+    texts = [text for piece in found for text in piece["texts"]]
+    found = scored(texts, wanted, compare)
     if similar:
         found["bert_score"] = similar(texts, wanted)
     samples = [

@@ -1,5 +1,6 @@
 """Pieces of an evaluation that are finished, kept so that a kill costs one piece and no more."""
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -15,27 +16,27 @@ Piece = dict[str, Any]
 
 
 class Journal:
-    """A file in `eval/` that only grows, and goes when the evaluation is written.
+    """A file `unfinished-….jsonl` that only grows, and goes when the evaluation is written.
 
-    The first line tells what the pieces depend on, every other line is a piece. Every process of a
-    run reads it, the first one writes. On object storage, which cannot append, nothing is kept.
+    It is there from the first piece on. The first line tells what the pieces depend on, every other
+    line is a piece. Every process of a run reads it, the first one writes. On object storage, which
+    cannot append, nothing is kept.
 
     Args:
-        workdir: of the run; None keeps nothing.
+        folder: where it lies, such as the run's `eval/`; None keeps nothing.
         basis: what the numbers depend on, as JSON; another basis is another file.
 
     Raises:
         UserError: it cannot be written.
     """
 
-    def __init__(self, workdir: str | None, basis: Piece):
+    def __init__(self, folder: str | None, basis: Piece):
         self._pieces: dict[str, Piece] = {}
         self._path = None
-        if workdir is None or files.is_remote(workdir):
+        if folder is None or files.is_remote(folder):
             return
-        head = json.dumps(basis, sort_keys=True)
-        folder = os.path.join(workdir, "eval")
-        self._path = os.path.join(folder, f"unfinished-{digest(head).hex()[:12]}.jsonl")
+        self._head = json.dumps(basis, sort_keys=True)
+        self._path = os.path.join(folder, f"unfinished-{digest(self._head).hex()[:12]}.jsonl")
         try:
             os.makedirs(folder, exist_ok=True)
             whole = self._read()
@@ -43,12 +44,15 @@ class Journal:
             if distributed.is_first():
                 with open(self._path, "a", encoding="utf-8") as f:
                     f.truncate(whole)  # a kill may have cut the last line
-                    if not whole:
-                        f.write(head + "\n")
+                if not whole:
+                    os.remove(self._path)  # it can be written; a mistake leaves nothing behind
         except OSError as e:
             raise UserError(f"{self._path}: cannot be written ({e.strerror})") from e
         if self._pieces:
             logging.info("%d pieces of this evaluation are done already", len(self._pieces))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._pieces
 
     def piece(self, name: str, compute: Callable[[], Piece]) -> Piece:
         """What `compute` gives, as JSON has it, or what an earlier run kept under the name."""
@@ -59,7 +63,7 @@ class Journal:
         if self._path is not None and distributed.is_first():
             try:
                 with open(self._path, "a", encoding="utf-8") as f:
-                    f.write(line + "\n")
+                    f.write(line + "\n" if f.tell() else f"{self._head}\n{line}\n")
             except OSError as e:
                 raise UserError(f"{self._path}: cannot be written ({e.strerror})") from e
         return self._pieces[name]
@@ -67,7 +71,8 @@ class Journal:
     def close(self) -> None:
         """Removes the file: the evaluation is written."""
         if self._path is not None and distributed.is_first():
-            os.remove(self._path)
+            with contextlib.suppress(FileNotFoundError):  # there was no piece
+                os.remove(self._path)
 
     def _read(self) -> int:
         """Takes in whole lines; the number of bytes that they have."""

@@ -72,7 +72,7 @@ def evaluate(
     """
     options = setup.config.eval
     begun = time.monotonic()
-    records = list(itertools.islice(_qa_records(source), options.records or None))
+    records = list(itertools.islice(qa_records(source), options.records or None))
     if not records:
         raise UserError(f"{source!r}: there is no qa record to evaluate on")
     names = [n for n in CONDITIONS if n == "memory" or options.baselines]
@@ -150,7 +150,8 @@ def _evaluate_condition(
     return {"answers": texts, "nats": nats, "tokens": tokens, "seconds": seconds}
 
 
-def _qa_records(source: sources.Source | Sequence[ScpRecord]) -> Iterator[ScpRecord]:
+def qa_records(source: sources.Source | Sequence[ScpRecord]) -> Iterator[ScpRecord]:
+    """The records that have questions about a document that is compressed."""
     for i in range(len(source)):
         record = source[i]
         if record.data_type == "qa" and record.compress:

@@ -10,6 +10,7 @@ import random
 import re
 import time
 import urllib.parse
+from collections.abc import Mapping
 from typing import Any
 
 from absl import logging
@@ -54,6 +55,10 @@ class Reply:
 class Endpoint:
     """An endpoint, to be used inside `async with` in one event loop.
 
+    Args:
+        options: of them all that the requests depend on.
+        kinds: the prompts by name, those of synthesis by default.
+
     Attributes:
         counts: requests sent, and errors by kind.
 
@@ -61,8 +66,8 @@ class Endpoint:
         UserError: the options name no endpoint or model.
     """
 
-    def __init__(self, options: Synthesis):
-        self._options = options
+    def __init__(self, options: Synthesis, kinds: Mapping[str, prompts.Kind] = prompts.KINDS):
+        self._options, self._kinds = options, kinds
         self.url, key = address(options), os.environ.get("OPENAI_API_KEY", "").strip()
         if not (key.isascii() and key.isprintable()):  # never shown: it is a secret
             raise UserError("OPENAI_API_KEY has a character that no key has; set it anew")
@@ -97,7 +102,7 @@ class Endpoint:
         """
         async with self._slots:  # kept while waiting: a server in trouble gets fewer requests
             body = await self._persist(name, messages, temperature, seed)
-        return read_reply(body, prompts.KINDS[name].shape)
+        return read_reply(body, self._kinds[name].shape)
 
     async def _persist(self, name: str, messages: Any, temperature: float, seed: int) -> Any:
         tries = 0
@@ -110,7 +115,7 @@ class Endpoint:
                     body={
                         "model": self._options.model, "messages": messages,
                         "temperature": temperature, "max_tokens": self._options.max_tokens,
-                    } | _parameters(_FORMS[form], name, seed),
+                    } | _parameters(_FORMS[form], name, self._kinds[name].shape, seed),
                 )  # fmt: skip
                 if _is_completion(body):
                     self._answered, self._lost = True, 0
@@ -250,8 +255,8 @@ def read_json(text: str) -> Any:
     return value
 
 
-def _parameters(form: tuple[str, ...], name: str, seed: int) -> dict[str, Any]:
-    schema = prompts.schema(prompts.KINDS[name].shape)
+def _parameters(form: tuple[str, ...], name: str, shape: Any, seed: int) -> dict[str, Any]:
+    schema = prompts.schema(shape)
     named = {"name": name, "strict": True, "schema": schema}
     table = {
         "schema": {"response_format": {"type": "json_schema", "json_schema": named}},

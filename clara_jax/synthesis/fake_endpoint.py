@@ -3,9 +3,11 @@
     python -m clara_jax.synthesis.fake_endpoint [--port=8123] [--faults=0.2] [--seed=0]
 
 The same prompt always gets the same reply, made of the document's words. Some documents need
-another round, some never pass, some pairs and paraphrases are refused. A share of requests gets a
-fault, of all kinds in turn: broken JSON, cut text (with and without saying so), status 429 with
-Retry-After, status 500, a closed connection, and silence until the client's patience ends.
+another round, some never pass, some pairs and paraphrases are refused. As a judge (prompts of
+evaluation/judge.py) it goes by the words: what stands in the other text is right. A share of
+requests gets a fault, of all kinds in turn: broken JSON, cut text (with and without saying so),
+status 429 with Retry-After, status 500, a closed connection, and silence until the client's
+patience ends.
 """
 
 import argparse
@@ -20,6 +22,7 @@ from typing import Any
 
 FAULTS = ("malformed", "cut", "length", "429", "500", "closed", "timeout")
 KEY = {  # of the reply's shape that a prompt states, in the order in which they are looked for
+    '"support"': "support", '"equivalence"': "equivalence", '"faithfulness"': "faithfulness",
     '"verdicts"': "validate", '"answers"': "answers", '"covered"': "coverage",
     '"nothing_lost"': "check_paraphrase", '"paraphrase"': "paraphrase", '"answer"': "instruct",
     "two or more facts": "complex", '"questions"': "simple",
@@ -44,6 +47,8 @@ def items(name: str, prompt: str) -> list[str]:
 def reply(prompt: str) -> dict[str, Any]:
     """What the model that there is not would say."""
     kind = next(kind for mark, kind in KEY.items() if mark in prompt)
+    if kind in JUDGED:
+        return JUDGED[kind](prompt)
     if kind == "instruct":
         return {"answer": " ".join(between("documents", prompt).split()[2:5])}
     document = between("document", prompt)
@@ -84,6 +89,35 @@ def reply(prompt: str) -> dict[str, Any]:
     good = not luck(f"bad {document}", 60) and not luck(between("paraphrase", prompt), 10)
     return {"nothing_lost": good, "nothing_added": True, "restructured": True,
             "problems": [] if good else ["something is lost"]}  # fmt: skip
+
+
+def support(prompt: str) -> dict[str, Any]:
+    """Whether an answer stands in the documents."""
+    answer, documents = (between(name, prompt).casefold() for name in ("answer", "documents"))
+    word = "contradicted" if luck(answer, 2) else "absent"
+    return {"support": "supported" if answer in documents else word, "reason": "x"}
+
+
+def equivalence(prompt: str) -> dict[str, Any]:
+    """Whether an answer holds one that is accepted."""
+    answer = between("answer", prompt).casefold()
+    same = any(text.casefold() in answer for text in items("accepted", prompt))
+    return {"equivalence": "equivalent" if same else "different", "reason": "x"}
+
+
+def faithfulness(prompt: str) -> dict[str, Any]:
+    """Which sentences two texts do not share."""
+    texts = [re.split(r"(?<=[.!?])\s+", between(name, prompt)) for name in ("reference", "text")]
+    left_out, wrong = ([s for s in a if s not in b] for a, b in (texts, texts[::-1]))
+    return {
+        "faithfulness": "unfaithful" if wrong else "faithful",
+        "completeness": "incomplete" if left_out else "complete",
+        "wrong": wrong,
+        "left_out": left_out,
+    }
+
+
+JUDGED = {"support": support, "equivalence": equivalence, "faithfulness": faithfulness}
 
 
 class Server(asyncio.Protocol):

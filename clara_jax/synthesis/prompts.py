@@ -1,7 +1,7 @@
-"""Prompts of synthesis: text files with places to fill, and the shape of the replies they ask for.
+"""Prompts to a model: text files with places to fill, and the shape of the replies they ask for.
 
 A file holds the system's message, a line of `===`, and the user's. They say in words what to reply
-with: small models repeat a form or an example that they are shown. The package's own are in
+with: small models repeat a form or an example that they are shown. Those of synthesis are in
 `prompts/v2`; a changed wording is a new folder, so that a manifest's version says what was asked.
 """
 
@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import pathlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from clara_jax import files
@@ -23,7 +24,11 @@ _BETWEEN = re.compile(r"^===$", re.MULTILINE)
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What a prompt must hold, each at least once, and the shape of its reply."""
+    """What a prompt must hold, each at least once, and the shape of its reply.
+
+    A shape is made of str, int, bool, tuples of words of which one is to be chosen, `[shape]` for
+    a list, and dictionaries of shapes.
+    """
 
     places: tuple[str, ...]
     shape: dict[str, Any]
@@ -59,16 +64,26 @@ class Prompts:
     Args:
         options: `prompts` names the folder, empty for the package's own; `demonstrations` the file
             of worked examples; `language` what to write in.
+        kinds: the prompts by name, those of synthesis by default.
+        own: folder of the package's own.
 
     Raises:
         UserError: a file is missing, or lacks a place, or has one that nothing fills.
     """
 
-    def __init__(self, options: Synthesis):
-        folder = pathlib.Path(options.prompts) if options.prompts else OWN
+    def __init__(
+        self, options: Synthesis, kinds: Mapping[str, Kind] = KINDS, own: pathlib.Path = OWN
+    ):
+        folder = pathlib.Path(options.prompts) if options.prompts else own
         if not folder.is_dir():
             raise UserError(f"config.synthesis.prompts={options.prompts!r}: no such folder")
-        self._texts = {name: _load(folder / f"{name}.txt", kind) for name, kind in KINDS.items()}
+        for path in (folder / f"{name}.txt" for name in kinds):
+            if not path.is_file():
+                raise UserError(
+                    f"{path}: no such prompt; a folder of your own holds "
+                    f"{', '.join(f'{name}.txt' for name in kinds)} (copy {own} and change it)"
+                )
+        self._texts = {name: _load(folder / f"{name}.txt", kind) for name, kind in kinds.items()}
         shown = _read(options.demonstrations) if options.demonstrations else ""
         self._always = {"demonstrations": shown.strip(), "language": options.language}
         self.version = folder.resolve().name
@@ -113,6 +128,11 @@ def conform(value: Any, shape: Any, where: str = "reply") -> Any:
         if not isinstance(value, list):
             raise ValueError(f"{where} is no list")
         return [conform(item, shape[0], f"an item of {where}") for item in value]
+    if isinstance(shape, tuple):
+        word = value.strip(" .").lower() if isinstance(value, str) else value
+        if word not in shape:
+            raise ValueError(f"{where} is {value!r:.40}, not one of {', '.join(shape)}")
+        return word
     if shape is str and isinstance(value, dict) and len(value) == 1:  # {"question": text}
         (value,) = value.values()
     convert = _CONVERT[shape]
@@ -133,6 +153,8 @@ def schema(shape: Any) -> dict[str, Any]:
         }
     if isinstance(shape, list):
         return {"type": "array", "items": schema(shape[0])}
+    if isinstance(shape, tuple):
+        return {"type": "string", "enum": list(shape)}
     return {"type": {str: "string", int: "integer", bool: "boolean"}[shape]}
 
 
@@ -170,11 +192,6 @@ def _read(path: str | pathlib.Path) -> str:
 
 
 def _load(path: pathlib.Path, kind: Kind) -> tuple[str, str]:
-    if not path.is_file():
-        raise UserError(
-            f"{path}: no such prompt; a folder of your own holds "
-            f"{', '.join(f'{name}.txt' for name in KINDS)} (copy {OWN} and change it)"
-        )
     text = _read(path)
     found = set(_PLACE.findall(text))
     for missing in sorted(set(kind.places) - found):

@@ -16,10 +16,12 @@ _STOP = frozenset(
     "during between also one ones name named called known located document according passage text "
     "mentioned s t".split()
 )
+Compared = dict[str, tuple[int, tuple[str, ...]]]  # by kind: how many, and those that are missing
+
 _SUFFIX = re.compile(r"(?:ing|ed|es|s|e|ly|y|ies|ied)$")
 
 
-def compare(text: str, other: str) -> dict[str, tuple[int, tuple[str, ...]]]:
+def compare(text: str, other: str) -> Compared:
     """For each kind how much of it a text mentions, and what of that another does not."""
     ours, theirs = mentions.find(text), mentions.find(other)
     known = frozenset(stems(other))

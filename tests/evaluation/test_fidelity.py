@@ -22,10 +22,13 @@ from clara_jax.evaluation import (
     fidelity_order,
     fidelity_read,
     fidelity_similarity,
+    fidelity_spacy,
     fidelity_tables,
     fidelity_text,
 )
 from clara_jax.evaluation.answer_losses import cross_entropies, labelled_rows
+from clara_jax.evaluation.fidelity_pieces import Pieces
+from clara_jax.evaluation.journal import Journal
 from clara_jax.inference import engine
 from clara_jax.sharding import make_mesh
 from clara_jax.training import setup as setup_lib
@@ -316,12 +319,64 @@ def test_command(setup, tmp_path, monkeypatch, capsys):
     # A model with a real vocabulary is asked for paraphrases too.
     model = dataclasses.replace(setup.config.model, tokenizer="")
     config = dataclasses.replace(setup.config, model=model)
-    options = fidelity.Options(("text",), "facts:3:1", 2, tokens=4)
+    none = {kind: (4, ("x",)) for kind in fidelity_text.KINDS}
+    monkeypatch.setattr(fidelity_spacy, "comparer", lambda name: lambda text, other: none)
+    options = fidelity.Options(("text",), "facts:3:1", 2, spacy="en_own", tokens=4)
     clara = engine.Clara(dataclasses.replace(setup, config=config))
     found = fidelity.measure(clara, options)
     assert found["text"]["unseen"]["documents"] == found["text"]["seen"]["documents"] == 2
+    assert found["text"]["seen"]["means"]["dates_kept"] == 0.75
     text = fidelity_tables.markdown({"r": found})
-    assert "ROUGE-L" in text and "| Mistral-7B | unseen | 16x | 0.914 | 0.600 |" in text
+    assert "ROUGE-L" in text and "dates are found by en_own." in text
+    assert "| Mistral-7B | unseen | 16x | 0.914 | 0.600 |" in text
+
+
+def test_a_command_that_was_killed_goes_on_to_the_same_numbers(setup, tmp_path, monkeypatch):
+    config = dataclasses.replace(
+        setup.config,
+        model=dataclasses.replace(setup.config.model, tokenizer=""),  # so that it paraphrases
+        eval=dataclasses.replace(setup.config.eval, batch=2),
+    )
+    clara = engine.Clara(dataclasses.replace(setup, config=config))
+    monkeypatch.setattr(engine, "load", lambda workdir, base: clara)
+    monkeypatch.setattr(fidelity, "draw", lambda runs, output: [])
+    command = ["run", "--count=4", "--documents=facts:4:1", "--tokens=2"]
+
+    def result(folder):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        assert fidelity.main([*command, f"--output={tmp_path / folder / 'f'}"]) == 0
+        return json.loads((tmp_path / folder / "f.json").read_text())
+
+    whole = result("whole")
+    assert sorted(path.name for path in (tmp_path / "whole").iterdir()) == ["f.json", "f.md"]
+    answer, calls = fidelity_read.answer, []
+
+    def killed(*args):
+        calls.append(args)
+        if len(calls) == 6:  # after all facts, in the middle of the shuffled sentences
+            raise KeyboardInterrupt
+        return answer(*args)
+
+    monkeypatch.setattr(fidelity_read, "answer", killed)
+    with pytest.raises(KeyboardInterrupt):
+        result("half")
+    monkeypatch.setattr(Journal, "close", lambda self: None)
+    assert result("half") == whole and len(calls) == 6 + 4
+    # Of all parts nothing is computed twice: a journal that holds them all needs no model.
+    for module, name in ((fidelity_read, "read"), (fidelity_read, "answer"), (clara, "paraphrase"),
+                         (fidelity_read, "nats"), (fidelity_similarity, "compress")):  # fmt: skip
+        monkeypatch.setattr(module, name, None)
+    assert result("half") == whole
+
+
+def test_other_documents_or_steps_are_other_pieces(setup, tmp_path):
+    counted = lambda items: {"items": list(items)}  # noqa: E731
+    for step, items in ((9, "abc"), (9, "abd"), (10, "abc")):
+        journal = Journal(str(tmp_path), {})
+        pieces = Pieces(journal, dataclasses.replace(setup, step=step), "w")
+        assert "".join(p["items"][0] for p in pieces.each("part", [items], counted)) == items
+    (path,) = tmp_path.iterdir()
+    assert len(path.read_text().splitlines()) == 1 + 3
 
 
 def test_seen_are_documents_that_were_compressed():
@@ -334,12 +389,13 @@ def test_seen_are_documents_that_were_compressed():
 
 def test_mistakes(setup, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(engine, "load", lambda workdir, base: engine.Clara(setup))
+    monkeypatch.chdir(tmp_path)
     assert fidelity.main(["a", "a/"]) == 2
     assert "named twice" in capsys.readouterr().err
     path = tmp_path / "p.jsonl"
     path.write_text(json.dumps({"data_type": "paraphrase", "docs": ["x"], "answers": ["y"]}))
     assert fidelity.main(["a", f"--documents={path}"]) == 2
-    assert "no qa record" in capsys.readouterr().err
+    assert "no qa record" in capsys.readouterr().err and list(tmp_path.iterdir()) == [path]
     with pytest.raises(SystemExit):
         fidelity.main(["a", "--parts=facts,nothing"])
     assert "no part 'nothing'" in capsys.readouterr().err

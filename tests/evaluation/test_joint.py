@@ -151,7 +151,7 @@ def test_a_kill_in_the_middle_and_a_rerun_give_the_same(setup, tmp_path, monkeyp
         return found | {"seconds": 0}, seconds
 
     whole = run()
-    (path,) = (tmp_path / "eval").iterdir()
+    (path,) = tmp_path.iterdir()
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:2]))  # as if killed after the first of two
     again = run()

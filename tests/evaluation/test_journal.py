@@ -9,7 +9,7 @@ BASIS = {"step": 3, "records": 10}
 
 
 def make(workdir, calls, basis=BASIS):
-    journal = Journal(str(workdir), basis)
+    journal = Journal(str(workdir / "eval"), basis)
     found = [
         journal.piece(name, lambda name=name: calls.append(name) or {"nats": 0.1, "text": "ä\n"})
         for name in ("a 0", "a 64")
@@ -23,6 +23,8 @@ def test_pieces_are_computed_once_over_runs_and_the_file_goes_at_the_end(tmp_pat
     journal, again = make(tmp_path, calls)
     assert calls == ["a 0", "a 64"] and first == again
     journal.close()
+    assert os.listdir(tmp_path / "eval") == []
+    Journal(str(tmp_path / "eval"), BASIS).close()  # nothing was done
     assert os.listdir(tmp_path / "eval") == []
     make(tmp_path, calls)
     assert len(calls) == 4
@@ -51,4 +53,4 @@ def test_another_basis_is_another_file_and_none_keeps_nothing(tmp_path):
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "eval").write_text("a file")
     with pytest.raises(UserError, match="cannot be written"):
-        Journal(str(tmp_path), BASIS)
+        Journal(str(tmp_path / "eval"), BASIS)
