@@ -121,10 +121,9 @@ def _text(runs: Runs) -> str:
     ]  # fmt: skip
     note = f"Names, numbers and dates are found by {by}."
     theirs = table(*paper.fidelity([run["rate"] for run in runs.values()]))
-    beside = f"Not comparable, of other documents: {paper.NAME}, Table 16, at the nearest rates."
-    return "\n\n".join(
-        ["## Paraphrases read back", note, table(head, rows), *shown, beside, theirs]
-    )
+    told = f"Not comparable, of other documents: {paper.NAME}, Table 16, at the nearest rates."
+    parts = ["## Paraphrases read back", note, table(head, rows), *shown, told, theirs]
+    return "\n\n".join(parts)
 
 
 def _similarity(runs: Runs) -> str:
