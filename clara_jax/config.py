@@ -145,7 +145,8 @@ class Eval:
     k: int = 0  # documents in a prompt, where there are candidates; 0: select.k, as trained
     untrained: bool = False  # evaluate the model as it starts, before any training
     baselines: bool = True  # also without any document, and with its full text
-    conditions: str = ""  # of evaluation/joint.py, with commas, in place of the usual ones
+    # Of evaluation/joint.py or scp.py, with commas, or `every`; empty: the usual ones.
+    conditions: str = ""
     # Candidates of a question: given by its record; normal, the select.candidates best of all
     # documents of the sources by BM25; oracle, these with the gold ones put among them.
     setting: str = "given"

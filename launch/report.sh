@@ -8,8 +8,8 @@
 # Files of questions, of one data set each, are also reported by themselves.
 #
 #   OUT      folder of the page, the stores and the rest (default reports/report)
-#   COUNT    so many questions of each file, from its start (default 100)
-#   SETTING  candidates: given (the file's), normal or oracle (default given)
+#   SETTING  candidates: given (the file's), normal or oracle (from all documents of the files)
+#   COUNT    so many questions of each file, from its start, if these are given (default 100)
 #   PRESET   model of the table of time and memory (default smollm2_135m); empty: no table
 #   RATES    its compression rates (default "4 16 64")
 set -euo pipefail
@@ -29,6 +29,8 @@ for run in "$@"; do RUNS+=("$(realpath "$run")"); done
 HERE=$PWD EXTRAS=plot
 if [ -n "$DRY" ]; then cd "$(dirname "$0")/.."; else source "$(dirname "$0")/venv.sh"; fi
 OUT=${OUT:-reports/report} PRESET=${PRESET-smollm2_135m} RATES=${RATES:-4 16 64}
+SETTING=${SETTING:-given} COUNT=${COUNT:-100}
+[ "$SETTING" = given ] || COUNT=-0  # head's all but none: a search needs all the documents
 
 # Only the documents of the questions that are asked are compressed.
 DOCUMENTS=$OUT/questions/all.jsonl ASKED=''
@@ -38,7 +40,7 @@ for file in "${FILES[@]}"; do
   case ",$ASKED," in *",$part,"*) echo "$file: another file has this name; rename one" >&2; exit 2;; esac
   ASKED=$ASKED${ASKED:+,}$part
   if [ -z "$DRY" ]; then
-    (cd "$HERE"; head -n "${COUNT:-100}" "$file") | tee "$part" >> "$DOCUMENTS"
+    (cd "$HERE"; head -n "$COUNT" "$file") | tee "$part" >> "$DOCUMENTS"
   fi
 done
 for i in "${!RUNS[@]}"; do
@@ -46,8 +48,7 @@ for i in "${!RUNS[@]}"; do
     --store="$OUT/stores/$i"
   $DRY python -m clara_jax.main --mode=evaluate --config=configs/e2e.py --workdir="${RUNS[$i]}" \
     --config.eval.sources="$ASKED" --config.eval.records=0 --config.eval.store="$OUT/stores/$i" \
-    --config.eval.setting="${SETTING:-given}" --config.eval.conditions="$(tr -d ' \n' <<< "
-      reasoner,bm25,gold,all,reasoner_text,gold_text,no_document,no_document_trained,constant")"
+    --config.eval.setting="$SETTING" --config.eval.conditions=every
 done
 TABLE=()
 if [ -n "$PRESET" ]; then

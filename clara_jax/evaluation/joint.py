@@ -164,6 +164,11 @@ def evaluate(
 def _names(setup: Setup, gold_known: bool) -> list[str]:
     """The conditions that take place."""
     options = setup.config.eval
+    possible = [n for n, c in CONDITIONS.items() if gold_known or c.documents != "gold"]
+    if "generator" not in setup.trees:
+        possible.remove("no_document_trained")  # without adapters it is no_document
+    if options.conditions.strip() == results.EVERY:
+        return [*possible, CONSTANT]
     if options.conditions:
         names = results.named(options.conditions, (*CONDITIONS, CONSTANT))
         for name in names:
@@ -172,12 +177,7 @@ def _names(setup: Setup, gold_known: bool) -> list[str]:
         return names
     if not options.baselines:
         return ["reasoner"]
-    names = [
-        n for n, c in CONDITIONS.items() if c.default and (gold_known or c.documents != "gold")
-    ]
-    if "generator" not in setup.trees:
-        names.remove("no_document_trained")  # without adapters it is no_document
-    return [*names, CONSTANT]
+    return [*(name for name in possible if CONDITIONS[name].default), CONSTANT]
 
 
 @dataclasses.dataclass(frozen=True)

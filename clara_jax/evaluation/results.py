@@ -58,12 +58,17 @@ def gaps(conditions: dict[str, dict[str, float]], names: tuple[str, str, str]) -
     return {key: gap_closed(*(c[key] for c in three), more) for key, more in GAPS.items()}
 
 
+EVERY = "every"
+
+
 def named(names: str, known: Sequence[str]) -> list[str]:
-    """The conditions of `config.eval.conditions`, each once.
+    """The conditions of `config.eval.conditions`, each once; `every` is all that are known.
 
     Raises:
         UserError: one is not known.
     """
+    if names.strip() == EVERY:
+        return list(known)
     found = list(dict.fromkeys(name.strip() for name in names.split(",")))
     for name in found:
         if name not in known:

@@ -136,6 +136,14 @@ def test_conditions_of_ones_own(setup):
         chosen(setup, "al")
 
 
+def test_every_condition_that_can_take_place(setup):
+    every = dataclasses.replace(CONFIG, eval=dataclasses.replace(CONFIG.eval, conditions=" every"))
+    setup = dataclasses.replace(setup, config=every)
+    names = joint._names(setup, gold_known=True)
+    assert names == [*joint.CONDITIONS, "constant"]
+    assert set(names) - set(joint._names(setup, gold_known=False)) == {"gold", "gold_text"}
+
+
 def test_fewer_documents_are_read_than_in_training(setup, result):
     options = dataclasses.replace(CONFIG.eval, k=1, conditions="reasoner")
     config = dataclasses.replace(CONFIG, eval=options)
