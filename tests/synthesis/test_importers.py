@@ -90,6 +90,12 @@ def test_command(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "1 records" in out and f"left out: 1 {importers.UNANSWERABLE}" in out
     assert importers.main(["squad", str(tmp_path / "none"), str(tmp_path / "o")]) == 2
+    capsys.readouterr()
+    output = str(tmp_path / "nonexist" / "x.jsonl")
+    assert importers.main(["squad", str(source), output]) == 2
+    assert (
+        f"{output}: " in capsys.readouterr().err
+    )  # and not the name that it has until it is whole
 
 
 PARAGRAPHS = [["A", ["Ann ran.", " Bob  sat."]], ["B", ["Bob."]]]
