@@ -127,6 +127,11 @@ def test_mistakes(folder, capsys):
         ({"a": {"b": {"sc:data.rate": 4}}}, "no stage 'sc'"),
         ({"a": {"b": {"evaluate:data.rate": 4}}}, "evaluate:data.rate: an evaluation has"),
         ({"a": {"b": {"data.rate": 41}}}, "leaves no memory token"),
+        ({"a": {"b": {"stages": []}}}, r"a=b: stages=\[\]: must be a list of some of scp, instr"),
+        ({"a": {"b": {"stages": "scp"}}}, "a=b: stages='scp': must be a list"),
+        ({"a": {"b": {"stages": ["evaluate"]}}}, "no stage 'evaluate'"),
+        ({"a": {"b": {"e2e:stages": ["scp"]}}}, "a=b: e2e:stages: the chain has stages"),
+        ({"a": {"b": {"data": {}}}}, "a=b: data is a group"),
     ):
         with pytest.raises(UserError, match=message):
             expand(folder, axes)
