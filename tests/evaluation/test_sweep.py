@@ -212,6 +212,29 @@ def test_failed_runs_stay_in_the_table_and_are_tried_again(folder, faked, capsys
     assert run("--only=base")[0] == 2
 
 
+def test_a_damaged_result_is_told_in_its_row(folder, faked, capsys):
+    (folder / "sweep.py").write_text(SWEEP.replace('"data.rate": 20', '"data.rate": 8'))
+    arguments = [str(folder / "sweep.py"), f"--output={folder / 'out'}"]
+    assert sweep.main(arguments) == 0
+    path = folder / "out" / "results" / "rate=20.json"
+    whole = json.loads(path.read_text())
+    without = [{k: v for k, v in whole.items() if k != key} for key in ("metrics", "intervals")]
+    for text in ("{", "[]", *map(json.dumps, without)):
+        path.write_text(text)
+        capsys.readouterr()
+        assert sweep.main([*arguments, "--only=base"]) == 0
+        captured = capsys.readouterr()
+        assert f"{path}: damaged" in captured.err
+        (line,) = (line for line in captured.out.splitlines() if line.startswith("| rate=20 |"))
+        assert line.endswith("| damaged: remove results/rate=20.json |")
+        assert "| base | scp | 9.5x | 1.000" in captured.out
+        # Of a run that is asked for it is an error, before others are trained.
+        (folder / "out" / "results" / "base.json").unlink(missing_ok=True)
+        faked.clear()
+        assert sweep.main(arguments) == 2 and not faked
+        assert sweep.main([*arguments, "--only=base"]) == 0
+
+
 def test_runs_are_tested_against_the_base_and_drawn(folder, faked, capsys):
     """Only where they answered its questions; pictures are of what is done."""
     (folder / "sweep.py").write_text(
