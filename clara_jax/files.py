@@ -83,7 +83,9 @@ def whole_file(name: Name) -> Iterator[TextIO]:
         with open(unfinished, "w", encoding="utf-8") as f:
             yield f
         os.replace(unfinished, name)
-    except BaseException:
+    except BaseException as e:
+        if isinstance(e, OSError) and e.filename == unfinished:  # who reads it knows the other
+            e.filename = os.fspath(name)
         if os.path.exists(unfinished):
             os.remove(unfinished)
         raise

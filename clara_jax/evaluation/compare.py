@@ -8,6 +8,7 @@ against each other on the same questions, and mean ± sd over runs that differ i
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -132,9 +133,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             parts.append(runs.markdown(head, cells))
     text = "\n\n".join(parts)
     print(text)
-    drawn = plot(workdirs, f"{args.output}.png")
-    with open(f"{args.output}.md", "w", encoding="utf-8") as f:
-        f.write(text + "\n")
+    files.make_folder(os.path.dirname(args.output) or ".")
+    files.write(f"{args.output}.md", text + "\n")
+    try:
+        drawn = plot(workdirs, f"{args.output}.png")
+    except UserError as e:
+        print(f"table: {args.output}.md")
+        print(f"no picture: {e}", file=sys.stderr)
+        return 0
     if drawn:
         print(f"table and curves: {args.output}.md, {args.output}.png")
     else:

@@ -97,13 +97,17 @@ def seen(config: Config, options: Options) -> list[ScpRecord]:
     return _some(source, options.count)
 
 
-def measure(clara: Clara, options: Options, pieces: Pieces | None = None) -> dict[str, Any]:
+def measure(
+    clara: Clara, options: Options, pieces: Pieces | None = None, strict: bool = True
+) -> dict[str, Any]:
     """All that --parts name, of one run.
 
     Args:
         clara: the run's model.
         options: what to measure.
         pieces: keep what is finished, for a command that is killed.
+        strict: a part that this model or these documents do not serve is an error; else it is left
+            out, with a line that says why.
 
     Returns:
         `step`, `stage`, `memory_tokens`, `rate` (realised) and an entry for each part.
@@ -117,7 +121,16 @@ def measure(clara: Clara, options: Options, pieces: Pieces | None = None) -> dic
     compare = fidelity_spacy.comparer(options.spacy) if options.spacy else wording.compare
     similar = None
     # The made-up facts' words do not make up an instruction to paraphrase.
-    if reads_back := "text" in options.parts and setup.config.model.tokenizer != "facts":
+    if "text" in options.parts and setup.config.model.tokenizer == "facts":
+        options = _without("text", options, strict, (
+            "text: the made-up facts' words do not make up an instruction to paraphrase"
+        ))  # fmt: skip
+    if options.encoder and "text" not in options.parts:
+        print(
+            f"--encoder={options.encoder} is not used: no paraphrases are read back",
+            file=sys.stderr,
+        )
+    if "text" in options.parts:
         fidelity_text.rouge_scorer()
         similar = fidelity_text.bert_scores(options.encoder) if options.encoder else None
     sides = {"unseen": unseen(setup.config, options)}
@@ -129,6 +142,13 @@ def measure(clara: Clara, options: Options, pieces: Pieces | None = None) -> dic
             f"{options.documents or setup.config.data.sources}: no qa record; ask for "
             "--parts=text,similarity alone"
         )
+    if "similarity" in options.parts:
+        try:
+            fidelity_similarity.changed(sides["unseen"])
+        except UserError as e:
+            options = _without("similarity", options, strict, str(e))
+    if options.pairs:
+        pairs = fidelity_similarity.read_pairs(options.pairs, options.count)
     found: dict[str, Any] = {
         "step": setup.step,
         "stage": setup.config.stage,
@@ -146,7 +166,7 @@ def measure(clara: Clara, options: Options, pieces: Pieces | None = None) -> dic
     if "order" in options.parts:
         found["order"] = fidelity_order.shuffled(setup, asked["unseen"], pieces)
         found["which_first"] = fidelity_order.which_first(setup, asked["unseen"], pieces)
-    if reads_back:
+    if "text" in options.parts:
         found["text"] = {
             name: fidelity_text.read_back(
                 clara, records, options.tokens, similar, compare, pieces, f"paraphrases, {name}",
@@ -157,9 +177,15 @@ def measure(clara: Clara, options: Options, pieces: Pieces | None = None) -> dic
     if "similarity" in options.parts:
         found["similarity"] = fidelity_similarity.changed_copies(setup, sides["unseen"], pieces)
     if options.pairs:
-        pairs = fidelity_similarity.read_pairs(options.pairs, options.count)
         found["human_scores"] = fidelity_similarity.human_scores(setup, pairs, pieces)
     return found
+
+
+def _without(part: str, options: Options, strict: bool, why: str) -> Options:
+    if strict:
+        raise UserError(f"{why}; leave it out of --parts")
+    print(f"left out: {why}", file=sys.stderr)
+    return dataclasses.replace(options, parts=tuple(p for p in options.parts if p != part))
 
 
 def draw(runs: Mapping[str, Mapping[str, Any]], output: str) -> list[str]:
@@ -198,7 +224,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("workdirs", nargs="+", metavar="WORKDIR", help="of training runs, or releases")
     add("--documents", default="", help="sources, as config.data.sources; default: the run's own")
     add("--count", type=int, default=100, help="most documents of a side (default %(default)s)")
-    add("--parts", default=",".join(PARTS), help="which parts (default %(default)s)")
+    every = ",".join(PARTS)
+    add("--parts", help=f"which parts; by default those of {every} that the run serves")
     add("--pairs", default="", help="JSONL or tfds:NAME/SPLIT of pairs with people's scores")
     add("--encoder", default="", help="folder of an encoder for BERTScore of --parts=text")
     add("--spacy", default="", help="pipeline that finds names and numbers in place of rules")
@@ -206,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--base", default=None, help="where the base model is now, if elsewhere")
     add("--output", default="fidelity", help="start of the files' names (default %(default)s)")
     args = parser.parse_args(argv)
-    parts = tuple(filter(None, args.parts.split(",")))
+    parts = tuple(filter(None, (every if args.parts is None else args.parts).split(",")))
     if strange := [part for part in parts if part not in PARTS]:
         parser.error(f"--parts: no part {strange[0]!r}; there are {', '.join(PARTS)}")
     if min(args.count, args.tokens) < 1 or not parts:
@@ -224,7 +251,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for label, workdir in zip(labels(workdirs), workdirs, strict=True):
         clara = engine.load(workdir, args.base)
         pieces = Pieces(journal, clara.setup, files.absolute(workdir), label)
-        runs[label] = {"workdir": workdir} | measure(clara, options, pieces)
+        runs[label] = {"workdir": workdir} | measure(
+            clara, options, pieces, strict=args.parts is not None
+        )
     text = fidelity_tables.markdown(runs)
     print(text)
     try:
@@ -234,8 +263,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as e:
         raise UserError(f"{args.output}: cannot be written ({e.strerror})") from e
     journal.close()
-    print("written:", ", ".join([f"{args.output}.md", f"{args.output}.json",
-                                 *draw(runs, args.output)]))  # fmt: skip
+    try:
+        pictures = draw(runs, args.output)
+    except UserError as e:
+        pictures = []
+        print(f"no pictures: {e}", file=sys.stderr)
+    print("written:", ", ".join([f"{args.output}.md", f"{args.output}.json", *pictures]))
     return 0
 
 

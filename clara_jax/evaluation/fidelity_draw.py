@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from clara_jax.evaluation import fidelity_facts
+from clara_jax.evaluation.inside_pictures import shortened
 from clara_jax.evaluation.report import pyplot, save
 
 STATES = {"kept": "#009E73", "altered": "#D55E00", "lost": "#BDBDBD"}
@@ -22,11 +23,24 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 def facts(runs: Mapping[str, Mapping[str, Any]], path: str) -> None:
     """Facts kept against the rate, what became of the others, and by question."""
     order = sorted(runs, key=lambda name: runs[name]["rate"])
-    rates = [runs[name]["rate"] for name in order]
-    figure, axes = pyplot().subplots(1, 3, figsize=(14, 4.4), layout="constrained")
-    _facts_by_rate(axes[0], [runs[name] for name in order], rates)
-    _states(axes[1], [runs[name]["facts"]["unseen"] for name in order], rates)
-    _by_question(axes[2], [runs[name]["facts"]["unseen"] for name in order], rates)
+    ordered = [runs[name] for name in order]
+    rates = [run["rate"] for run in ordered]
+    labels = [f"{rate:.3g}" for rate in rates]
+    named = len(set(labels)) < len(labels)  # the rate alone tells runs no longer apart
+    if named:
+        labels = [_label(shortened(name), rate) for name, rate in zip(order, rates, strict=True)]
+    figure, axes = pyplot().subplots(1, 3, figsize=(14, 4.8), layout="constrained")
+    _facts_by_rate(axes[0], ordered, range(len(rates)) if named else rates, not named)
+    found = [run["facts"]["unseen"] for run in ordered]
+    _states(axes[1], found)
+    _by_question(axes[2], found)
+    for ax in axes:
+        places = rates if ax is axes[0] and not named else range(len(rates))
+        ax.set_xticks(places, labels, **({"rotation": 25, "ha": "right"} if named else {}))
+        ax.set_xlabel("run (tokens a memory vector)" if named else "tokens a memory vector")
+        ax.set_title(ax.get_title(), pad=40)  # the legend, of two rows, stands below it
+    for ax in axes[:2]:
+        ax.legend(fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     save(figure, path)
 
 
@@ -92,32 +106,36 @@ def similarity(runs: Mapping[str, Mapping[str, Any]], path: str) -> None:
     save(figure, path)
 
 
-def _facts_by_rate(ax: Any, runs: Sequence[Mapping[str, Any]], rates: Sequence[float]) -> None:
+def _facts_by_rate(
+    ax: Any, runs: Sequence[Mapping[str, Any]], places: Sequence[float], of_rates: bool
+) -> None:
+    """`places` are rates, or those of runs that are not joined by a line."""
     for name, (colour, marker, line) in SETS.items():
-        has = [(rate, run["facts"][name]) for rate, run in zip(rates, runs, strict=True)
+        has = [(place, run["facts"][name]) for place, run in zip(places, runs, strict=True)
                if run["facts"].get(name)]  # fmt: skip
         if has:
             x, found = zip(*has, strict=True)
             _with_bars(
                 ax, x, found, "kept", label=f"{name} documents", color=colour, marker=marker,
-                ls=line,
+                ls=line if of_rates else "none",
             )  # fmt: skip
     floor = np.mean([run["facts"]["unseen"]["constant"] for run in runs])
     if floor:
         ax.axhline(floor, color="grey", ls=":", label="best constant answers")
     kept = [run["facts"]["unseen"]["kept"] for run in runs]
-    if knee := fidelity_facts.knee(rates, kept):  # of three rates or more
+    if of_rates and (knee := fidelity_facts.knee(places, kept)):  # of three rates or more
         ax.axvspan(*knee, color="grey", alpha=0.12, lw=0, label="steepest fall")
-    ax.set(xscale="log", xlabel="tokens a memory vector", ylabel="facts kept", ylim=(0, 1.03))
-    ax.set(title="Facts kept against the rate")
-    ax.set_xticks(rates, [f"{rate:.3g}" for rate in rates])
-    ax.set_xlim(min(rates) / 1.15, max(rates) * 1.15)
-    ax.minorticks_off()
+    ax.set(ylabel="facts kept", ylim=(0, 1.03), title="Facts kept against the rate")
+    if of_rates:
+        ax.set_xscale("log")
+        ax.set_xlim(min(places) / 1.15, max(places) * 1.15)
+        ax.minorticks_off()
+    else:
+        ax.set(xlim=(-0.5, len(places) - 0.5), title="Facts kept by each run")
     tidy(ax)
-    ax.legend(fontsize=9, loc="lower left")
 
 
-def _states(ax: Any, found: Sequence[Mapping[str, Any]], rates: Sequence[float]) -> None:
+def _states(ax: Any, found: Sequence[Mapping[str, Any]]) -> None:
     bottom = np.zeros(len(found))
     for state, colour in STATES.items():
         shares = np.array([each[state] for each in found])
@@ -127,13 +145,11 @@ def _states(ax: Any, found: Sequence[Mapping[str, Any]], rates: Sequence[float])
         bottom += shares
     precise = [each.get("precision", np.nan) for each in found]
     ax.plot(range(len(found)), precise, "D", mfc="white", mec="black", label="right among the sure")
-    ax.set_xticks(range(len(found)), [f"{rate:.3g}" for rate in rates])
-    ax.set(xlabel="tokens a memory vector", ylabel="share of facts", ylim=(0, 1.03))
+    ax.set(ylabel="share of facts", ylim=(0, 1.03))
     ax.set_title("What became of them (unseen documents)")
-    ax.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, frameon=False)
 
 
-def _by_question(ax: Any, found: Sequence[Mapping[str, Any]], rates: Sequence[float]) -> None:
+def _by_question(ax: Any, found: Sequence[Mapping[str, Any]]) -> None:
     names = list(dict.fromkeys(name for each in found for name in each["by_question"]))[:14]
     shares = np.array(
         [[each["by_question"].get(n, {}).get("kept", np.nan) for n in names] for each in found]
@@ -143,9 +159,8 @@ def _by_question(ax: Any, found: Sequence[Mapping[str, Any]], rates: Sequence[fl
         if not np.isnan(share):
             colour = "white" if share < 0.55 else "black"
             ax.text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=9, color=colour)
-    ax.set_xticks(range(len(rates)), [f"{rate:.3g}" for rate in rates])
     ax.set_yticks(range(len(names)), names)
-    ax.set(xlabel="tokens a memory vector", title="Facts kept, by question")
+    ax.set_title("Facts kept, by question")
 
 
 def _with_bars(

@@ -67,6 +67,20 @@ def _vector_scores(setup: Setup, pairs: Sequence[tuple[str, str]]) -> Piece:
     }  # fmt: skip
 
 
+def changed(records: Sequence[ScpRecord], seed: int = 0) -> list[tuple[str, str, str, str, str]]:
+    """Documents with their changed copies, see `fidelity_copies.copies`.
+
+    Raises:
+        UserError: there are no two documents with such copies.
+    """
+    found = fidelity_copies.copies(list(records), np.random.default_rng(seed))
+    if len(found) < 2:
+        raise UserError(
+            "similarity: no two documents have two sentences and a name or a number to exchange"
+        )
+    return found
+
+
 def changed_copies(
     setup: Setup, records: Sequence[ScpRecord], pieces: Pieces | None = None, seed: int = 0
 ) -> dict[str, Any]:
@@ -80,11 +94,7 @@ def changed_copies(
     Raises:
         UserError: there are no two documents with such copies.
     """
-    found = fidelity_copies.copies(list(records), np.random.default_rng(seed))
-    if len(found) < 2:
-        raise UserError(
-            "similarity: no two documents have two sentences and a name or a number to exchange"
-        )
+    found = changed(records, seed)
     # Copies of a document stand together: a piece compresses it once.
     named = [(copy, (texts[0], texts[number])) for texts in found
              for number, copy in enumerate(COPIES, 1) if texts[number]]  # fmt: skip

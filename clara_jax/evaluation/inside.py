@@ -76,14 +76,15 @@ def look(
         given: what is looked at.
         names: of PARTS.
         output: the folder, made if it is not there.
-        strict: a part that the documents do not serve is an error; else it is left out, with a
-            line that says why.
+        strict: a part that the documents do not serve is an error, when all others are written.
+            In any case it is left out with a line that says why.
 
     Returns:
         What inside.json holds: the result of each part by its name.
 
     Raises:
-        UserError: the model cannot compress or answer, or a file cannot be written.
+        UserError: the model cannot compress or answer, or a file cannot be written, or see
+            `strict`.
     """
     answering = not set(names) <= {*OF_TEXTS, "lens"}
     for model in (setup, *([given.other] if given.other else [])):
@@ -93,14 +94,14 @@ def look(
     pyplot()  # missing, it is told before any work
     files.make_folder(output)
     found: dict[str, Any] = {}
+    left: list[str] = []
     lines = [f"# Inside {given.names[0]}", ""]
     for name in names:
         heading, part = PARTS[name]
         try:
             found[name] = part.measure(setup, given)
         except UserError as e:
-            if strict:
-                raise
+            left.append(f"{name}: {str(e).removeprefix(f'{name}: ')}")
             print(f"{heading}: left out: {e}", end="\n\n", flush=True)
             lines += [f"## {heading}", "", f"Left out: {e}", ""]
             continue
@@ -111,6 +112,10 @@ def look(
     numbers = json.dumps(found, ensure_ascii=False, allow_nan=False)
     files.write(os.path.join(output, "inside.json"), numbers)
     files.write(os.path.join(output, "inside.md"), "\n".join(lines))
+    if strict and left:
+        raise UserError(
+            f"{'; '.join(left)} (the other parts are in {output})" if found else left[0]
+        )
     return found
 
 

@@ -1,7 +1,8 @@
 """The logit lens slot by slot (paper, Fig. 4): words of the gold document that no question holds.
 
 Whether a query's vectors really look for their document is told by a control: as many such words
-must not be found in the document of another question.
+must not be found in the document of another question. Function words and words of fewer than four
+letters, which any document holds, are not marked; they are counted, for the control has them too.
 """
 
 import textwrap
@@ -16,12 +17,22 @@ from clara_jax.evaluation.inside_pictures import FONT, shortened, slot_labels
 from clara_jax.evaluation.report import pyplot
 from clara_jax.inference import engine, lens
 from clara_jax.inference.lens import Word
+from clara_jax.synthesis import wording
 from clara_jax.training.setup import Setup
 
 WORDS = 6  # a slot
 _EXAMPLES = 3
 _SLOTS = 16  # of a picture; all are in the JSON
 _MARKED = "#f6b26b"
+_FEWEST_LETTERS = 4
+# Beside those that wording.stems leaves out.
+_FUNCTION = frozenset(
+    "although because both down each either even ever every herself himself itself just less "
+    "like many more most much must neither never only onto other others ours over same "
+    "several shall since some still such themselves though through toward towards under "
+    "unless until upon very well what when where whether which while within without your "
+    "yours".split()
+)
 
 
 def by_slot(setup: Setup, memories_nMD: np.ndarray, count: int = WORDS) -> list[list[list[Word]]]:
@@ -69,6 +80,13 @@ def measure(setup: Setup, given: Given) -> dict[str, Any]:
     }
 
 
+def _has_meaning(word: str) -> bool:
+    word = word.casefold()
+    if word.isascii() and len(word) < _FEWEST_LETTERS:  # Chinese words are shorter
+        return False
+    return word not in _FUNCTION and bool(wording.stems(word))
+
+
 def _another(documents: Sequence[Sequence[str]], n: int) -> Sequence[str]:
     """Documents of the next question that shares none with question n; its own if none does."""
     following = (documents[(n + i) % len(documents)] for i in range(1, len(documents)))
@@ -93,7 +111,11 @@ def _distinct(slots: Sequence[Sequence[Word]]) -> int:
 
 
 def _plain(words: Sequence[Word]) -> list[list[Any]]:
-    return [[word.text, round(word.score, 2), word.in_documents] for word in words]
+    """Text, score and whether it is marked."""
+    return [
+        [word.text, round(word.score, 2), word.in_documents and _has_meaning(word.text)]
+        for word in words
+    ]
 
 
 def draw(found: dict[str, Any]) -> Any:
@@ -114,7 +136,8 @@ def draw(found: dict[str, Any]) -> Any:
             ax.set_title(title, fontsize=FONT + 1, loc="left")
     figure.suptitle(
         "Logit lens: the words that each memory vector says, likeliest first\n"
-        "orange: in the gold document and not in the question", fontsize=12,
+        "orange: in the gold document and not in the question; short and function words left out",
+        fontsize=12,
     )  # fmt: skip
     return figure
 

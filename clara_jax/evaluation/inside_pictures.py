@@ -17,6 +17,7 @@ def heat_map(
     *,
     title: str,
     most: float | None = None,
+    least_most: float = 1e-9,
     numbers: str = ".1f",
     turned: bool = True,
 ) -> Any:
@@ -29,13 +30,14 @@ def heat_map(
         columns: labels; empty where another picture below has them.
         title: of the picture.
         most: the darkest value; None: the largest one there is.
+        least_most: the darkest value is no smaller, so that what is nothing does not look large.
         numbers: their format; empty: none in the cells.
         turned: column labels stand upright.
 
     Returns:
         The image, for a colour bar.
     """
-    most = most or max(float(np.nanmax(values)), 1e-9)
+    most = max(most or float(np.nanmax(values)), least_most)
     image = axes.imshow(values, cmap="Blues", vmin=0, vmax=most, aspect="auto")
     axes.set_title(title, fontsize=FONT + 2)
     axes.set_xticks(

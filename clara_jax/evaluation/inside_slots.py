@@ -17,7 +17,7 @@ import numpy as np
 from clara_jax.data import prompts
 from clara_jax.evaluation import statistics
 from clara_jax.evaluation.inside_data import Fact, Given, kinds, prompt
-from clara_jax.evaluation.inside_pictures import heat_map, shortened, slot_labels
+from clara_jax.evaluation.inside_pictures import FONT, heat_map, shortened, slot_labels
 from clara_jax.evaluation.report import pyplot
 from clara_jax.inference import engine, generate
 from clara_jax.inference.generate import PromptBatch
@@ -29,6 +29,7 @@ from clara_jax.training.setup import Setup
 
 PLACES = 5  # parts of a document by where a fact's answer stands
 _EXAMPLE = 8  # most facts of the example
+_NATS = 0.1  # of less a picture shows nothing
 
 
 def kept_slots(M: int) -> np.ndarray:
@@ -186,10 +187,16 @@ def draw(found: dict[str, Any]) -> Any:
     for line, (kind, title) in zip(axes, titles.items(), strict=True):
         for ax, (name, p) in zip(line, panels.items(), strict=True):
             labels = ["\n".join(map(shortened, c.split("\n"))) for c in p["columns"]]
-            heat_map(
-                ax, np.array(p[kind]), slot_labels(slots) if ax is line[0] else [],
-                labels if kind == "suffices" else [], title=f"{name}\n{title}",
+            values = np.array(p[kind])
+            image = heat_map(
+                ax, values, slot_labels(slots) if ax is line[0] else [],
+                labels if kind == "suffices" else [], title=f"{name}\n{title}", least_most=_NATS,
             )  # fmt: skip
+            bar = figure.colorbar(image, ax=ax, fraction=0.04, pad=0.02)
+            bar.ax.tick_params(labelsize=FONT)
+            bar.set_label("nats", fontsize=FONT)
+            if np.abs(values).max() < _NATS:
+                ax.set_xlabel(f"no effect of {_NATS:g} nats or more", fontsize=FONT)
     what = "its mean over documents" if found["replaced_by"] == "mean" else "zeros"
     figure.suptitle(
         f"Which memory slot carries which fact ({found['facts']} facts of {found['documents']} "

@@ -6,21 +6,37 @@ import math
 from collections.abc import Sequence
 
 WIDTH, HEIGHT = 540, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 16, 34, 46
-_DASHES = ("", "7 4", "2 3", "9 3 2 3", "4 4", "1 4")
-_LEGEND = 8  # of more series only those are named
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 16, 34, 52
+_ROW = 18  # of the legend
+_LEGEND = 20  # of more series only those are named
+# Their numbers have no common factor, so that the same line comes again only after 63 of them.
+_DASHES = ("", "8 4", "2 3", "9 3 2 3", "14 4", "5 2", "9 3 2 3 2 3")
+# Strokes and areas of points, around 0, 0.
+_MARKS = (
+    "M-4,0a4,4 0 1,0 8,0a4,4 0 1,0 -8,0", "M-4,-4h8v8h-8z", "M0,-5L5,4H-5z",
+    "M0,-5.5L5,0L0,5.5L-5,0z", "M0,5L5,-4H-5z", "M-4,-4L4,4M-4,4L4,-4", "M-5,0H5M0,-5V5",
+    "M-6,-2.5H6V2.5H-6z",
+)  # fmt: skip
 
-# Told apart by the colour-blind (Okabe and Ito's, darker on white and lighter on black).
-STYLE = """
-svg.chart { color: #1c1c1c; font: 12px system-ui, sans-serif; max-width: 100%; height: auto;
-  --c0: #0072b2; --c1: #c44e00; --c2: #00805d; --c3: #a8528a; --c4: #7a5c00; --c5: #3d7ea6; }
-svg.chart text { fill: currentColor; }
-svg.chart .grid { stroke: currentColor; stroke-opacity: 0.15; }
-svg.chart .axis { stroke: currentColor; stroke-opacity: 0.6; }
-@media (prefers-color-scheme: dark) { svg.chart { color: #e8e6e3;
-  --c0: #5cb8ff; --c1: #ff9a57; --c2: #3fd6aa; --c3: #f2a7d3; --c4: #e8c547; --c5: #a5defc; } }
-@media print { svg.chart { color: #000;
-  --c0: #0072b2; --c1: #c44e00; --c2: #00805d; --c3: #a8528a; --c4: #7a5c00; --c5: #3d7ea6; } }
+# Told apart by the colour-blind (after Okabe and Ito, darker on white and lighter on black).
+_LIGHT = ("#0072b2", "#c44e00", "#00805d", "#a8528a", "#7a5c00", "#4d4d4d", "#6a3fb5", "#c00020",
+          "#1f93ad")  # fmt: skip
+_DARK = ("#5cb8ff", "#ff9a57", "#3fd6aa", "#f2a7d3", "#e8c547", "#c4c4c4", "#b79cff", "#ff6b6b",
+         "#9af0ff")  # fmt: skip
+
+
+def _named(colours: Sequence[str]) -> str:
+    return " ".join(f"--c{number}: {colour};" for number, colour in enumerate(colours))
+
+
+STYLE = f"""
+svg.chart {{ color: #1c1c1c; font: 12px system-ui, sans-serif; max-width: 100%; height: auto;
+  {_named(_LIGHT)} }}
+svg.chart text {{ fill: currentColor; }}
+svg.chart .grid {{ stroke: currentColor; stroke-opacity: 0.15; }}
+svg.chart .axis {{ stroke: currentColor; stroke-opacity: 0.6; }}
+@media (prefers-color-scheme: dark) {{ svg.chart {{ color: #e8e6e3; {_named(_DARK)} }} }}
+@media print {{ svg.chart {{ color: #000; {_named(_LIGHT)} }} }}
 """
 # A chart in a file of its own has no page around it.
 ALONE = """svg.chart { background: #fff; }
@@ -68,10 +84,11 @@ def chart(
     ]
     ys += [0.0] * zero
     across = _Axis(xs, log_x, _LEFT + 10, WIDTH - _RIGHT - 10)
-    bottom = HEIGHT - _BOTTOM - 18 * ((min(len(series), _LEGEND) + 1) // 2 - 1)
+    bottom = HEIGHT - _BOTTOM
+    height = HEIGHT + _ROW * ((min(len(series), _LEGEND) + 1) // 2 - 1)
     up = _Axis(ys, log_y, bottom, _TOP)
     parts = [
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" role="img" '
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" role="img" '
         f'xmlns="http://www.w3.org/2000/svg" aria-label="{html.escape(title)}">',
         f'<text x="{_LEFT}" y="18" font-weight="600">{html.escape(title)}</text>',
     ]
@@ -91,11 +108,14 @@ def chart(
         f"{html.escape(x_label)}</text>"
     )
     for number, one in enumerate(series):
-        parts += _line(one, number, across, up)
+        # Beside each other, or intervals of one x would cover each other.
+        aside = (number - (len(series) - 1) / 2) * min(3.2, 32 / len(series))
+        parts += _line(one, number, across, up, aside)
     for number, one in enumerate(series[:_LEGEND]):
-        x, y = _LEFT + (number % 2) * 235, bottom + 44 + 18 * (number // 2) - 4
-        parts.append(f'<line x1="{x}" x2="{x + 24}" y1="{y}" y2="{y}" {_stroke(number)}/>')
-        parts.append(f'<text x="{x + 30}" y="{y + 4}">{html.escape(one.label)}</text>')
+        x, y = _LEFT + (number % 2) * 235, bottom + 45 + _ROW * (number // 2)
+        parts.append(f'<line x1="{x}" x2="{x + 44}" y1="{y}" y2="{y}" {_stroke(number)}/>')
+        parts += [_mark(number, x + 22, y)] * one.marks
+        parts.append(f'<text x="{x + 50}" y="{y + 4}">{html.escape(one.label)}</text>')
     return "\n".join([*parts, "</svg>"])
 
 
@@ -148,26 +168,36 @@ def _number(value: float) -> str:
     return f"{value:.0f}" if value == round(value) and abs(value) < 1e6 else f"{value:.3g}"
 
 
+def _colour(number: int) -> str:
+    return f"var(--c{number % len(_LIGHT)})"
+
+
 def _stroke(number: int) -> str:
     dash = _DASHES[number % len(_DASHES)]
     return (
-        f'stroke="var(--c{number % 6})" stroke-width="2" fill="none"'
+        f'stroke="{_colour(number)}" stroke-width="2" fill="none"'
         + f' stroke-dasharray="{dash}"' * bool(dash)
     )
 
 
-def _line(series: Series, number: int, across: _Axis, up: _Axis) -> list[str]:
+def _mark(number: int, x: float, y: float) -> str:
+    colour = _colour(number)
+    return (
+        f'<path class="mark" d="{_MARKS[number % len(_MARKS)]}" transform="translate({x},{y})" '
+        f'fill="{colour}" stroke="{colour}" stroke-width="1.6"/>'
+    )
+
+
+def _line(series: Series, number: int, across: _Axis, up: _Axis, aside: float) -> list[str]:
     places = [(across.at(x), up.at(y)) for x, y in series.points]
     path = " ".join(f"{x},{y}" for x, y in places)
     parts = [f'<polyline points="{path}" {_stroke(number)}/>']
-    colour = f"var(--c{number % 6})"
-    aside = 3 * (number % 6) - 7  # or those of one x would cover each other
     for (x, _), (low, high) in zip(places, series.intervals, strict=False):
         x = round(x + aside, 1)
         parts.append(
-            f'<line x1="{x}" x2="{x}" y1="{up.at(low)}" y2="{up.at(high)}" stroke="{colour}" '
-            'stroke-width="2.5" stroke-opacity="0.7"/>'
+            f'<line class="interval" x1="{x}" x2="{x}" y1="{up.at(low)}" y2="{up.at(high)}" '
+            f'stroke="{_colour(number)}" stroke-width="2.2" stroke-opacity="0.7"/>'
         )
     if series.marks:
-        parts += [f'<circle cx="{x}" cy="{y}" r="4" fill="{colour}"/>' for x, y in places]
+        parts += [_mark(number, x, y) for x, y in places]
     return parts

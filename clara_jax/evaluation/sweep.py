@@ -46,6 +46,8 @@ def carry_out(planned: Sequence[Planned], output: str) -> int:
     failed: dict[str, str] = {}  # workdirs of stages, with reasons
     files.make_folder(os.path.join(output, "results"))
     for run in planned:
+        recorded(run, output)  # damaged, it is told before any work
+    for run in planned:
         if (record := recorded(run, output)) and record["status"] == "done":
             print(f"{run.name}: done already", file=sys.stderr)
             continue
@@ -103,15 +105,32 @@ def _record_path(run: Planned, output: str) -> str:
 
 
 def recorded(run: Planned, output: str) -> Record | None:
-    """What an earlier call left of a run, if it was the same run."""
+    """What an earlier call left of a run, if it was the same run.
+
+    Raises:
+        UserError: it is damaged.
+    """
     path = _record_path(run, output)
     if not files.path(path).exists():
         return None
     try:
         record = json.loads(files.read(path))
+        if record["status"] == "done" and not {*record["metrics"]} <= {*record["intervals"]}:
+            raise ValueError("metrics without intervals")
         return record if record["key"] == run.key else None
     except (ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path}: damaged ({e!r}); remove it") from e
+
+
+def _row(run: Planned, output: str) -> Record:
+    """What is known of a run; what is damaged ends no table."""
+    try:
+        known = recorded(run, output)
+    except UserError as e:
+        print(e, file=sys.stderr)
+        path = os.path.relpath(_record_path(run, output), output)
+        known = {"name": run.name, "status": f"damaged: remove {path}", "key": run.key}
+    return known or {"name": run.name, "status": "not run", "key": run.key}
 
 
 def test_against_base(planned: Sequence[Planned], records: Sequence[Record]) -> None:
@@ -157,13 +176,7 @@ def table(
         comparable: whether ours compare with them.
         source: of these numbers.
     """
-    records = [
-        {
-            **(recorded(run, output) or {"name": run.name, "status": "not run", "key": run.key}),
-            "at": dict(run.at),
-        }
-        for run in planned
-    ]
+    records = [{**_row(run, output), "at": dict(run.at)} for run in planned]
     test_against_base(planned, records)
     known = {name for record in records for name in record.get("metrics", {})}
     shown = [name for name in METRICS if name in known]

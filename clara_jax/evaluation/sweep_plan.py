@@ -206,11 +206,16 @@ def _plan(
     name: str, options: Options, bases: dict[str, ml_collections.ConfigDict], output: str
 ) -> Planned:
     names = options.get("stages", tuple(bases))
-    for stage in (*names, *(key.partition(":")[0] for key in options if ":" in key)):
-        if stage not in (*bases, EVALUATION):
+    if not isinstance(names, list | tuple) or not names:
+        raise UserError(f"{name}: stages={names!r}: must be a list of some of {', '.join(bases)}")
+    places = [place for key in options if (place := key.rpartition(":")[0]) != EVALUATION and place]
+    for stage in (*names, *places):
+        if stage not in tuple(bases):
             raise UserError(f"{name}: no stage {stage!r} in the sweep; it has {', '.join(bases)}")
     for key in options:
         where, _, dotted = key.rpartition(":")
+        if where and dotted == "stages":
+            raise UserError(f"{name}: {key}: the chain has stages, not one of them; give stages=…")
         if where == EVALUATION and dotted != "data.sources" and not dotted.startswith("eval."):
             raise UserError(f"{name}: {key}: an evaluation has eval.* and data.sources of its own")
     stages: list[Stage] = []
@@ -258,6 +263,8 @@ def _set(config: ml_collections.ConfigDict, dotted: str, value: Any, run: str) -
     try:
         for group in groups:
             place = place[group]
+        if isinstance(place[last], ml_collections.ConfigDict):
+            raise UserError(f"{run}: {dotted} is a group; set its options, as {dotted}.NAME=VALUE")
         if isinstance(place[last], float) and isinstance(value, int):
             value = float(value)
         place[last] = value

@@ -30,13 +30,13 @@ def hotpotqa(value: dict[str, Any], origin: str) -> dict[str, Any]:
     """Paragraphs of sentences, and the titles of those that support the answer."""
     context, facts = value.get("context") or [], value.get("supporting_facts") or []
     if isinstance(context, dict):  # of columns, as copies on the hub have them
-        context = list(zip(context["title"], context["sentences"], strict=True))
+        context = list(zip(_each(context["title"]), _each(context["sentences"]), strict=True))
     if isinstance(facts, dict):
-        facts = list(zip(facts["title"], facts["sent_id"], strict=True))
+        facts = list(zip(_each(facts["title"]), facts["sent_id"], strict=True))
     supporting = {title for title, _ in facts}
     titles = [title for title, _ in context]
     gold = [i for i, title in enumerate(titles) if title in supporting]
-    documents = [_document(title, " ".join(sentences)) for title, sentences in context]
+    documents = [_document(title, " ".join(_texts(sentences))) for title, sentences in context]
     return {
         "question": value["question"], "docs": documents, "answer": value["answer"],
         **_gold(gold, supporting <= set(titles)),
@@ -45,26 +45,28 @@ def hotpotqa(value: dict[str, Any], origin: str) -> dict[str, Any]:
 
 def musique(value: dict[str, Any], origin: str) -> dict[str, Any] | None:
     """Paragraphs that are marked as supporting; none of the questions that have no answer."""
-    if not value.get("answerable", True):
+    if not _true(value.get("answerable", True)):
         return None
     paragraphs = value["paragraphs"]
     return {
         "question": value["question"], "answer": value["answer"],
         "docs": [_document(p["title"], p["paragraph_text"]) for p in paragraphs],
-        "aliases": list(value.get("answer_aliases") or []),
-        **_gold([i for i, p in enumerate(paragraphs) if p.get("is_supporting")], True),
+        "aliases": _texts(value.get("answer_aliases")),
+        **_gold([i for i, p in enumerate(paragraphs) if _true(p.get("is_supporting"))], True),
     }  # fmt: skip
 
 
-def nq(value: dict[str, Any], origin: str) -> dict[str, Any]:
+def nq(value: dict[str, Any], origin: str) -> dict[str, Any] | None:
     """Passages retrieved, or gold passages and others, in an order that tells nothing."""
-    passages = [(p, any(p.get(k) for k in _GOLD)) for p in value.get("ctxs") or ()]
+    answers = _texts(value["answers"])
+    if not answers:
+        return None
+    passages = [(p, any(_true(p.get(k)) for k in _GOLD)) for p in value.get("ctxs") or ()]
     if not passages:
         passages = [(p, key == _GROUPS[0]) for key in _GROUPS for p in value.get(key) or ()]
         random.Random(value["question"]).shuffle(passages)
-    first, *aliases = value["answers"]
     return {
-        "question": value["question"], "answer": first, "aliases": aliases,
+        "question": value["question"], "answer": answers[0], "aliases": answers[1:],
         "docs": [_document(p.get("title", ""), p["text"]) for p, _ in passages],
         **_gold([i for i, (_, is_gold) in enumerate(passages) if is_gold], True),
     }  # fmt: skip
@@ -78,7 +80,7 @@ def pubmedqa(value: dict[str, Any], origin: str) -> dict[str, Any]:
     name = lower.get("pubid", "")
     return {
         "data_type": "qa", "question": [lower["question"]], "answers": [lower["final_decision"]],
-        "docs": [_document(f"PubMed {name}" if name else "", " ".join(contexts))],
+        "docs": [_document(f"PubMed {name}" if name else "", " ".join(_texts(contexts)))],
     }  # fmt: skip
 
 
@@ -103,7 +105,7 @@ def read(kind: str, path: str) -> Iterator[Row | None]:
 
 def _values(path: str) -> Iterable[Row]:
     try:
-        text = files.read(path).lstrip()
+        text = files.read(path).removeprefix("\ufeff").lstrip()
     except OSError as e:
         raise UserError(f"{path}: cannot be read ({e.strerror or e})") from e
     first, _, rest = text.partition("\n")
@@ -127,10 +129,32 @@ def _is_whole(text: str, first: str, rest: str) -> bool:
     if text.startswith("["):
         return True
     try:
-        json.loads(first)
+        value = json.loads(first)
     except (ValueError, RecursionError):
         return bool(rest.strip())  # an object over several lines
-    return False
+    by_name = isinstance(value, dict) and value and all(isinstance(v, dict) for v in value.values())
+    return bool(by_name and not rest.strip())
+
+
+def _each(value: Any) -> Any:
+    """A text is one text, not its letters."""
+    return [value] if isinstance(value, str) else value
+
+
+def _texts(value: Any) -> list[str]:
+    """Texts of a list, of one text, or of nothing."""
+    texts = [] if value is None else list(_each(value))
+    if isinstance(value, dict) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"no text or list of texts: {json.dumps(value)[:80]}")
+    return texts
+
+
+def _true(value: Any) -> bool:
+    """Whether a mark is set, as JSON says it or in words."""
+    known = {"true": True, "false": False, "1": True, "0": False, "none": False}
+    if (word := str(value).lower()) not in known:
+        raise ValueError(f"neither true nor false: {value!r}")
+    return known[word]
 
 
 def _document(title: str, text: str) -> str:

@@ -74,7 +74,7 @@ def squad(path: str, left: Left) -> Iterator[Row]:
         yield from _flat(path, left)
         return
     try:
-        value = json.loads(files.read(path))
+        value = json.loads(files.read(path).removeprefix("\ufeff"))
     except (ValueError, RecursionError) as e:
         raise UserError(f"{path}: not JSON ({e})") from e
     articles = value.get("data") if isinstance(value, dict) else None

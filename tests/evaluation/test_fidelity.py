@@ -331,6 +331,29 @@ def test_command(setup, tmp_path, monkeypatch, capsys):
     assert "| Mistral-7B | unseen | 16x | 0.914 | 0.600 |" in text
 
 
+def test_parts_that_cannot_be_done_lose_no_other(setup, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(engine, "load", lambda workdir, base: engine.Clara(setup))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    command = ["a", "--count=1", f"--output={tmp_path / 'new' / 'f'}"]
+    assert fidelity.main([*command, "--encoder=/nonexist"]) == 0
+    starts = (
+        "left out: text: the made-up", "--encoder=/nonexist is not used",
+        "left out: similarity: no two documents", "no pictures: plots need matplotlib",
+    )  # fmt: skip
+    told = capsys.readouterr().err.splitlines()
+    assert [sum(line.startswith(start) for line in told) for start in starts] == [1] * 4
+    found = json.loads((tmp_path / "new" / "f.json").read_text())["runs"]["a"]
+    assert "order" in found and not {"similarity", "text"} & set(found)
+    assert "## Facts" in (tmp_path / "new" / "f.md").read_text()
+    # What was named is an error, before any work.
+    monkeypatch.setattr(fidelity_facts, "ask", None)
+    for part, why in (("similarity", "no two documents"), ("text", "made-up facts")):
+        assert fidelity.main([*command, f"--parts=facts,{part}"]) == 2
+        assert why in capsys.readouterr().err
+    assert fidelity.main([*command, f"--pairs={tmp_path / 'none'}"]) == 2
+    assert "none: cannot be read" in capsys.readouterr().err
+
+
 def test_a_command_that_was_killed_goes_on_to_the_same_numbers(setup, tmp_path, monkeypatch):
     config = dataclasses.replace(
         setup.config,

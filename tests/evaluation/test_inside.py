@@ -42,6 +42,16 @@ def test_a_part_that_the_documents_do_not_serve(random_workdir, tmp_path, capsys
     assert "Left out: map: 2 documents" in (output / "inside.md").read_text()
 
 
+def test_a_part_that_was_named_and_cannot_be_done_loses_no_other(random_workdir, tmp_path, capsys):
+    output = tmp_path / "out"
+    arguments = ["--questions=facts:1:1", "--count=1", f"--output={output}"]
+    assert inside.main([random_workdir, *arguments, "--only=map,lens"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.count("\n") == 0 and "map: 1 documents are too few" in error
+    assert list(json.loads((output / "inside.json").read_text())) == ["lens"]
+    assert "Left out: map: 1 documents" in (output / "inside.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -6,6 +6,7 @@ from clara_jax.evaluation import inside_lens
 from clara_jax.evaluation.inside_data import Given
 from clara_jax.inference import engine
 from clara_jax.inference.encode import Compressed
+from clara_jax.inference.lens import Word
 
 
 @pytest.fixture
@@ -48,8 +49,19 @@ def test_each_slot_says_its_own_word(random_model, saying):
     assert counts["query"]["difference"] == pytest.approx(
         counts["query"]["own"] - counts["query"]["another"]
     )
-    assert counts["memory"]["own"] >= 3
+    assert counts["memory"]["own"] == 3
+    # `red` is short, and `city` was asked for.
+    assert [words[0][2] for words in first["memory"]] == [False, True, False, True]
     assert any("**horse**" in line for line in inside_lens.text(found))
+
+
+def test_words_that_any_document_holds_are_not_marked():
+    said = "the of With There through Paris Fox 1907 1 巴黎 château mill".split()
+    plain = inside_lens._plain([Word(text, 1.0, in_documents=True) for text in [*said, "no"]])
+    assert [text for text, _, marked in plain if marked] == [
+        "Paris", "1907", "巴黎", "château", "mill",
+    ]  # fmt: skip
+    assert inside_lens._plain([Word("mill", 1.0)]) == [["mill", 1.0, False]]
 
 
 def test_the_control_is_a_question_with_other_documents():

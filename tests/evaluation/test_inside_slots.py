@@ -84,3 +84,20 @@ def test_panels_are_means_over_the_facts_of_a_column(random_model, given, monkey
     assert found["right"]["one slot alone"]["mean"] == 0.25
     assert len(found["panels"]["one example"]["columns"]) == 5
     pyplot().close(inside_slots.draw(found))
+
+
+@pytest.mark.parametrize(("effect", "dark"), [(0.0, False), (0.02, False), (3.0, True)])
+def test_nothing_does_not_look_like_something(effect, dark):
+    panel = {"columns": ["a", "b"], "needed": [[0, effect]], "suffices": [[effect, 0]]}
+    figure = inside_slots.draw(
+        {"replaced_by": "mean", "facts": 2, "documents": 1, "panels": {"by question": panel}}
+    )
+    maps = [axes for axes in figure.axes if axes.get_title()]
+    bars = [axes for axes in figure.axes if axes.get_ylabel() == "nats"]
+    assert len(maps) == len(bars) == 2
+    for axes in maps:
+        (image,) = axes.get_images()
+        shade = image.cmap(image.norm(effect))[0]  # red, 1 in white
+        assert (shade < 0.1) == dark and (shade > 0.7) != dark
+        assert ("no effect" in axes.get_xlabel()) != dark
+    pyplot().close(figure)

@@ -239,6 +239,6 @@ def test_mistakes_of_a_comparison(runs, capsys):
     (runs / "new").mkdir()
     assert compare.main([str(runs / "new")]) == 2
     assert "no evaluation; run --mode=evaluate" in capsys.readouterr().err
-    assert compare.main([str(runs / "e2e"), "--output", str(runs / "none" / "x")]) == 2
+    assert compare.main([str(runs / "e2e"), "--output", str(runs / "e2e/metrics.jsonl/x")]) == 2
     with pytest.raises(UserError, match="nothing to evaluate on"):
         evaluate.pipeline.open_dev(dataclasses.replace(CONFIG, eval=Eval()))

@@ -149,6 +149,25 @@ def test_points_are_where_their_values_say():
     ElementTree.fromstring(page_chart.alone(svg))
 
 
+def test_lines_of_all_conditions_are_told_apart_and_named():
+    points, ends = [(4, 0.2), (8, 0.4)], [(0.1, 0.3), (0.3, 0.5)]
+    names = [f"condition {i}" for i in range(11)]
+    svg = page_chart.chart("t", "x", [Series(name, points, ends, True) for name in names])
+    lines = re.findall(r"<polyline points=\S+ \S+ (.*)/>", svg)
+    assert len(set(lines)) == len(lines) == 11
+    first_nine = re.findall(r"<polyline.*stroke=\"(\S+)\"", svg)[:9]
+    assert len(set(first_nine)) == 9  # by colour alone
+    marks = set(re.findall(r'class="mark" d="([^"]+)".*fill="([^"]+)"', svg))
+    assert len(marks) == 11
+    intervals = re.findall(r'class="interval" x1="([^"]+)"', svg)
+    assert len(set(intervals)) == len(intervals) == 22
+    assert all(f">{name}</text>" in svg for name in names)
+    low = max(float(y) for y in re.findall(r' y="([^"]+)"', svg))
+    assert low < float(re.search(r'viewBox="0 0 \d+ (\d+)"', svg)[1])
+    for style in (page_chart.STYLE, page_chart.alone(svg)):
+        assert style.count("--c8:") == 3  # light, dark and paper
+
+
 @pytest.mark.parametrize(
     ("points", "log"),
     [([(3, 5.0)], False), ([(3, 5.0)], True), ([(0, -1e-9), (1, 1e9)], False),

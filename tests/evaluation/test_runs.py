@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import pytest
 
@@ -146,6 +147,15 @@ def test_comparison_of_runs_that_lack_curves(workdirs, tmp_path, monkeypatch, ca
     capsys.readouterr()
     assert compare.main([*workdirs, "--output", str(tmp_path / "none")]) == 0
     assert len(drawn) == 1 and "no metrics.jsonl has curves" in capsys.readouterr().out
+
+
+def test_comparison_without_matplotlib_in_a_new_folder(workdirs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert compare.main([*workdirs, "--output", str(tmp_path / "new" / "x")]) == 0
+    captured = capsys.readouterr()
+    assert (tmp_path / "new" / "x.md").read_text() in captured.out
+    assert captured.err.startswith("no picture: plots need matplotlib")
+    assert captured.err.count("\n") == 1
 
 
 def test_questions_of_several_files_are_also_told_apart(workdirs):

@@ -127,6 +127,11 @@ def test_mistakes(folder, capsys):
         ({"a": {"b": {"sc:data.rate": 4}}}, "no stage 'sc'"),
         ({"a": {"b": {"evaluate:data.rate": 4}}}, "evaluate:data.rate: an evaluation has"),
         ({"a": {"b": {"data.rate": 41}}}, "leaves no memory token"),
+        ({"a": {"b": {"stages": []}}}, r"a=b: stages=\[\]: must be a list of some of scp, instr"),
+        ({"a": {"b": {"stages": "scp"}}}, "a=b: stages='scp': must be a list"),
+        ({"a": {"b": {"stages": ["evaluate"]}}}, "no stage 'evaluate'"),
+        ({"a": {"b": {"e2e:stages": ["scp"]}}}, "a=b: e2e:stages: the chain has stages"),
+        ({"a": {"b": {"data": {}}}}, "a=b: data is a group"),
     ):
         with pytest.raises(UserError, match=message):
             expand(folder, axes)
@@ -205,6 +210,29 @@ def test_failed_runs_stay_in_the_table_and_are_tried_again(folder, faked, capsys
     assert run("--only=base", "--set=seed=5")[1][0] == ("scp", 10)
     (folder / "out" / "results" / "base.json").write_text("{")
     assert run("--only=base")[0] == 2
+
+
+def test_a_damaged_result_is_told_in_its_row(folder, faked, capsys):
+    (folder / "sweep.py").write_text(SWEEP.replace('"data.rate": 20', '"data.rate": 8'))
+    arguments = [str(folder / "sweep.py"), f"--output={folder / 'out'}"]
+    assert sweep.main(arguments) == 0
+    path = folder / "out" / "results" / "rate=20.json"
+    whole = json.loads(path.read_text())
+    without = [{k: v for k, v in whole.items() if k != key} for key in ("metrics", "intervals")]
+    for text in ("{", "[]", *map(json.dumps, without)):
+        path.write_text(text)
+        capsys.readouterr()
+        assert sweep.main([*arguments, "--only=base"]) == 0
+        captured = capsys.readouterr()
+        assert f"{path}: damaged" in captured.err
+        (line,) = (line for line in captured.out.splitlines() if line.startswith("| rate=20 |"))
+        assert line.endswith("| damaged: remove results/rate=20.json |")
+        assert "| base | scp | 9.5x | 1.000" in captured.out
+        # Of a run that is asked for it is an error, before others are trained.
+        (folder / "out" / "results" / "base.json").unlink(missing_ok=True)
+        faked.clear()
+        assert sweep.main(arguments) == 2 and not faked
+        assert sweep.main([*arguments, "--only=base"]) == 0
 
 
 def test_runs_are_tested_against_the_base_and_drawn(folder, faked, capsys):

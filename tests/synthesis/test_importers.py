@@ -90,6 +90,12 @@ def test_command(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "1 records" in out and f"left out: 1 {importers.UNANSWERABLE}" in out
     assert importers.main(["squad", str(tmp_path / "none"), str(tmp_path / "o")]) == 2
+    capsys.readouterr()
+    output = str(tmp_path / "nonexist" / "x.jsonl")
+    assert importers.main(["squad", str(source), output]) == 2
+    assert (
+        f"{output}: " in capsys.readouterr().err
+    )  # and not the name that it has until it is whole
 
 
 PARAGRAPHS = [["A", ["Ann ran.", " Bob  sat."]], ["B", ["Bob."]]]
@@ -140,6 +146,63 @@ def test_pubmedqa_is_read_by_number_and_from_the_hub(tmp_path):
     hub = {"pubid": 12, "question": "Is it?", "context": {"contexts": ["One.", "Two."]},
            "final_decision": "maybe"}  # fmt: skip
     assert run(tmp_path, "pubmedqa", [hub])[0] == [wanted]
+
+
+def test_pubmedqa_in_one_line_and_after_a_byte_order_mark(tmp_path):
+    one = {"QUESTION": "Is it?", "CONTEXTS": "One whole.", "final_decision": "yes"}
+    source = tmp_path / "in.json"
+    for value, count in (({"12": one, "13": one}, 2), ({"12": one}, 1), (one, 1)):
+        source.write_text(json.dumps(value) + "\n", encoding="utf-8-sig")
+        written, _ = importers.convert("pubmedqa", str(source), str(tmp_path / "out"))
+        lines = (tmp_path / "out").read_text(encoding="utf-8").splitlines()
+        assert written == len(lines) == count
+        named = "PubMed 12\n" if value is not one else ""
+        assert json.loads(lines[0])["docs"] == [f"{named}One whole."]
+
+
+@pytest.mark.parametrize("name", ["in.json", "in.jsonl"])
+def test_squad_after_a_byte_order_mark(tmp_path, name):
+    asked = {"question": "Who?", "answers": ["Ann"]}
+    flat = asked | {"context": "Ann ran."}
+    nested = {"data": [{"paragraphs": [{"context": "Ann ran.", "qas": [asked]}]}]}
+    text = json.dumps(flat if name.endswith("l") else nested)
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert importers.convert("squad", str(tmp_path / name), str(tmp_path / "out"))[0] == 1
+
+
+def test_one_text_in_place_of_a_list_is_not_its_letters(tmp_path):
+    passages = [{"title": "A", "text": "a", "has_answer": "False"},
+                {"title": "B", "text": "b", "has_answer": "true"}]  # fmt: skip
+    asked = {"question": "Where?", "answers": "Paris", "ctxs": passages}
+    rows, left = run(tmp_path, "nq", [asked, asked | {"answers": []}])
+    assert rows == [{"question": "Where?", "answer": "Paris", "aliases": [],
+                     "docs": ["A\na", "B\nb"], "pos_index": [1]}]  # fmt: skip
+    assert left == {importers.UNANSWERABLE: 1}
+    paragraph = {"title": "A", "paragraph_text": "a", "is_supporting": "false"}
+    value = {"question": "Who?", "answer": "Ann", "answer_aliases": "Anna",
+             "paragraphs": [paragraph, paragraph | {"is_supporting": True}]}  # fmt: skip
+    rows, _ = run(tmp_path, "musique", [value])
+    assert rows[0]["aliases"] == ["Anna"] and rows[0]["pos_index"] == [1]
+    rows, _ = run(tmp_path, "hotpotqa", [
+        HOTPOT | {"context": [["A", "Ann ran."]], "supporting_facts": [["A", 0]]},
+        HOTPOT | {"context": {"title": ["A"], "sentences": ["Ann ran."]}},
+        HOTPOT | {"context": {"title": "A", "sentences": [["Ann ran."]]}},
+    ])  # fmt: skip
+    assert [row["docs"] for row in rows] == [["A\nAnn ran."]] * 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answers": {"a": 1}}, "no text or list of texts"),
+        ({"answers": ["a", 3]}, "no text or list of texts"),
+        ({"ctxs": [{"text": "a", "has_answer": "maybe"}]}, "neither true nor false: 'maybe'"),
+    ],
+)
+def test_what_is_no_text_and_no_mark_is_told(tmp_path, change, message):
+    value = {"question": "Where?", "answers": ["Paris"], "ctxs": [{"text": "a"}]} | change
+    with pytest.raises(UserError, match=f"in.jsonl:1: is no record of nq .*{message}"):
+        run(tmp_path, "nq", [value])
 
 
 @pytest.mark.parametrize("text", ["[1]", '{"a": 1}', "[", '{"question": "Who?",\n"context": 3}'])
