@@ -13,6 +13,8 @@ from clara_jax.data import pipeline
 from clara_jax.evaluation import candidates, joint, results, scp
 from clara_jax.evaluation.environment import environment
 from clara_jax.evaluation.journal import Journal
+from clara_jax.inference import fingerprint
+from clara_jax.inference.store import open_store
 from clara_jax.training import setup as setup_lib
 
 # By the form of the records that the stage reads.
@@ -51,12 +53,16 @@ def run(config: Config, workdir: str) -> int:
     if config.model.param_dtype == "int8":  # not what the same settings give otherwise
         settings["param_dtype"] = "int8"
     settings |= dataclasses.asdict(config.eval)
-    journal = Journal(os.path.join(workdir, "eval"), {"step": setup.step, **settings})
+    model = fingerprint.model_hash(setup)
+    basis = {"step": setup.step, "model": model, **settings}
+    if config.eval.store:  # another may be in its place by now
+        basis["manifest"] = dataclasses.asdict(open_store(config.eval.store).manifest)
+    journal = Journal(os.path.join(workdir, "eval"), basis)
     source = candidates.open_questions(config)
     result = EVALUATIONS[pipeline.form(config)](setup, source, journal)
     if distributed.is_first():
         print(results.table(result))
-        told = {"settings": settings, "environment": environment()}
+        told = {"model": model, "settings": settings, "environment": environment()}
         results.write({**result, **told}, workdir)
     journal.close()
     return 0

@@ -11,6 +11,7 @@ import numpy as np
 from absl import logging
 
 from clara_jax import files
+from clara_jax.data.records import digest
 from clara_jax.errors import UserError
 from clara_jax.evaluation import answer_losses, metrics, predictions, statistics
 from clara_jax.evaluation.journal import Piece
@@ -77,6 +78,11 @@ def pieces(count: int, batch: int) -> list[slice]:
     """Which examples are evaluated together, and kept together when a run is killed."""
     size = _BATCHES * batch  # of like length, these fill their batches well
     return [slice(start, start + size) for start in range(0, count, size)]
+
+
+def piece_name(condition: str, asked: Sequence[Any]) -> str:
+    """By which the journal knows a piece again: its condition and all that is asked in it."""
+    return f"{condition} {digest(repr(asked)).hex()}"
 
 
 def together(

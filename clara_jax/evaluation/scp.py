@@ -86,10 +86,11 @@ def evaluate(
     compressed = engine.compress(setup, [r.document for r in records], options.batch, report)
     journal = journal or Journal(None, {})
     accepted = [texts for record in records for texts in record.accepted]
+    asked = [(record.document, record.questions, record.accepted) for record in records]
     conditions, intervals, predictions = {}, {}, {}
     for name in names:
         pieces = [
-            journal.piece(f"{name} {part.start}", functools.partial(
+            journal.piece(results.piece_name(name, asked[part]), functools.partial(
                 _evaluate_condition, setup, records[part], CONDITIONS[name],
                 compressed.memories[part], report,
             ))

@@ -377,6 +377,12 @@ def test_other_documents_or_steps_are_other_pieces(setup, tmp_path):
         assert "".join(p["items"][0] for p in pieces.each("part", [items], counted)) == items
     (path,) = tmp_path.iterdir()
     assert len(path.read_text().splitlines()) == 1 + 3
+    # Trained anew to the same step: the generator alone differs.
+    trees = dict(setup.trees, generator=jax.tree.map(lambda x: 1.01 * x, setup.trees["generator"]))
+    Pieces(Journal(str(tmp_path), {}), dataclasses.replace(setup, step=10, trees=trees), "w").each(
+        "part", ["abc"], counted
+    )
+    assert len(path.read_text().splitlines()) == 1 + 4
 
 
 def test_seen_are_documents_that_were_compressed():

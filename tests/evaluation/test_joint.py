@@ -160,6 +160,25 @@ def test_a_kill_in_the_middle_and_a_rerun_give_the_same(setup, tmp_path, monkeyp
     assert run()[0] == whole[0]
 
 
+def test_a_kill_and_a_rerun_on_other_questions(setup, tmp_path):
+    options = dataclasses.replace(CONFIG.eval, conditions="reasoner", batch=1, records=0)
+    config = dataclasses.replace(CONFIG, eval=options)
+    one = dataclasses.replace(setup, config=config)
+    asked = [SOURCE[i] for i in range(4)]
+
+    def answers(records, journal):
+        found = joint.evaluate(one, records, journal)
+        return [p["reasoner"] for p in found["predictions"]]
+
+    answers(asked[:3], Journal(str(tmp_path), {}))
+    (path,) = tmp_path.iterdir()  # what a kill leaves: two lines, of other questions
+    for records in (asked[::-1], asked, [dataclasses.replace(r, question="who ?") for r in asked]):
+        lines = path.read_text().splitlines()
+        kept = [json.loads(line) for line in lines[1:]]
+        assert answers(records, Journal(str(tmp_path), {})) == answers(records, None)
+        assert [json.loads(line) for line in path.read_text().splitlines()[1:]][:-1] == kept
+
+
 def test_answer_loss_of_a_perfect_prefix_is_that_of_training(setup):
     """The labels are those of training: the answer and what closes it."""
     record = SOURCE[0]
