@@ -86,13 +86,16 @@ def piece_name(condition: str, asked: Sequence[Any]) -> str:
 
 
 def together(
-    found: Sequence[Piece], accepted: Sequence[Sequence[str]]
+    found: Sequence[Piece],
+    accepted: Sequence[Sequence[str]],
+    groups: Sequence[str] | None = None,
 ) -> tuple[dict[str, float], dict[str, list[float]], list[str]]:
     """Numbers of a condition, their 95 % intervals, and its answers.
 
     Args:
         found: its pieces, with `answers`, `nats` and `tokens` of turns and answers, and `seconds`.
         accepted: all accepted answers of each question.
+        groups: what questions are about, as for `statistics.interval`.
     """
     answers = [answer for piece in found for answer in piece["answers"]]
     nats, tokens = (np.sum([piece[key] for piece in found], 0) for key in ("nats", "tokens"))
@@ -103,12 +106,14 @@ def together(
         **{name: float(np.mean(values)) for name, values in scored.items()},
         "seconds": sum(piece["seconds"] for piece in found),
     }
-    return numbers, intervals(scored), answers
+    return numbers, intervals(scored, groups), answers
 
 
-def intervals(values: dict[str, list[float]]) -> dict[str, list[float]]:
-    """95 % intervals of the means, by metric."""
-    return {name: list(statistics.interval(each)) for name, each in values.items()}
+def intervals(
+    values: dict[str, list[float]], groups: Sequence[str] | None = None
+) -> dict[str, list[float]]:
+    """95 % intervals of the means, by metric; `groups` as for `statistics.interval`."""
+    return {name: list(statistics.interval(each, groups)) for name, each in values.items()}
 
 
 def table(result: dict[str, Any]) -> str:

@@ -92,7 +92,10 @@ def test_result_and_file(setup, result):
     first = result["predictions"][0]
     assert first["question"] == source[0].questions[0]
     assert len(result["predictions"]) == 15
-    assert set(first) == {"origin", "question", "answer", "answers", *result["conditions"]}
+    assert set(first) == {
+        "origin", "document", "question", "answer", "answers", *result["conditions"]
+    }  # fmt: skip
+    assert [row["document"] for row in result["predictions"]].count(first["document"]) == 5
 
 
 def test_table(result):
@@ -177,6 +180,8 @@ def test_perfect_and_missing_answers_are_scored(setup, monkeypatch):
     )
     values = evaluate(setup, [record])["conditions"]["memory"]
     assert values["exact_match"] == values["f1"] == values["cover_exact_match"] == 0.8
+    # Documents are drawn: of one there is nothing to tell how they differ.
+    assert evaluate(setup, [record])["intervals"]["memory"]["f1"] == [0.8, 0.8]
 
 
 def test_only_qa_records_count(setup):
