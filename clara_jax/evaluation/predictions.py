@@ -87,16 +87,31 @@ def of(result_path: str | os.PathLike[str], result: dict[str, Any]) -> list[Line
     """The lines beside a result's file, or made from it where an older version wrote none.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, or lacks questions that the result has.
     """
     path = f"{os.fspath(result_path)}l"
     try:
         text = files.read(path) if files.path(path).exists() else ""
         found = [json.loads(row) for row in text.splitlines()] or lines(result)
-        for line in found:
-            if not isinstance(line["values"], dict):
-                raise ValueError("no values")
-            line["question"], line["answer"]
+        wanted = result.get("questions", len(found))
+        if len(found) != wanted:
+            raise ValueError(f"{len(found)} lines of {wanted} questions")
+        for number, line in enumerate(found, 1):
+            _check(line, own(result), number)
         return found
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f"{path}: damaged ({e!r}); run --mode=evaluate again") from e
+
+
+def _check(line: Line, condition: str, number: int) -> None:
+    """Raises ValueError, or KeyError, where a line is not as the module describes it."""
+    scored = [line["values"][condition], *line["values"].values()]
+    scored += line.get("retrieval", {}).values()
+    numbers = [value for each in scored for value in each.values()]
+    texts = [line["question"], line["answer"], *line.get("answers", ()), *line.get("documents", ())]
+    texts += [line[name] for name in line["values"]]
+    places = [*line.get("pos_index", ()), *line.get("chosen", ())]
+    for kinds, each in ((int | float, numbers), (str, texts), (int, places)):
+        for value in each:
+            if not isinstance(value, kinds) or isinstance(value, bool):
+                raise ValueError(f"line {number}: {value!r} is of another kind")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import pytest
 
@@ -37,6 +38,21 @@ def result(correct, seconds=1.0):
         "retrieval": {"reasoner": {"recall@1": share}, "bm25": {"recall@1": 0.0}},
         "predictions": rows,
     }
+
+
+def edit(workdir, change):
+    """Changes the result of a run, not its lines."""
+    path = pathlib.Path(workdir) / "eval" / "2.json"
+    told = json.loads(path.read_text())
+    change(told)
+    path.write_text(json.dumps(told))
+
+
+def edit_lines(workdir, change):
+    """Changes the lines."""
+    path = pathlib.Path(workdir) / "eval" / "2.jsonl"
+    lines = [json.loads(row) for row in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in change(lines)))
 
 
 @pytest.fixture
@@ -91,6 +107,7 @@ def test_paired_tests_are_of_the_same_questions(workdirs, tmp_path):
     lines = path.read_text().splitlines()
     own = lines[0].replace("what is 0", "who is 0")
     path.write_text("\n".join([own, lines[3], lines[2], lines[1], lines[0], lines[0]]) + "\n")
+    edit(workdirs[1], lambda told: told.update(questions=6))
     found = runs.load(workdirs)
     tests = {(test.other, test.metric): test for test in runs.tests(found)}
     assert {metric for _, metric in tests} == set(runs.TESTED)
@@ -114,6 +131,27 @@ def test_runs_of_several_seeds(workdirs):
     started = dataclasses.replace(found[1].config, init_from="elsewhere")
     assert runs.method(started) != runs.method(found[0].config)
     assert runs.seed_table(found[1:])[1] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda lines: lines[:2], "2 lines of 4 questions"),
+        (lambda lines: [*lines, lines[0]], "5 lines of 4 questions"),
+        (lambda lines: lines[0]["values"]["reasoner"].update(f1="x") or lines, "line 1: 'x'"),
+        (lambda lines: lines[1].update(chosen=3) or lines, "an iterable, not int"),
+        (lambda lines: lines[1].update(documents=[3]) or lines, "line 2: 3 is"),
+        (lambda lines: lines[1]["retrieval"].update(reasoner=3) or lines, "no attribute 'values'"),
+        (lambda lines: lines[1].update(reasoner=None) or lines, "line 2: None is"),
+        (lambda lines: lines[1].update(values={}) or lines, "KeyError"),
+        (lambda lines: [[], *lines[1:]], "TypeError"),
+    ],
+)
+def test_lines_that_do_not_fit_the_result(workdirs, change, told):
+    edit_lines(workdirs[0], change)
+    with pytest.raises(UserError, match=r"2\.jsonl: damaged .*evaluate again") as e:
+        runs.load(workdirs[:1])
+    assert told in str(e.value)
 
 
 def test_labels_tell_runs_apart():

@@ -162,10 +162,10 @@ def faked(monkeypatch):
     def run(config, workdir):
         calls.append(("evaluate", config.data.rate))
         found = ["a" if config.data.rate == 10 or i == 2 else "b" for i in range(4)]
-        rows = [{"origin": "x", "question": f"{config.eval.sources} {i}", "answer": "a",
+        rows = [{"origin": f"x:{i}", "question": f"{config.eval.sources} {i}", "answer": "a",
                  "answers": ["a"], "memory": answer} for i, answer in enumerate(found)]  # fmt: skip
         results.write(
-            {"step": 2, "questions": 1, "compression_rate": 9.5, "predictions": rows,
+            {"step": 2, "questions": 4, "compression_rate": 9.5, "predictions": rows,
              "conditions": {"memory": {"f1": 1.0}}, "settings": config.eval.sources}, workdir
         )  # fmt: skip
 
