@@ -15,7 +15,7 @@ from typing import Any
 
 from clara_jax import files
 from clara_jax.errors import UserError
-from clara_jax.evaluation import metrics, retrieval
+from clara_jax.evaluation import metrics, retrieval, statistics
 
 Line = dict[str, Any]
 OWN = ("reasoner", "memory")  # conditions that are the model itself, as asked and as in scp
@@ -59,17 +59,46 @@ def own(result: dict[str, Any]) -> str:
     return next(name for name in (*OWN, *conditions) if name in conditions)
 
 
-def values(found: Sequence[Line], condition: str) -> dict[str, list[float]]:
-    """Every metric of the lines under a condition, and of the ranking of that name.
+def rows(found: Sequence[Line], condition: str) -> list[dict[str, float]]:
+    """Every metric of each line under a condition, and of the ranking of that name.
 
-    Only what all lines have: questions whose gold documents are unknown have no recall.
+    Questions whose gold documents are unknown have no recall.
     """
-    rows = [
+    return [
         {**line["values"][condition], **line.get("retrieval", {}).get(condition, {})}
         for line in found
     ]
-    shared = [name for name in rows[0] if all(name in row for row in rows)] if rows else []
-    return {name: [row[name] for row in rows] for name in shared}
+
+
+def values(found: Sequence[Line], condition: str) -> dict[str, list[float]]:
+    """The metrics of `rows`, each of the lines that have it."""
+    each = rows(found, condition)
+    return {
+        n: [row[n] for row in each if n in row] for n in dict.fromkeys(n for r in each for n in r)
+    }
+
+
+def groups(found: Sequence[Line]) -> list[str]:
+    """What was drawn with each line (`statistics.interval`): scp asks several of one document."""
+    return [
+        f"{n}" if "pos_index" in line else str(line.get("document") or line.get("origin") or n)
+        for n, line in enumerate(found)
+    ]
+
+
+def interval(found: Sequence[Line], condition: str, metric: str) -> tuple[float, float]:
+    """The 95 % interval of a metric's mean over the lines that have it, at least one."""
+    has = [
+        (row[metric], group)
+        for row, group in zip(rows(found, condition), groups(found), strict=True)
+        if metric in row
+    ]
+    return statistics.interval(*zip(*has, strict=True))
+
+
+def with_golds(found: Sequence[Line]) -> int:
+    """How many questions name their gold documents: recall is over these."""
+    return sum(bool(line.get("retrieval")) for line in found)
 
 
 def by_question(found: Sequence[Line]) -> dict[tuple[str, str, int], Line]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import pytest
 
@@ -131,6 +132,84 @@ def test_runs_of_several_seeds(workdirs):
     started = dataclasses.replace(found[1].config, init_from="elsewhere")
     assert runs.method(started) != runs.method(found[0].config)
     assert runs.seed_table(found[1:])[1] == []
+
+
+def test_a_seed_counts_once_and_only_what_was_evaluated_alike_is_pooled(workdirs, tmp_path):
+    again = str(shutil.copytree(workdirs[0], tmp_path / "again"))
+    found = runs.load([*workdirs[:2], again])
+    head, cells = runs.seed_table(found)
+    assert [row[1] for row in cells] == ["2"] and cells[0][head.index("F1")] == "0.750 ± 0.354"
+    assert (
+        cells[0][0]
+        == f"{found[0].label} (not {found[2].label}, of the same seed), {found[1].label}"
+    )
+    assert runs.seed_table(runs.load([workdirs[0], again]))[1] == []
+    for settings in ({"setting": "normal"}, {"k": 3}, {"max_new_tokens": 4}, {"store": "s"}):
+        edit(workdirs[1], lambda told, new=settings: told.update(settings=new))
+        assert runs.seed_table(runs.load(workdirs[:2]))[1] == []
+    edit(workdirs[1], lambda told: told.update(settings={"k": 5, "batch": 3}))  # 5 is as trained
+    assert len(runs.seed_table(runs.load(workdirs[:2]))[1]) == 1
+    edit_lines(workdirs[1], lambda lines: [dict(lines[0], question="who ?"), *lines[1:]])
+    assert runs.seed_table(runs.load(workdirs[:2]))[1] == []
+
+
+def test_what_was_not_evaluated_alike_is_named(workdirs, tmp_path, capsys):
+    found = runs.load(workdirs)
+    assert runs.unlike(found[:2]) == ""
+    assert runs.unlike(found).endswith(
+        f"k 5 ({found[0].label}, {found[1].label}), 3 ({found[2].label})."
+    )
+    edit(workdirs[1], lambda told: told.update(settings={"setting": "normal", "k": 2}, questions=3))
+    edit_lines(workdirs[1], lambda lines: lines[:3])
+    assert compare.main([*workdirs[:2], "--output", str(tmp_path / "all")]) == 0
+    told, first = (tmp_path / "all.md").read_text().split("\n\n")[:2]
+    assert told == (
+        "Not evaluated alike, means do not compare: setting given (a/e2e), normal (b/e2e); "
+        "k 5 (a/e2e), 2 (b/e2e); questions 4 (a/e2e), 3 (b/e2e), of which 3 are the same in all."
+    )
+    assert first.splitlines()[0].endswith("| candidates | k |")
+    assert [row.split(" | ")[-2:] for row in first.splitlines()[2:4]] == [
+        ["given", "5 |"], ["normal", "2 |"]
+    ]  # fmt: skip
+
+
+def test_recall_is_over_the_questions_that_name_gold_documents(workdirs):
+    edit_lines(workdirs[1], lambda lines: [
+        {name: value for name, value in line.items() if i or name != "retrieval"}
+        for i, line in enumerate(lines)
+    ])  # fmt: skip
+    found = runs.load(workdirs[:2])
+    head, cells = runs.interval_table(found)
+    assert cells[1][head.index("recall@1")].endswith(") of 3 questions")
+    assert cells[1][head.index("recall@1")].startswith("0.333 (")  # the first of four had it found
+    assert "questions" not in cells[0][head.index("recall@1")] + cells[1][head.index("F1")]
+    assert compare.rows(found)["b/e2e"]["recall@1"] == "0.500 of 3"  # the result's own mean
+    assert compare.rows(found)["a/e2e"]["recall@1"] == "1.000"
+    tests = {test.metric: test for test in runs.tests(found)}
+    assert (tests["f1"].questions, tests["recall@1"].questions) == (4, 3)
+    assert tests["recall@1"].paired.difference == pytest.approx(2 / 3)
+    head, cells = runs.seed_table(found)  # the same questions, but not the same of them
+    assert cells[0][head.index("recall@1")] == "" and cells[0][head.index("F1")] != ""
+
+
+def test_questions_of_one_document_are_drawn_together(workdirs):
+    def of_one(lines):
+        for line in lines:
+            del line["pos_index"]
+        return [line | {"document": "abc"[i // 2]} for i, line in enumerate(lines)]
+
+    alone = runs.paired(*runs.load(workdirs[:2]))["f1"][0]
+    for workdir in workdirs[:2]:
+        edit_lines(workdir, of_one)
+    together = runs.paired(*runs.load(workdirs[:2]))["f1"][0]
+    assert alone.p == pytest.approx(0.5, abs=0.03) and (together.low, together.high) == (0, 1)
+    assert together.p == pytest.approx(1, abs=0.01)  # of one document's signs
+    (run,) = runs.load(workdirs[1:2])
+    assert predictions.interval(run.lines, run.own, "f1") == (0, 1)
+    for line in run.lines:  # as older versions wrote them
+        del line["document"]
+        line["origin"] = "f.jsonl:1"
+    assert predictions.groups(run.lines) == ["f.jsonl:1"] * 4
 
 
 @pytest.mark.parametrize(
