@@ -21,7 +21,7 @@ from clara_jax.training import setup as setup_lib
 EVALUATIONS = {"scp": scp.evaluate, "qa": joint.evaluate}
 
 
-def run(config: Config, workdir: str) -> int:
+def run(config: Config, workdir: str, base: str | None = None) -> int:
     """Evaluates a run, prints the result and writes it to its workdir; returns the exit code.
 
     Args:
@@ -29,17 +29,21 @@ def run(config: Config, workdir: str) -> int:
             int8, `model.param_dtype` are used; all else of a trained model is as it was trained.
             With `eval.untrained`, the model before any training, as `config` makes it.
         workdir: of the run.
+        base: where its base model is now; None: where the run found it.
 
     Raises:
         UserError: there is no such run, or nothing to evaluate on.
     """
     if config.eval.untrained:
+        if base:
+            config = dataclasses.replace(config, model=dataclasses.replace(config.model, base=base))
         setup = setup_lib.start(config)
     else:
         model = config.model
         setup = setup_lib.restore(
             workdir,
             sharding.make_mesh(config.mesh),
+            base=base,
             attention=model.attention,
             param_dtype="int8" if model.param_dtype == "int8" else None,
         )

@@ -281,6 +281,28 @@ def test_a_run_trained_anew_or_another_store_is_another_basis(
     assert bases[3] != bases[4]
 
 
+def test_a_base_that_was_moved_can_be_named(random_workdir, monkeypatch):
+    config = config_lib.load(f"{random_workdir}/config.json")
+    found = {}
+
+    def restored(workdir, mesh, **model):
+        found["base"] = model["base"]
+        raise KeyboardInterrupt
+
+    def started(config):
+        found["base"] = config.model.base
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(setup_lib, "restore", restored)
+    monkeypatch.setattr(setup_lib, "start", started)
+    untrained = dataclasses.replace(config.eval, untrained=True)
+    for options in (config, dataclasses.replace(config, eval=untrained)):
+        for base in ("moved", "elsewhere"):
+            with pytest.raises(KeyboardInterrupt):
+                evaluate_lib.run(options, random_workdir, base)
+            assert found["base"] == base
+
+
 def test_results_of_other_settings_are_kept(tmp_path):
     def write_one(settings, value):
         return write({"step": 3, "value": value, "settings": settings}, str(tmp_path))
