@@ -81,8 +81,10 @@ def blocks(found: Sequence[Run], examples: int) -> list[Block]:
 
 def _answers(found: Sequence[Run]) -> list[Block]:
     head, cells = runs.interval_table(found)
-    made = [Text("Each model itself; means over questions, with 95 % intervals."),
-            Table(head, cells)]  # fmt: skip
+    told = (
+        "Each model itself; means over questions, with 95 % intervals (over documents, where these "
+    )
+    made = [Text(f"{told}have several questions)."), Table(head, cells)]
     shown = [key for key in COLUMNS if key != "seconds"]
     for run in found:
         result = run.result

@@ -129,6 +129,9 @@ def table(result: dict[str, Any]) -> str:
         f"({result['documents_cut']} documents cut), {result['seconds']:.0f} s"
     ]
     if rankings := result.get("retrieval"):
+        golds = sum(bool(p.get("pos_index")) for p in result["predictions"])
+        if golds < result["questions"]:
+            lines.append(f"rankings, over the {golds} questions that name gold documents:")
         lines += _rows(rankings, {name: name for name in next(iter(rankings.values()))})
     lines += _rows(result["conditions"], COLUMNS, result.get("intervals", {}))
     for key, share in result.get("gap_closed", {}).items():

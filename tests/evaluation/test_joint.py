@@ -125,6 +125,20 @@ def chosen(setup, conditions, journal=None, records=3):
     return joint.evaluate(dataclasses.replace(setup, config=config), SOURCE, journal)
 
 
+def test_gold_documents_of_some_questions(setup):
+    records = [SOURCE[0], dataclasses.replace(SOURCE[1], gold=()), SOURCE[2]]
+    options = dataclasses.replace(CONFIG.eval, conditions="constant")
+    found = joint.evaluate(
+        dataclasses.replace(setup, config=dataclasses.replace(CONFIG, eval=options)), records
+    )
+    text = results.table(found)
+    assert "rankings, over the 2 questions that name gold documents:" in text
+    everything = joint.evaluate(
+        dataclasses.replace(setup, config=dataclasses.replace(CONFIG, eval=options)), SOURCE
+    )
+    assert "name gold documents" not in results.table(everything)
+
+
 def test_conditions_of_ones_own(setup):
     found = chosen(setup, "constant, all", records=1)
     record = SOURCE[0]
