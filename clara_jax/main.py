@@ -1,7 +1,7 @@
 """Command line: python -m clara_jax.main --config=configs/scp.py --workdir=runs/scp [--mode=train].
 
     train     --config=configs/{scp,instruct,e2e,contrastive}.py:mistral_7b --workdir=… [--config…]
-    evaluate  the same, with --mode=evaluate
+    evaluate  the same, with --mode=evaluate [--base=…]
     ask       --mode=ask --workdir=… --documents=… | --store=… [--config=…] [--question=…]
               [--base=…] [--top_k=…] [--max_new_tokens=…] [--temperature=…] [--top_p=…]
     compress  --mode=compress --store=… --workdir=… --documents=… [--base=…] [--config=…], or
@@ -31,7 +31,7 @@ from clara_jax.errors import command
 
 MODES = {
     "train": Mode("training.train", "train", ("config", "workdir")),
-    "evaluate": Mode("evaluation.evaluate", "run", ("config", "workdir")),
+    "evaluate": Mode("evaluation.evaluate", "run", ("config", "workdir"), ("base",)),
     "ask": Mode("inference.ask", "run", ("workdir",),
                 ("documents", "store", "base", "config", "question", "top_k", "max_new_tokens",
                  "temperature", "top_p")),

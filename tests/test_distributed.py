@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 
 from clara_jax.config import Store
-from clara_jax.data.facts import FactsSource
+from clara_jax.data.facts import FactsQuestions, FactsSource
 from clara_jax.distributed import LOST, from_environment
 from clara_jax.errors import UserError
+from clara_jax.evaluation import joint
 from clara_jax.evaluation.journal import Journal
 from clara_jax.inference import store_write
 from clara_jax.inference.documents import stream
+from clara_jax.inference.fingerprint import model_hash
 from clara_jax.inference.load import load_setup
 from clara_jax.inference.store import open_store
 
@@ -207,14 +209,18 @@ def test_choosing_among_documents_and_its_evaluation(folder, one):
         ]  # fmt: skip
         run(folder, options, count)
         if results:  # what an evaluation that was killed left is read by both processes
-            journal = Journal(str(workdir), {"step": 2, **results[0]["settings"]})
-            journal.piece("gold 0", lambda: kept)
+            model = model_hash(load_setup(workdir))
+            basis = {"step": 2, "model": model, **results[0]["settings"]}
+            asked = [FactsQuestions(4, 1)[i] for i in range(4)]
+            name = joint.piece_name("gold", asked, [record.gold for record in asked])
+            Journal(str(workdir / "eval"), basis).piece(name, lambda: kept)
         run(folder, [*options, "--mode=evaluate"], count)
         results.append(json.loads((workdir / "eval" / "2.json").read_text()))
     assert_same(folder / "e2e2", folder / "e2e1")
     manifests = [(folder / f"memories{n}" / "manifest.json").read_text() for n in (1, 2)]
     assert manifests[0] == manifests[1]
     alone, both = results
+    assert both["model"] == model
     assert all(row.pop("gold") == "kept" for row in both["predictions"])
     assert all(row.pop("gold") != "kept" for row in alone["predictions"])
     assert both["predictions"] == alone["predictions"]

@@ -55,6 +55,10 @@ def command(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess:
         ([QUICK, "--workdir=W", "--config.model.preset=gpt9"], "gpt9"),
         (["--config=configs/scp.py", "--workdir=W"], "config.model.base"),
         ([QUICK, "--workdir=W", "--mode=evaluate"], "config.json"),
+        (
+            [QUICK, "--workdir=W", "--mode=evaluate", "--base=no/where", "--config.eval.untrained"],
+            "no/where",
+        ),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(arguments, message, tmp_path):

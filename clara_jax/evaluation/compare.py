@@ -2,16 +2,16 @@
 
     python -m clara_jax.evaluation.compare runs/instruct runs/e2e runs/contrastive
 
-prints a table of each run's newest evaluation and of BM25, intervals, paired tests of the first run
-against each other on the same questions, and mean ± sd over runs that differ in seed alone
-(--output writes them too), and draws recall and losses over the steps into one picture.
+prints where runs were not evaluated alike, a table of each run's newest evaluation and of BM25,
+intervals, paired tests of the first run against each other on the same questions, and mean ± sd
+over runs that differ in seed alone (--output writes them too), and draws recall and losses over the
+steps into one picture.
 """
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from clara_jax import files
 from clara_jax.errors import UserError, command
@@ -28,46 +28,53 @@ COLUMNS = {
     "exact_match": "EM",
     "f1": "F1",
     "cover_exact_match": "cover EM",
+    "setting": "candidates",
+    "k": "k",
 }
-_FORMAT = {"questions": ".0f"}
+_RANKING = ("recall@1", "recall@3", "recall@5", "mrr")  # of questions that name gold documents
 # What is drawn over the steps, the second of stages that rank.
 CURVES = {"loss": "loss", "recall@1": "recall@1 in training"}
 
 
-def rows(given: Sequence[Run]) -> dict[str, dict[str, float]]:
-    """Numbers of each run, by its label, and of BM25 with the last run's generator.
+def rows(given: Sequence[Run]) -> dict[str, dict[str, str]]:
+    """Cells of each run, by its label, and of BM25 with the last run's generator.
 
     Raises:
         UserError: a result is damaged.
     """
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, str]] = {}
     for run in given:
-        found[run.label] = _row(run.workdir, run.result, predictions.own(run.result))
+        found[run.label] = _row(run, run.own)
         if "bm25" in run.result["conditions"]:
-            found["BM25"] = _row(run.workdir, run.result, "bm25")
+            found["BM25"] = _row(run, "bm25")
     return dict(sorted(found.items(), key=lambda item: item[0] == "BM25"))
 
 
-def _row(workdir: str, result: dict[str, Any], name: str) -> dict[str, float]:
-    """Numbers of one ranking and of the answers from it."""
+def _row(run: Run, name: str) -> dict[str, str]:
+    """Cells of one ranking and of the answers from it."""
+    result, golds = run.result, predictions.with_golds(run.lines)
+    some = f" of {golds}" if golds < len(run.lines) else ""
     try:
         rankings = result.get("retrieval", {})  # scp has none
         numbers = {**rankings.get(name, {}), **result["conditions"][name]}
-        numbers["questions"] = result["questions"]
-        return {key: float(numbers[key]) for key in COLUMNS if key in numbers}
+        cells = {
+            key: f"{float(numbers[key]):.3f}" + some * (key in _RANKING)
+            for key in COLUMNS
+            if key in numbers
+        }
+        return {**cells, "questions": f"{int(result['questions'])}", **runs.settings(run)}
     except (TypeError, ValueError, KeyError, AttributeError) as e:
-        raise UserError(f"{workdir}: damaged result ({e!r}); run --mode=evaluate again") from e
+        raise UserError(f"{run.workdir}: damaged result ({e!r}); run --mode=evaluate again") from e
 
 
-def table(found: dict[str, dict[str, float]]) -> str:
-    """The numbers as a Markdown table."""
+def table(found: dict[str, dict[str, str]]) -> str:
+    """The cells as a Markdown table."""
     lines = [
         "| | " + " | ".join(COLUMNS.values()) + " |",
         "|---|" + "---:|" * len(COLUMNS),
     ]
     for name, values in found.items():
-        cells = (f"{values[key]:{_FORMAT.get(key, '.3f')}}" if key in values else ""
-                 for key in COLUMNS)  # fmt: skip
+        cells = (values.get(key, "") for key in COLUMNS)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -124,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     workdirs = [files.normal(workdir) for workdir in args.workdirs]
     found = runs.load(workdirs)
-    parts = [table(rows(found))]
+    parts = [*filter(None, [runs.unlike(found)]), table(rows(found))]
     for head, cells in (
         runs.interval_table(found), runs.file_table(found), runs.test_table(found),
         runs.seed_table(found),

@@ -13,13 +13,15 @@ from clara_jax.data import pipeline
 from clara_jax.evaluation import candidates, joint, results, scp
 from clara_jax.evaluation.environment import environment
 from clara_jax.evaluation.journal import Journal
+from clara_jax.inference import fingerprint
+from clara_jax.inference.store import open_store
 from clara_jax.training import setup as setup_lib
 
 # By the form of the records that the stage reads.
 EVALUATIONS = {"scp": scp.evaluate, "qa": joint.evaluate}
 
 
-def run(config: Config, workdir: str) -> int:
+def run(config: Config, workdir: str, base: str | None = None) -> int:
     """Evaluates a run, prints the result and writes it to its workdir; returns the exit code.
 
     Args:
@@ -27,17 +29,21 @@ def run(config: Config, workdir: str) -> int:
             int8, `model.param_dtype` are used; all else of a trained model is as it was trained.
             With `eval.untrained`, the model before any training, as `config` makes it.
         workdir: of the run.
+        base: where its base model is now; None: where the run found it.
 
     Raises:
         UserError: there is no such run, or nothing to evaluate on.
     """
     if config.eval.untrained:
+        if base:
+            config = dataclasses.replace(config, model=dataclasses.replace(config.model, base=base))
         setup = setup_lib.start(config)
     else:
         model = config.model
         setup = setup_lib.restore(
             workdir,
             sharding.make_mesh(config.mesh),
+            base=base,
             attention=model.attention,
             param_dtype="int8" if model.param_dtype == "int8" else None,
         )
@@ -51,12 +57,16 @@ def run(config: Config, workdir: str) -> int:
     if config.model.param_dtype == "int8":  # not what the same settings give otherwise
         settings["param_dtype"] = "int8"
     settings |= dataclasses.asdict(config.eval)
-    journal = Journal(os.path.join(workdir, "eval"), {"step": setup.step, **settings})
+    model = fingerprint.model_hash(setup)
+    basis = {"step": setup.step, "model": model, **settings}
+    if config.eval.store:  # another may be in its place by now
+        basis["manifest"] = dataclasses.asdict(open_store(config.eval.store).manifest)
+    journal = Journal(os.path.join(workdir, "eval"), basis)
     source = candidates.open_questions(config)
     result = EVALUATIONS[pipeline.form(config)](setup, source, journal)
     if distributed.is_first():
         print(results.table(result))
-        told = {"settings": settings, "environment": environment()}
+        told = {"model": model, "settings": settings, "environment": environment()}
         results.write({**result, **told}, workdir)
     journal.close()
     return 0

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from clara_jax.data.records import ScpRecord
+from clara_jax.data.records import ScpRecord, digest
 from clara_jax.evaluation import fidelity_read, metrics, statistics
 from clara_jax.evaluation.fidelity_pieces import Pieces
 from clara_jax.evaluation.journal import Piece
@@ -47,6 +47,7 @@ class Fact:
         place: where in the document an accepted answer stands, from 0 to below 1; None: nowhere.
         piece: number of the document's piece with that place; None: as there.
         pieces: of the document.
+        document: tells documents apart.
     """
 
     question: str
@@ -57,6 +58,7 @@ class Fact:
     place: float | None
     piece: int | None
     pieces: int
+    document: str
 
 
 def judge(answer: str, accepted: Sequence[str], probability: float) -> str:
@@ -122,6 +124,7 @@ def _ask(setup: Setup, records: Sequence[ScpRecord]) -> Piece:
                 locate(text, accepted),
                 inside.index(True) if any(inside) else None,
                 len(one.texts),
+                digest(text).hex()[:12],
             )
         )
     return {
@@ -138,13 +141,18 @@ def summary(facts: Sequence[Fact]) -> dict[str, Any]:
         facts: at least one.
     """
     kinds = {state: [float(fact.state == state) for fact in facts] for state in STATES}
-    sure = [float(fact.state == "kept") for fact in facts if fact.probability >= SURE]
+    certain = [fact for fact in facts if fact.probability >= SURE]
+    sure = [float(fact.state == "kept") for fact in certain]
     found = kinds | ({"precision": sure} if sure else {})
+    documents = dict.fromkeys(kinds, _documents(facts)) | {"precision": _documents(certain)}
     return {
         "facts": len(facts),
         "sure": len(sure),
         **{name: float(np.mean(values)) for name, values in found.items()},
-        "intervals": {name: list(statistics.interval(values)) for name, values in found.items()},
+        "intervals": {
+            name: list(statistics.interval(values, documents[name]))
+            for name, values in found.items()
+        },
         "constant": constant(facts),
         "by_question": _by_question(facts),
         "by_place": _grouped(facts, lambda f: f.place, lambda p: f"{int(p * PLACES) + 1}"),
@@ -152,6 +160,11 @@ def summary(facts: Sequence[Fact]) -> dict[str, Any]:
             [fact for fact in facts if fact.pieces > 1], lambda f: f.piece, lambda p: f"{p + 1}"
         ),
     }
+
+
+def _documents(facts: Sequence[Fact]) -> list[str]:
+    """Facts of one document are drawn together: what became of one tells of the others."""
+    return [fact.document for fact in facts]
 
 
 def constant(facts: Sequence[Fact]) -> float:
@@ -197,16 +210,16 @@ def _by_question(facts: Sequence[Fact]) -> dict[str, dict[str, float]]:
 def _grouped(
     facts: Sequence[Fact], value: Callable[[Fact], Any], name: Callable[[Any], str]
 ) -> dict[str, dict[str, float]]:
-    groups: dict[str, list[float]] = {}
+    groups: dict[str, list[Fact]] = {}
     for fact in facts:
         if (at := value(fact)) is not None:
-            groups.setdefault(name(at), []).append(float(fact.state == "kept"))
-    order = sorted(groups, key=lambda text: (len(text), text))
-    return {
-        text: {
-            "facts": len(groups[text]),
-            "kept": float(np.mean(groups[text])),
-            "interval": list(statistics.interval(groups[text])),
+            groups.setdefault(name(at), []).append(fact)
+    found = {}
+    for text in sorted(groups, key=lambda text: (len(text), text)):
+        kept = [float(fact.state == "kept") for fact in groups[text]]
+        found[text] = {
+            "facts": len(kept),
+            "kept": float(np.mean(kept)),
+            "interval": list(statistics.interval(kept, _documents(groups[text]))),
         }
-        for text in order
-    }
+    return found

@@ -52,6 +52,7 @@ def shuffled(
             asked.append((record.document, copy, record.questions, record.accepted))
     if not asked:
         return {}
+    documents = [each[0] for each in asked for _ in each[2]]  # a question's, drawn together
     questions, accepted = ([text for each in asked for text in each[i]] for i in (2, 3))
     found = (pieces or Pieces()).each("sentences shuffled", asked, partial(_answers, setup))
     answers = [[text for piece in found for text in piece["answers"][i]] for i in range(2)]
@@ -64,7 +65,8 @@ def shuffled(
         chosen = [i for i, q in enumerate(questions) if depends_on_order(q) == wanted]
         if chosen:
             before, after = ([values[i] for i in chosen] for values in right)
-            gap = statistics.paired(after, before)
+            groups = [documents[i] for i in chosen]
+            gap = statistics.paired(after, before, groups)
             share = [changed[i] for i in chosen]
             found[name] = {
                 "questions": len(chosen),
@@ -74,7 +76,7 @@ def shuffled(
                 "interval": [gap.low, gap.high],
                 "p": gap.p,
                 "changed": float(np.mean(share)),
-                "changed_interval": list(statistics.interval(share)),
+                "changed_interval": list(statistics.interval(share, groups)),
             }
     return found
 

@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from clara_jax.data.records import digest
 from clara_jax.evaluation.journal import Journal, Piece
+from clara_jax.inference.fingerprint import model_hash
 from clara_jax.progress import Progress
 from clara_jax.training.setup import Setup
 
@@ -18,7 +19,7 @@ class Pieces:
 
     Args:
         journal: keeps what is finished; None keeps nothing.
-        setup: of the run, whose step tells its pieces from others.
+        setup: of the run, whose step and hash tell its pieces from others.
         workdir: the run's.
         label: what the progress calls it.
     """
@@ -32,7 +33,7 @@ class Pieces:
     ):
         self._journal = journal or Journal(None, {})
         self._size = setup.config.eval.batch if setup else _SIZE
-        self._key = f"{workdir} {setup.step if setup else 0}"
+        self._key = f"{workdir} {setup.step} {model_hash(setup)}" if setup else workdir
         self._label = f"{label}: " if label else ""
 
     def each(

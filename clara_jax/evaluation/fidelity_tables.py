@@ -1,4 +1,4 @@
-"""Fidelity's numbers as Markdown tables, each with its 95 % interval."""
+"""Fidelity's numbers as Markdown tables, each with its 95 % interval over documents."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -112,10 +112,11 @@ def evaluate(
     conditions, intervals, predictions = {}, {}, {}
     for name in modelled:
         condition = CONDITIONS[name]
+        picked = chosen[condition.documents]
         pieces = [
-            journal.piece(f"{name} {part.start}", functools.partial(
-                _evaluate_condition, setup, records[part], condition,
-                chosen[condition.documents][part], found.memories, report,
+            journal.piece(piece_name(name, records[part], picked[part]), functools.partial(
+                _evaluate_condition, setup, records[part], condition, picked[part],
+                found.memories, report,
             ))
             for part in results.pieces(len(records), options.batch)
         ]  # fmt: skip
@@ -159,6 +160,15 @@ def evaluate(
             for i, record in enumerate(records)
         ],
     }
+
+
+def piece_name(condition: str, records: Sequence[QaRecord], picked: Sequence[Sequence[int]]) -> str:
+    """Of questions with the documents that stand in their prompts (`results.piece_name`)."""
+    asked = [
+        (record.question, record.answers, [record.documents[i] for i in numbers])
+        for record, numbers in zip(records, picked, strict=True)
+    ]
+    return results.piece_name(condition, asked)
 
 
 def _names(setup: Setup, gold_known: bool) -> list[str]:

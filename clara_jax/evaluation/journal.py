@@ -19,8 +19,8 @@ class Journal:
     """A file `unfinished-….jsonl` that only grows, and goes when the evaluation is written.
 
     It is there from the first piece on. The first line tells what the pieces depend on, every other
-    line is a piece. Every process of a run reads it, the first one writes. On object storage, which
-    cannot append, nothing is kept.
+    line is a piece; a damaged one is left out. Every process of a run reads it, the first one
+    writes. On object storage, which cannot append, nothing is kept.
 
     Args:
         folder: where it lies, such as the run's `eval/`; None keeps nothing.
@@ -81,7 +81,10 @@ class Journal:
         with open(self._path, "rb") as f:
             data = f.read()
         whole = data.rfind(b"\n") + 1
-        for line in data[:whole].splitlines()[1:]:
-            entry = json.loads(line)
-            self._pieces[entry["name"]] = entry["piece"]
+        for number, line in enumerate(data[:whole].splitlines()[1:], 2):
+            try:
+                entry = json.loads(line)
+                self._pieces[entry["name"]] = dict(entry["piece"])
+            except (ValueError, KeyError, TypeError) as e:
+                logging.warning("%s:%d: damaged (%s), computed again", self._path, number, e)
         return whole

@@ -9,6 +9,7 @@ from clara_jax.evaluation import statistics
 from clara_jax.evaluation.fidelity_tables import table
 from clara_jax.evaluation.judge_cases import Case
 
+_COUNTS = ("wrong", "left_out")  # things in a text; all else are shares
 Replies = Mapping[str, Mapping[str, Any]]  # by prompt; one that failed has only `error`
 
 
@@ -116,7 +117,10 @@ def _summary(
     return {
         "not_judged": missing,
         **{name: float(np.mean(each)) for name, each in has.items()},
-        "intervals": {name: list(statistics.interval(each)) for name, each in has.items()},
+        "intervals": {
+            name: list(statistics.interval(each, shares=name not in _COUNTS))
+            for name, each in has.items()
+        },
         "judged": [
             case.told | {"verdicts": reply} for case, reply in zip(cases, replies, strict=True)
         ],

@@ -27,7 +27,6 @@ from clara_jax.evaluation import (
     page_paper,
     predictions,
     runs,
-    statistics,
 )
 from clara_jax.evaluation.page_blocks import Block, Chart, Example, Heading, Table, Text
 from clara_jax.evaluation.page_chart import Series
@@ -60,6 +59,8 @@ def blocks(found: Sequence[Run], examples: int) -> list[Block]:
         examples: right ones, and as many wrong ones, of each run.
     """
     made = [Text(f"Runs: {', '.join(run.label for run in found)}.")]
+    if warning := runs.unlike(found):
+        made.append(Text(warning))
     made += [Heading("Answers and retrieval"), *_answers(found)]
     if tests := runs.test_table(found)[1]:
         made += [Heading("Differences"), Text(
@@ -80,8 +81,10 @@ def blocks(found: Sequence[Run], examples: int) -> list[Block]:
 
 def _answers(found: Sequence[Run]) -> list[Block]:
     head, cells = runs.interval_table(found)
-    made = [Text("Each model itself; means over questions, with 95 % bootstrap intervals."),
-            Table(head, cells)]  # fmt: skip
+    told = (
+        "Each model itself; means over questions, with 95 % intervals (over documents, where these "
+    )
+    made = [Text(f"{told}have several questions)."), Table(head, cells)]
     shown = [key for key in COLUMNS if key != "seconds"]
     for run in found:
         result = run.result
@@ -100,6 +103,9 @@ def _answers(found: Sequence[Run]) -> list[Block]:
                  Table(["", *(COLUMNS[key] for key in columns)], rows)]  # fmt: skip
         if rankings:
             recalls = list(next(iter(rankings.values())))
+            golds = predictions.with_golds(run.lines)
+            if golds < len(run.lines):
+                made.append(Text(f"Rankings, over the {golds} questions that name gold documents:"))
             made.append(Table(["ranking", *recalls], [
                 [_name(name), *(_cell(n, intervals.get(f"retrieval {name}", {}), key)
                                 for key in recalls)]
@@ -156,7 +162,9 @@ def _measured(run: Run, name: str, key: str) -> tuple[float | None, tuple[float,
         return each, (each, each)
     lines = [line for line in run.lines if name in line["values"]]
     values = predictions.values(lines, name).get(key)
-    return (float(np.mean(values)), statistics.interval(values)) if values else (None, (0, 0))
+    if not values:
+        return None, (0, 0)
+    return float(np.mean(values)), predictions.interval(lines, name, key)
 
 
 def efficiency_blocks(rows: Sequence[efficiency.Row]) -> list[Block]:

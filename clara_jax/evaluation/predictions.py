@@ -15,7 +15,7 @@ from typing import Any
 
 from clara_jax import files
 from clara_jax.errors import UserError
-from clara_jax.evaluation import metrics, retrieval
+from clara_jax.evaluation import metrics, retrieval, statistics
 
 Line = dict[str, Any]
 OWN = ("reasoner", "memory")  # conditions that are the model itself, as asked and as in scp
@@ -59,17 +59,46 @@ def own(result: dict[str, Any]) -> str:
     return next(name for name in (*OWN, *conditions) if name in conditions)
 
 
-def values(found: Sequence[Line], condition: str) -> dict[str, list[float]]:
-    """Every metric of the lines under a condition, and of the ranking of that name.
+def rows(found: Sequence[Line], condition: str) -> list[dict[str, float]]:
+    """Every metric of each line under a condition, and of the ranking of that name.
 
-    Only what all lines have: questions whose gold documents are unknown have no recall.
+    Questions whose gold documents are unknown have no recall.
     """
-    rows = [
+    return [
         {**line["values"][condition], **line.get("retrieval", {}).get(condition, {})}
         for line in found
     ]
-    shared = [name for name in rows[0] if all(name in row for row in rows)] if rows else []
-    return {name: [row[name] for row in rows] for name in shared}
+
+
+def values(found: Sequence[Line], condition: str) -> dict[str, list[float]]:
+    """The metrics of `rows`, each of the lines that have it."""
+    each = rows(found, condition)
+    return {
+        n: [row[n] for row in each if n in row] for n in dict.fromkeys(n for r in each for n in r)
+    }
+
+
+def groups(found: Sequence[Line]) -> list[str]:
+    """What was drawn with each line (`statistics.interval`): scp asks several of one document."""
+    return [
+        f"{n}" if "pos_index" in line else str(line.get("document") or line.get("origin") or n)
+        for n, line in enumerate(found)
+    ]
+
+
+def interval(found: Sequence[Line], condition: str, metric: str) -> tuple[float, float]:
+    """The 95 % interval of a metric's mean over the lines that have it, at least one."""
+    has = [
+        (row[metric], group)
+        for row, group in zip(rows(found, condition), groups(found), strict=True)
+        if metric in row
+    ]
+    return statistics.interval(*zip(*has, strict=True))
+
+
+def with_golds(found: Sequence[Line]) -> int:
+    """How many questions name their gold documents: recall is over these."""
+    return sum(bool(line.get("retrieval")) for line in found)
 
 
 def by_question(found: Sequence[Line]) -> dict[tuple[str, str, int], Line]:
@@ -87,16 +116,31 @@ def of(result_path: str | os.PathLike[str], result: dict[str, Any]) -> list[Line
     """The lines beside a result's file, or made from it where an older version wrote none.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, or lacks questions that the result has.
     """
     path = f"{os.fspath(result_path)}l"
     try:
         text = files.read(path) if files.path(path).exists() else ""
         found = [json.loads(row) for row in text.splitlines()] or lines(result)
-        for line in found:
-            if not isinstance(line["values"], dict):
-                raise ValueError("no values")
-            line["question"], line["answer"]
+        wanted = result.get("questions", len(found))
+        if len(found) != wanted:
+            raise ValueError(f"{len(found)} lines of {wanted} questions")
+        for number, line in enumerate(found, 1):
+            _check(line, own(result), number)
         return found
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f"{path}: damaged ({e!r}); run --mode=evaluate again") from e
+
+
+def _check(line: Line, condition: str, number: int) -> None:
+    """Raises ValueError, or KeyError, where a line is not as the module describes it."""
+    scored = [line["values"][condition], *line["values"].values()]
+    scored += line.get("retrieval", {}).values()
+    numbers = [value for each in scored for value in each.values()]
+    texts = [line["question"], line["answer"], *line.get("answers", ()), *line.get("documents", ())]
+    texts += [line[name] for name in line["values"]]
+    places = [*line.get("pos_index", ()), *line.get("chosen", ())]
+    for kinds, each in ((int | float, numbers), (str, texts), (int, places)):
+        for value in each:
+            if not isinstance(value, kinds) or isinstance(value, bool):
+                raise ValueError(f"line {number}: {value!r} is of another kind")

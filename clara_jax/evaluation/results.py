@@ -11,6 +11,7 @@ import numpy as np
 from absl import logging
 
 from clara_jax import files
+from clara_jax.data.records import digest
 from clara_jax.errors import UserError
 from clara_jax.evaluation import answer_losses, metrics, predictions, statistics
 from clara_jax.evaluation.journal import Piece
@@ -84,14 +85,22 @@ def pieces(count: int, batch: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, count, size)]
 
 
+def piece_name(condition: str, asked: Sequence[Any]) -> str:
+    """By which the journal knows a piece again: its condition and all that is asked in it."""
+    return f"{condition} {digest(repr(asked)).hex()}"
+
+
 def together(
-    found: Sequence[Piece], accepted: Sequence[Sequence[str]]
+    found: Sequence[Piece],
+    accepted: Sequence[Sequence[str]],
+    groups: Sequence[str] | None = None,
 ) -> tuple[dict[str, float], dict[str, list[float]], list[str]]:
     """Numbers of a condition, their 95 % intervals, and its answers.
 
     Args:
         found: its pieces, with `answers`, `nats` and `tokens` of turns and answers, and `seconds`.
         accepted: all accepted answers of each question.
+        groups: what questions are about, as for `statistics.interval`.
     """
     answers = [answer for piece in found for answer in piece["answers"]]
     nats, tokens = (np.sum([piece[key] for piece in found], 0) for key in ("nats", "tokens"))
@@ -102,12 +111,14 @@ def together(
         **{name: float(np.mean(values)) for name, values in scored.items()},
         "seconds": sum(piece["seconds"] for piece in found),
     }
-    return numbers, intervals(scored), answers
+    return numbers, intervals(scored, groups), answers
 
 
-def intervals(values: dict[str, list[float]]) -> dict[str, list[float]]:
-    """95 % intervals of the means, by metric."""
-    return {name: list(statistics.interval(each)) for name, each in values.items()}
+def intervals(
+    values: dict[str, list[float]], groups: Sequence[str] | None = None
+) -> dict[str, list[float]]:
+    """95 % intervals of the means, by metric; `groups` as for `statistics.interval`."""
+    return {name: list(statistics.interval(each, groups)) for name, each in values.items()}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -123,6 +134,9 @@ def table(result: dict[str, Any]) -> str:
         f"({result['documents_cut']} documents cut), {result['seconds']:.0f} s"
     ]
     if rankings := result.get("retrieval"):
+        golds = sum(bool(p.get("pos_index")) for p in result["predictions"])
+        if golds < result["questions"]:
+            lines.append(f"rankings, over the {golds} questions that name gold documents:")
         lines += _rows(rankings, {name: name for name in next(iter(rankings.values()))})
     lines += _rows(result["conditions"], COLUMNS, result.get("intervals", {}))
     for key, share in result.get("gap_closed", {}).items():

@@ -113,35 +113,74 @@ def tests(runs: Sequence[Run]) -> list[Test]:
     """
     found, first = [], runs[0]
     for run in runs[1:]:
-        one, other, questions = shared(first, run)
-        if not questions:
+        if not shared(first, run)[0]:
             raise UserError(
                 f"{first.workdir} and {run.workdir} share no question; evaluate both on the same "
                 "config.eval.sources"
             )
-        for metric in TESTED:
-            if metric in one and metric in other:
-                paired = statistics.paired(one[metric], other[metric])
-                found.append(Test(run.label, metric, questions, paired))
+        for metric, (test, questions) in paired(first, run).items():
+            found.append(Test(run.label, metric, questions, test))
     return found
 
 
-def shared(first: Run, second: Run) -> tuple[Values, Values, int]:
-    """Values of the questions that both answered, in one order, and how many these are."""
+def shared(first: Run, second: Run) -> tuple[list[predictions.Line], list[predictions.Line]]:
+    """The lines of both runs of the questions that both answered, in one order."""
     ours, theirs = predictions.by_question(first.lines), predictions.by_question(second.lines)
     keys = [key for key in ours if key in theirs]
-    one = predictions.values([ours[key] for key in keys], first.own)
-    return one, predictions.values([theirs[key] for key in keys], second.own), len(keys)
+    return [ours[key] for key in keys], [theirs[key] for key in keys]
+
+
+def paired(
+    first: Run, second: Run, metrics: Sequence[str] = tuple(TESTED)
+) -> dict[str, tuple[statistics.Paired, int]]:
+    """Tests of metrics, each with the number of the shared questions that have it."""
+    ours, theirs = shared(first, second)
+    rows = predictions.rows(ours, first.own), predictions.rows(theirs, second.own)
+    groups, found = predictions.groups(ours), {}
+    for name in metrics:
+        has = [
+            (one[name], other[name], group)
+            for one, other, group in zip(*rows, groups, strict=True)
+            if name in one and name in other
+        ]
+        if has:
+            found[name] = statistics.paired(*zip(*has, strict=True)), len(has)
+    return found
+
+
+def settings(run: Run) -> dict[str, str]:
+    """Of its evaluation, what decides on what is measured, by the names of config.eval."""
+    told = dataclasses.asdict(config_lib.Eval()) | run.result.get("settings", {})
+    found = {"condition": run.own, "max_new_tokens": str(told["max_new_tokens"])}
+    if "retrieval" in run.result:  # there are candidates
+        trained = run.config.select.k if run.config else "as trained"
+        found |= {"setting": str(told["setting"]), "k": str(told["k"] or trained)}
+    found["param_dtype"] = str(told.get("param_dtype", "as trained"))
+    return found | {"store": "yes" if told["store"] else "no"}  # each run has its own
+
+
+def unlike(runs: Sequence[Run]) -> str:
+    """A line that names settings or questions that runs were not all evaluated with, or none."""
+    told = [settings(run) for run in runs]
+    parts = []
+    for name in dict.fromkeys(name for each in told for name in each):
+        of: dict[str, list[str]] = {}
+        for run, each in zip(runs, told, strict=True):
+            of.setdefault(each.get(name, "none"), []).append(run.label)
+        if len(of) > 1:
+            parts.append(f"{name} " + ", ".join(f"{v} ({', '.join(n)})" for v, n in of.items()))
+    asked = [predictions.by_question(run.lines).keys() for run in runs]
+    if any(each != asked[0] for each in asked):
+        common = len(set(asked[0]).intersection(*asked))
+        of_each = ", ".join(f"{len(a)} ({r.label})" for a, r in zip(asked, runs, strict=True))
+        parts.append(f"questions {of_each}, of which {common} are the same in all")
+    return f"Not evaluated alike, means do not compare: {'; '.join(parts)}." if parts else ""
 
 
 def interval_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
     """Head and cells: means of the tested metrics of each run, with 95 % intervals."""
-    found = [run.values for run in runs]
-    shown = [metric for metric in TESTED if any(metric in values for values in found)]
-    cells = [
-        [run.label, *(_with_interval(values[m]) if m in values else "" for m in shown)]
-        for run, values in zip(runs, found, strict=True)
-    ]
+    shown = [metric for metric in TESTED if any(metric in run.values for run in runs)]
+    cells = [[run.label, *(_with_interval(run.lines, run.own, m) for m in shown)] for run in runs]
     return ["", *(TESTED[metric] for metric in shown)], cells
 
 
@@ -150,7 +189,7 @@ def file_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
 
     No cell where all questions of a run come from one file.
     """
-    parts: list[tuple[str, str, dict[str, list[float]]]] = []
+    parts: list[tuple[str, str, list[predictions.Line], str]] = []
     for run in runs:
         groups: dict[str, list[predictions.Line]] = {}
         for line in run.lines:
@@ -158,13 +197,13 @@ def file_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
         if len(groups) > 1:
             names = labels(list(groups))
             parts += [
-                (run.label, f"{name} ({len(lines)})", predictions.values(lines, run.own))
+                (run.label, f"{name} ({len(lines)})", lines, run.own)
                 for name, lines in zip(names, groups.values(), strict=True)
             ]
-    shown = [metric for metric in TESTED if any(metric in values for _, _, values in parts)]
+    shown = [m for m in TESTED if any(m in predictions.values(*part[2:]) for part in parts)]
     cells = [
-        [label, name, *(_with_interval(values[m]) if m in values else "" for m in shown)]
-        for label, name, values in parts
+        [label, name, *(_with_interval(lines, own, m) for m in shown)]
+        for label, name, lines, own in parts
     ]
     return ["", "questions of", *(TESTED[metric] for metric in shown)], cells
 
@@ -192,19 +231,32 @@ def p_value(p: float) -> str:
 
 
 def seed_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
-    """Head and cells: mean ± sd of runs that differ in seed alone; no cell where none do."""
-    groups: dict[str, list[Run]] = {}
+    """Head and cells: mean ± sd of runs that differ in seed alone; no cell where none do.
+
+    They were evaluated alike, on the same questions. Of runs of one seed the first counts.
+    """
+    groups: dict[Any, dict[int, list[Run]]] = {}  # by seed
     for run in runs:
         if run.config is not None:
-            groups.setdefault(method(run.config), []).append(run)
-    several = [group for group in groups.values() if len({run.config.seed for run in group}) > 1]
-    shown = [m for m in TESTED if any(m in run.values for group in several for run in group)]
+            asked = frozenset(predictions.by_question(run.lines))
+            key = method(run.config), json.dumps(settings(run)), asked
+            groups.setdefault(key, {}).setdefault(run.config.seed, []).append(run)
+    several = [group for group in groups.values() if len(group) > 1]
+    counted = [[same[0].values for same in group.values()] for group in several]
+    shown = [m for m in TESTED if any(all(m in v for v in values) for values in counted)]
     cells = []
-    for group in several:
-        row = [", ".join(run.label for run in group), str(len(group))]
+    for group, values in zip(several, counted, strict=True):
+        names = [
+            same[0].label + "".join(f" (not {run.label}, of the same seed)" for run in same[1:])
+            for same in group.values()
+        ]
+        row = [", ".join(names), str(len(group))]
         for metric in shown:
-            means = [np.mean(run.values[metric]) for run in group if metric in run.values]
-            row.append("{:.3f} ± {:.3f}".format(*statistics.over_seeds(means)) if means else "")
+            has = [v[metric] for v in values if metric in v]
+            # Of other numbers of gold documents recall does not compare.
+            same = len(has) == len(group) and len({len(each) for each in has}) == 1
+            means = [np.mean(each) for each in has]
+            row.append("{:.3f} ± {:.3f}".format(*statistics.over_seeds(means)) if same else "")
         cells.append(row)
     return ["runs that differ in seed alone", "seeds", *(TESTED[m] for m in shown)], cells
 
@@ -233,6 +285,11 @@ def markdown(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _with_interval(values: Sequence[float]) -> str:
-    low, high = statistics.interval(values)
-    return f"{np.mean(values):.3f} ({low:.3f}-{high:.3f})"
+def _with_interval(lines: Sequence[predictions.Line], condition: str, metric: str) -> str:
+    """A mean with its interval, and its number of questions where not all lines have it."""
+    values = predictions.values(lines, condition).get(metric)
+    if not values:
+        return ""
+    low, high = predictions.interval(lines, condition, metric)
+    some = f" of {len(values)} questions" if len(values) < len(lines) else ""
+    return f"{np.mean(values):.3f} ({low:.3f}-{high:.3f}){some}"

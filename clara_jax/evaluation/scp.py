@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from clara_jax.data import prompts, sources
-from clara_jax.data.records import ScpRecord
+from clara_jax.data.records import ScpRecord, digest
 from clara_jax.data.tokenizer import Parts
 from clara_jax.errors import UserError
 from clara_jax.evaluation import results
@@ -62,7 +62,7 @@ def evaluate(
     Returns:
         `records`, `questions`, `documents_cut`, `memory_tokens`, `compression_rate` (realised),
         `conditions` {name: {turn_ce, answer_ce, exact_match, f1, cover_exact_match, seconds}},
-        `intervals` {name: {metric: 95 % of its mean}},
+        `intervals` {name: {metric: 95 % of its mean, documents being drawn}},
         `gap_closed` {answer_ce, f1} (see `gap_closed`), `predictions`. `turn_ce` is nats a labelled
         token of the whole assistant turn with all questions of a record, the training loss;
         `answer_ce` those a token of an answer, given its question.
@@ -86,16 +86,18 @@ def evaluate(
     compressed = engine.compress(setup, [r.document for r in records], options.batch, report)
     journal = journal or Journal(None, {})
     accepted = [texts for record in records for texts in record.accepted]
+    asked = [(record.document, record.questions, record.accepted) for record in records]
+    documents = [digest(r.document).hex()[:12] for r in records for _ in r.questions]
     conditions, intervals, predictions = {}, {}, {}
     for name in names:
         pieces = [
-            journal.piece(f"{name} {part.start}", functools.partial(
+            journal.piece(results.piece_name(name, asked[part]), functools.partial(
                 _evaluate_condition, setup, records[part], CONDITIONS[name],
                 compressed.memories[part], report,
             ))
             for part in results.pieces(len(records), options.batch)
         ]  # fmt: skip
-        found = results.together(pieces, accepted)
+        found = results.together(pieces, accepted, documents)
         conditions[name], intervals[name], predictions[name] = found
     close()
     return {
@@ -112,6 +114,7 @@ def evaluate(
         "predictions": [
             {
                 "origin": record.origin,
+                "document": documents[i],
                 "question": question,
                 "answer": texts[0],
                 "answers": list(texts),

@@ -24,7 +24,7 @@ from absl import logging
 from clara_jax import files
 from clara_jax.aot.chips import CHIPS
 from clara_jax.errors import UserError, command, reason
-from clara_jax.evaluation import evaluate, runs, statistics, sweep_draw, sweep_plan
+from clara_jax.evaluation import evaluate, predictions, runs, sweep_draw, sweep_plan
 from clara_jax.evaluation.report import newest_path
 from clara_jax.evaluation.sweep_cost import cost_table
 from clara_jax.evaluation.sweep_plan import Planned, Stage
@@ -96,7 +96,9 @@ def _numbers(stage: Stage) -> Record:
         "questions": found.result["questions"],
         "rate": found.result["compression_rate"],
         "metrics": {name: sum(each) / len(each) for name, each in values.items()},
-        "intervals": {name: list(statistics.interval(each)) for name, each in values.items()},
+        "intervals": {
+            name: list(predictions.interval(found.lines, found.own, name)) for name in values
+        },
     }
 
 
@@ -153,11 +155,10 @@ def test_against_base(planned: Sequence[Planned], records: Sequence[Record]) -> 
         if run is planned[0]:
             base = found
         elif base:
-            ours, theirs, count = runs.shared(found, base)
+            count = len(runs.shared(found, base)[0])
             record["same_questions"] = count == len(found.lines) == len(base.lines)
             if record["same_questions"]:
-                paired = statistics.paired(ours["f1"], theirs["f1"])
-                record["less_base"] = dataclasses.asdict(paired)
+                record["less_base"] = dataclasses.asdict(runs.paired(found, base, ("f1",))["f1"][0])
 
 
 def table(

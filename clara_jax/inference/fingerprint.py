@@ -36,20 +36,39 @@ def fingerprint(setup: Setup) -> dict[str, str]:
     `compressor` is its adapter with the memory embeddings, `layout` the options of the config that
     say how a document is laid out, and the base's architecture where no array shows it.
     """
-    config, trees = setup.config, setup.trees
+    trees = setup.trees
     base = {name: tree for name, tree in trees["base"].items() if name != "head"}
     own = {name: trees.get(name) for name in ("compressor", "memory")}
     base_sums, own_sums = jax.device_get(_summer(setup.mesh)(base, own))
-    layout = [
-        config.data.document_length, config.data.rate, config.memory.positions,
-        config.lora.scale if own["compressor"] is not None else 0, _architecture(setup.model),
-    ]  # fmt: skip
     return {
         "base": _hash(_told(base_sums)),
         "compressor": _hash(_told(own_sums)),
         "tokenizer": setup.tokenizer.digest(),
-        "layout": _hash(layout),
+        "layout": _hash(_layout(setup, own["compressor"] is not None)),
     }
+
+
+def model_hash(setup: Setup) -> str:
+    """One hash of all that answers depend on; every process must call it.
+
+    These are all weights, the tokenizer, the layout and the prompts: what tells a run from another
+    that was trained in its place to the same step. Rounded are those that may be drawn or computed
+    anew, on another mesh a little differently.
+    """
+    drawn = {name: tree for name, tree in setup.trees.items() if name in ("base", "added")}
+    own = {name: tree for name, tree in setup.trees.items() if name not in drawn}
+    sums = [_told(each) for each in jax.device_get(_summer(setup.mesh)(drawn, own))]
+    prompts = dataclasses.asdict(setup.config.prompts)
+    return _hash([sums, setup.tokenizer.digest(), _layout(setup, True), prompts])
+
+
+def _layout(setup: Setup, adapted: bool) -> list[Any]:
+    """How a document is laid out for adapters, or for a base that has none."""
+    config = setup.config
+    return [
+        config.data.document_length, config.data.rate, config.memory.positions,
+        config.lora.scale if adapted else 0, _architecture(setup.model),
+    ]  # fmt: skip
 
 
 def _architecture(model: ModelConfig) -> dict[str, Any]:

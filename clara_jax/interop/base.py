@@ -56,7 +56,8 @@ def resolve(base: str | os.PathLike[str]) -> Base:
     if is_hub_id(str(base)):
         return Base("hf", hf.download(str(base)))
     raise UserError(
-        f"base {str(base)!r} is neither a model directory, nor a .gguf file, nor a hub id"
+        f"base {str(base)!r} is neither a model directory, nor a .gguf file, nor a hub id; say "
+        "where it is: with --config.model.base to train, else with --base"
     )
 
 

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +17,10 @@ from clara_jax.data.records import ScpRecord, reconstruction
 from clara_jax.errors import UserError
 from clara_jax.evaluation import evaluate as evaluate_lib
 from clara_jax.evaluation.answer_losses import labelled_rows
+from clara_jax.evaluation.journal import Journal
 from clara_jax.evaluation.results import gap_closed, table, write
 from clara_jax.evaluation.scp import CONDITIONS, evaluate
-from clara_jax.inference import engine, generate
+from clara_jax.inference import engine, generate, store_write
 from clara_jax.models import clara
 from clara_jax.models.decoder import head_logits
 from clara_jax.sharding import make_mesh
@@ -90,7 +92,10 @@ def test_result_and_file(setup, result):
     first = result["predictions"][0]
     assert first["question"] == source[0].questions[0]
     assert len(result["predictions"]) == 15
-    assert set(first) == {"origin", "question", "answer", "answers", *result["conditions"]}
+    assert set(first) == {
+        "origin", "document", "question", "answer", "answers", *result["conditions"]
+    }  # fmt: skip
+    assert [row["document"] for row in result["predictions"]].count(first["document"]) == 5
 
 
 def test_table(result):
@@ -175,6 +180,8 @@ def test_perfect_and_missing_answers_are_scored(setup, monkeypatch):
     )
     values = evaluate(setup, [record])["conditions"]["memory"]
     assert values["exact_match"] == values["f1"] == values["cover_exact_match"] == 0.8
+    # Documents are drawn: of one there is nothing to tell how they differ.
+    assert evaluate(setup, [record])["intervals"]["memory"]["f1"] == [0.8, 0.8]
 
 
 def test_only_qa_records_count(setup):
@@ -227,6 +234,73 @@ def test_run_before_and_after_training(tmp_path, capsys, monkeypatch):
     other = dataclasses.replace(full, data=data, eval=Eval(sources="", records=1))
     with pytest.raises(UserError, match=r"name config\.eval\.sources"):
         evaluate_lib.run(other, workdir)
+
+
+def test_a_kill_and_a_rerun_on_other_documents(setup, tmp_path):
+    options = dataclasses.replace(CONFIG.eval, baselines=False, records=0)
+    one = dataclasses.replace(setup, config=dataclasses.replace(CONFIG, eval=options))
+    evaluate(one, [FactsSource(4, 1)[0]], Journal(str(tmp_path), {}))  # and killed
+    for records in ([FactsSource(4, 2)[i] for i in range(2)], [FactsSource(4, 1)[0]]):
+        found = evaluate(one, records, Journal(str(tmp_path), {}))
+        assert found["predictions"] == evaluate(one, records)["predictions"]
+    (path,) = tmp_path.iterdir()
+    assert len(path.read_text().splitlines()) == 1 + 2  # the first one's were kept
+
+
+def test_a_run_trained_anew_or_another_store_is_another_basis(
+    random_workdir, tmp_path, monkeypatch
+):
+    config = config_lib.load(f"{random_workdir}/config.json")
+    few = dataclasses.replace(config.eval, records=1)
+    bases = []
+
+    def begin(eval_options):
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_lib.run(dataclasses.replace(config, eval=eval_options), str(workdir))
+
+    def killed(folder, basis):
+        bases.append(basis)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate_lib, "Journal", killed)
+    workdir = shutil.copytree(random_workdir, tmp_path / "run")
+    begin(few)
+    setup = setup_lib.restore(str(workdir))
+    trained = {name: setup.trees[name] for name in ("compressor", "generator", "memory")}
+    trained["generator"] = jax.tree.map(lambda x: 1.01 * x, trained["generator"])
+    shutil.rmtree(workdir / "checkpoints")
+    with Checkpoints(str(workdir), 1) as checkpoints:
+        checkpoints.save(3, trained, {"count": jnp.zeros(())}, {"position": 0})
+    begin(few)
+    begin(few)
+    assert bases[0] != bases[1] == bases[2] and bases[0]["step"] == bases[1]["step"]
+    for count in (1, 2):
+        options = config_lib.Store(part=16)
+        store_write.add(str(tmp_path / "store"), setup, [f"mill {count} ."], options)
+        begin(dataclasses.replace(few, store=str(tmp_path / "store")))
+    assert bases[3] != bases[4]
+
+
+def test_a_base_that_was_moved_can_be_named(random_workdir, monkeypatch):
+    config = config_lib.load(f"{random_workdir}/config.json")
+    found = {}
+
+    def restored(workdir, mesh, **model):
+        found["base"] = model["base"]
+        raise KeyboardInterrupt
+
+    def started(config):
+        found["base"] = config.model.base
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(setup_lib, "restore", restored)
+    monkeypatch.setattr(setup_lib, "start", started)
+    untrained = dataclasses.replace(config.eval, untrained=True)
+    for options in (config, dataclasses.replace(config, eval=untrained)):
+        for base in ("moved", "elsewhere"):
+            with pytest.raises(KeyboardInterrupt):
+                evaluate_lib.run(options, random_workdir, base)
+            assert found["base"] == base
 
 
 def test_results_of_other_settings_are_kept(tmp_path):

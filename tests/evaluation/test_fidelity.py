@@ -69,13 +69,14 @@ def test_facts_are_kept_altered_or_lost():
 
 
 def test_numbers_of_facts():
-    fact = fidelity_facts.Fact("q ?", ("owl",), "owl", 0.9, "kept", 0.05, 0, 2)
+    fact = fidelity_facts.Fact("q ?", ("owl",), "owl", 0.9, "kept", 0.05, 0, 2, "d")
     others = [
         dataclasses.replace(fact, answer="fox", state="altered", place=0.99, piece=1),
         dataclasses.replace(fact, answer="fox", state="lost", probability=0.2, place=None),
         dataclasses.replace(fact, accepted=("cat",), pieces=1),
         fact,
     ]
+    others = [dataclasses.replace(each, document=str(i)) for i, each in enumerate(others)]
     found = fidelity_facts.summary([fact, *others])
     assert (found["kept"], found["altered"], found["lost"]) == (0.6, 0.2, 0.2)
     assert found["precision"] == 0.75 and found["sure"] == 4
@@ -86,6 +87,12 @@ def test_numbers_of_facts():
     assert pieces == {"1": (3, 2 / 3), "2": (1, 0.0)}
     low, high = found["intervals"]["kept"]
     assert 0 <= low < 0.6 < high <= 1
+    # Ten facts of each document say little more than one: what differs are documents.
+    tenfold = fidelity_facts.summary([fact, *others] * 10)
+    assert tenfold["intervals"]["kept"] == pytest.approx([low, high], abs=0.01)
+    assert tenfold["intervals"]["precision"] == pytest.approx(found["intervals"]["precision"])
+    one, ten = (f["by_place"]["1"]["interval"] for f in (found, tenfold))
+    assert one == ten
 
 
 def test_a_fact_is_found_as_a_word_of_its_own():
@@ -400,6 +407,12 @@ def test_other_documents_or_steps_are_other_pieces(setup, tmp_path):
         assert "".join(p["items"][0] for p in pieces.each("part", [items], counted)) == items
     (path,) = tmp_path.iterdir()
     assert len(path.read_text().splitlines()) == 1 + 3
+    # Trained anew to the same step: the generator alone differs.
+    trees = dict(setup.trees, generator=jax.tree.map(lambda x: 1.01 * x, setup.trees["generator"]))
+    Pieces(Journal(str(tmp_path), {}), dataclasses.replace(setup, step=10, trees=trees), "w").each(
+        "part", ["abc"], counted
+    )
+    assert len(path.read_text().splitlines()) == 1 + 4
 
 
 def test_seen_are_documents_that_were_compressed():

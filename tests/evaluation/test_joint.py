@@ -125,6 +125,20 @@ def chosen(setup, conditions, journal=None, records=3):
     return joint.evaluate(dataclasses.replace(setup, config=config), SOURCE, journal)
 
 
+def test_gold_documents_of_some_questions(setup):
+    records = [SOURCE[0], dataclasses.replace(SOURCE[1], gold=()), SOURCE[2]]
+    options = dataclasses.replace(CONFIG.eval, conditions="constant")
+    found = joint.evaluate(
+        dataclasses.replace(setup, config=dataclasses.replace(CONFIG, eval=options)), records
+    )
+    text = results.table(found)
+    assert "rankings, over the 2 questions that name gold documents:" in text
+    everything = joint.evaluate(
+        dataclasses.replace(setup, config=dataclasses.replace(CONFIG, eval=options)), SOURCE
+    )
+    assert "name gold documents" not in results.table(everything)
+
+
 def test_conditions_of_ones_own(setup):
     found = chosen(setup, "constant, all", records=1)
     record = SOURCE[0]
@@ -166,6 +180,25 @@ def test_a_kill_in_the_middle_and_a_rerun_give_the_same(setup, tmp_path, monkeyp
     assert again[0] == whole[0] and again[1] != whole[1]
     monkeypatch.setattr(joint, "_evaluate_condition", lambda *_: pytest.fail("evaluated again"))
     assert run()[0] == whole[0]
+
+
+def test_a_kill_and_a_rerun_on_other_questions(setup, tmp_path):
+    options = dataclasses.replace(CONFIG.eval, conditions="reasoner", batch=1, records=0)
+    config = dataclasses.replace(CONFIG, eval=options)
+    one = dataclasses.replace(setup, config=config)
+    asked = [SOURCE[i] for i in range(4)]
+
+    def answers(records, journal):
+        found = joint.evaluate(one, records, journal)
+        return [p["reasoner"] for p in found["predictions"]]
+
+    answers(asked[:3], Journal(str(tmp_path), {}))
+    (path,) = tmp_path.iterdir()  # what a kill leaves: two lines, of other questions
+    for records in (asked[::-1], asked, [dataclasses.replace(r, question="who ?") for r in asked]):
+        lines = path.read_text().splitlines()
+        kept = [json.loads(line) for line in lines[1:]]
+        assert answers(records, Journal(str(tmp_path), {})) == answers(records, None)
+        assert [json.loads(line) for line in path.read_text().splitlines()[1:]][:-1] == kept
 
 
 def test_answer_loss_of_a_perfect_prefix_is_that_of_training(setup):

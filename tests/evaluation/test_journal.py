@@ -42,6 +42,22 @@ def test_a_line_that_a_kill_cut_is_made_again(tmp_path):
     assert calls[2:] == ["a 64"] * 2 + ["a 0", "a 64"] * 2
 
 
+def test_a_damaged_line_is_left_out_and_its_piece_made_again(tmp_path, caplog):
+    calls = []
+    make(tmp_path, calls)
+    (path,) = (tmp_path / "eval").iterdir()
+    head, first, second = path.read_bytes().splitlines(keepends=True)
+    for damaged in (b"\0" * 40 + b"\n", first[:20] + b"\n", b'{"name": "a 0", "piece": 3}\n'):
+        path.write_bytes(head + damaged + second)
+        caplog.clear()
+        _, found = make(tmp_path, calls)
+        assert found[0] == found[1]
+        assert [r.message.split(": ")[0] for r in caplog.records if "damaged" in r.message] == [
+            f"{path}:2"
+        ]
+    assert calls[2:] == ["a 0"] * 3
+
+
 def test_another_basis_is_another_file_and_none_keeps_nothing(tmp_path):
     calls = []
     make(tmp_path, calls)

@@ -78,6 +78,20 @@ def test_the_page_has_everything_and_needs_nothing_else(workdirs, tmp_path, caps
     assert '<span class="gold">gold</span> the &lt;gold&gt; text' in html
 
 
+def test_the_page_warns_of_what_does_not_compare(workdirs, tmp_path):
+    path = tmp_path / "b16" / "eval" / "3.json"
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps(told | {"settings": {"setting": "given"}}))
+    lines = (tmp_path / "b16" / "eval" / "3.jsonl").read_text().splitlines()
+    first = {key: value for key, value in json.loads(lines[0]).items() if key != "retrieval"}
+    text = "\n".join([json.dumps(first), *lines[1:]]) + "\n"
+    (tmp_path / "b16" / "eval" / "3.jsonl").write_text(text)
+    assert page.main([str(tmp_path / "report.html"), *workdirs]) == 0
+    text = (tmp_path / "report.md").read_text()
+    assert text.count("means do not compare: setting normal (a4), given (b16).") == 1
+    assert text.count("Rankings, over the 3 questions that name gold documents:") == 1
+
+
 def test_markdown_has_the_same_tables_and_charts(workdirs, tmp_path):
     assert page.main([str(tmp_path / "report.html"), *workdirs]) == 0
     text = (tmp_path / "report.md").read_text()

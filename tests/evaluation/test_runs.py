@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import pathlib
+import shutil
 import sys
 
 import pytest
@@ -38,6 +40,21 @@ def result(correct, seconds=1.0):
         "retrieval": {"reasoner": {"recall@1": share}, "bm25": {"recall@1": 0.0}},
         "predictions": rows,
     }
+
+
+def edit(workdir, change):
+    """Changes the result of a run, not its lines."""
+    path = pathlib.Path(workdir) / "eval" / "2.json"
+    told = json.loads(path.read_text())
+    change(told)
+    path.write_text(json.dumps(told))
+
+
+def edit_lines(workdir, change):
+    """Changes the lines."""
+    path = pathlib.Path(workdir) / "eval" / "2.jsonl"
+    lines = [json.loads(row) for row in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in change(lines)))
 
 
 @pytest.fixture
@@ -92,6 +109,7 @@ def test_paired_tests_are_of_the_same_questions(workdirs, tmp_path):
     lines = path.read_text().splitlines()
     own = lines[0].replace("what is 0", "who is 0")
     path.write_text("\n".join([own, lines[3], lines[2], lines[1], lines[0], lines[0]]) + "\n")
+    edit(workdirs[1], lambda told: told.update(questions=6))
     found = runs.load(workdirs)
     tests = {(test.other, test.metric): test for test in runs.tests(found)}
     assert {metric for _, metric in tests} == set(runs.TESTED)
@@ -117,6 +135,105 @@ def test_runs_of_several_seeds(workdirs):
     assert runs.seed_table(found[1:])[1] == []
 
 
+def test_a_seed_counts_once_and_only_what_was_evaluated_alike_is_pooled(workdirs, tmp_path):
+    again = str(shutil.copytree(workdirs[0], tmp_path / "again"))
+    found = runs.load([*workdirs[:2], again])
+    head, cells = runs.seed_table(found)
+    assert [row[1] for row in cells] == ["2"] and cells[0][head.index("F1")] == "0.750 ± 0.354"
+    assert (
+        cells[0][0]
+        == f"{found[0].label} (not {found[2].label}, of the same seed), {found[1].label}"
+    )
+    assert runs.seed_table(runs.load([workdirs[0], again]))[1] == []
+    for settings in ({"setting": "normal"}, {"k": 3}, {"max_new_tokens": 4}, {"store": "s"}):
+        edit(workdirs[1], lambda told, new=settings: told.update(settings=new))
+        assert runs.seed_table(runs.load(workdirs[:2]))[1] == []
+    edit(workdirs[1], lambda told: told.update(settings={"k": 5, "batch": 3}))  # 5 is as trained
+    assert len(runs.seed_table(runs.load(workdirs[:2]))[1]) == 1
+    edit_lines(workdirs[1], lambda lines: [dict(lines[0], question="who ?"), *lines[1:]])
+    assert runs.seed_table(runs.load(workdirs[:2]))[1] == []
+
+
+def test_what_was_not_evaluated_alike_is_named(workdirs, tmp_path, capsys):
+    found = runs.load(workdirs)
+    assert runs.unlike(found[:2]) == ""
+    assert runs.unlike(found).endswith(
+        f"k 5 ({found[0].label}, {found[1].label}), 3 ({found[2].label})."
+    )
+    edit(workdirs[1], lambda told: told.update(settings={"setting": "normal", "k": 2}, questions=3))
+    edit_lines(workdirs[1], lambda lines: lines[:3])
+    assert compare.main([*workdirs[:2], "--output", str(tmp_path / "all")]) == 0
+    told, first = (tmp_path / "all.md").read_text().split("\n\n")[:2]
+    assert told == (
+        "Not evaluated alike, means do not compare: setting given (a/e2e), normal (b/e2e); "
+        "k 5 (a/e2e), 2 (b/e2e); questions 4 (a/e2e), 3 (b/e2e), of which 3 are the same in all."
+    )
+    assert first.splitlines()[0].endswith("| candidates | k |")
+    assert [row.split(" | ")[-2:] for row in first.splitlines()[2:4]] == [
+        ["given", "5 |"], ["normal", "2 |"]
+    ]  # fmt: skip
+
+
+def test_recall_is_over_the_questions_that_name_gold_documents(workdirs):
+    edit_lines(workdirs[1], lambda lines: [
+        {name: value for name, value in line.items() if i or name != "retrieval"}
+        for i, line in enumerate(lines)
+    ])  # fmt: skip
+    found = runs.load(workdirs[:2])
+    head, cells = runs.interval_table(found)
+    assert cells[1][head.index("recall@1")].endswith(") of 3 questions")
+    assert cells[1][head.index("recall@1")].startswith("0.333 (")  # the first of four had it found
+    assert "questions" not in cells[0][head.index("recall@1")] + cells[1][head.index("F1")]
+    assert compare.rows(found)["b/e2e"]["recall@1"] == "0.500 of 3"  # the result's own mean
+    assert compare.rows(found)["a/e2e"]["recall@1"] == "1.000"
+    tests = {test.metric: test for test in runs.tests(found)}
+    assert (tests["f1"].questions, tests["recall@1"].questions) == (4, 3)
+    assert tests["recall@1"].paired.difference == pytest.approx(2 / 3)
+    head, cells = runs.seed_table(found)  # the same questions, but not the same of them
+    assert cells[0][head.index("recall@1")] == "" and cells[0][head.index("F1")] != ""
+
+
+def test_questions_of_one_document_are_drawn_together(workdirs):
+    def of_one(lines):
+        for line in lines:
+            del line["pos_index"]
+        return [line | {"document": "abc"[i // 2]} for i, line in enumerate(lines)]
+
+    alone = runs.paired(*runs.load(workdirs[:2]))["f1"][0]
+    for workdir in workdirs[:2]:
+        edit_lines(workdir, of_one)
+    together = runs.paired(*runs.load(workdirs[:2]))["f1"][0]
+    assert alone.p == pytest.approx(0.5, abs=0.03) and (together.low, together.high) == (0, 1)
+    assert together.p == pytest.approx(1, abs=0.01)  # of one document's signs
+    (run,) = runs.load(workdirs[1:2])
+    assert predictions.interval(run.lines, run.own, "f1") == (0, 1)
+    for line in run.lines:  # as older versions wrote them
+        del line["document"]
+        line["origin"] = "f.jsonl:1"
+    assert predictions.groups(run.lines) == ["f.jsonl:1"] * 4
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda lines: lines[:2], "2 lines of 4 questions"),
+        (lambda lines: [*lines, lines[0]], "5 lines of 4 questions"),
+        (lambda lines: lines[0]["values"]["reasoner"].update(f1="x") or lines, "line 1: 'x'"),
+        (lambda lines: lines[1].update(chosen=3) or lines, "an iterable, not int"),
+        (lambda lines: lines[1].update(documents=[3]) or lines, "line 2: 3 is"),
+        (lambda lines: lines[1]["retrieval"].update(reasoner=3) or lines, "no attribute 'values'"),
+        (lambda lines: lines[1].update(reasoner=None) or lines, "line 2: None is"),
+        (lambda lines: lines[1].update(values={}) or lines, "KeyError"),
+        (lambda lines: [[], *lines[1:]], "TypeError"),
+    ],
+)
+def test_lines_that_do_not_fit_the_result(workdirs, change, told):
+    edit_lines(workdirs[0], change)
+    with pytest.raises(UserError, match=r"2\.jsonl: damaged .*evaluate again") as e:
+        runs.load(workdirs[:1])
+    assert told in str(e.value)
+
+
 def test_labels_tell_runs_apart():
     assert runs.labels(["x/a/e2e", "x/b/e2e"]) == ["a/e2e", "b/e2e"]
     assert runs.labels(["x/a/", "x/b"]) == ["a", "b"]
@@ -128,7 +245,7 @@ def test_comparison_tells_of_tests_and_seeds(workdirs, tmp_path, capsys):
     text = (tmp_path / "all.md").read_text()
     assert text in capsys.readouterr().out
     assert "less |  | questions | difference | 95 % | p |" in text
-    assert "+0.500" in text and "0.750 ± 0.354" in text and "1.000 (1.000-1.000)" in text
+    assert "+0.500" in text and "0.750 ± 0.354" in text and "1.000 (0.398-1.000)" in text
     assert compare.main([str(tmp_path), "--output", str(tmp_path / "x")]) == 2
     assert "no evaluation" in capsys.readouterr().err
 
@@ -166,5 +283,5 @@ def test_questions_of_several_files_are_also_told_apart(workdirs):
     head, cells = runs.file_table([dataclasses.replace(found[0], lines=lines)])
     assert head[:3] == ["", "questions of", "F1"]
     assert [row[1:3] for row in cells] == [
-        ["n.jsonl (2)", "1.000 (1.000-1.000)"], ["h.jsonl (2)", "0.000 (0.000-0.000)"]
+        ["n.jsonl (2)", "1.000 (0.158-1.000)"], ["h.jsonl (2)", "0.000 (0.000-0.842)"]
     ]  # fmt: skip

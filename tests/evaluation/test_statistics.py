@@ -21,8 +21,33 @@ def test_interval_holds_the_true_mean_about_19_times_in_20():
     assert 88 <= held <= 99
 
 
-def test_interval_without_spread_is_a_point():
-    assert statistics.interval([1.0] * 5) == (1.0, 1.0) == statistics.interval([1.0])
+def test_interval_where_all_is_right_or_wrong_is_not_certain():
+    # Clopper and Pearson's: 0 of 10 is below 0.3085, as in their tables.
+    assert statistics.interval([0.0] * 10) == pytest.approx((0, 0.3085), abs=1e-4)
+    assert statistics.interval([1] * 10) == pytest.approx((0.6915, 1), abs=1e-4)
+    assert statistics.interval([0.0] * 10, ["a"] * 5 + ["b"] * 5) == statistics.interval([0.0] * 2)
+    # Neither in the middle, nor where 0 and 1 are no edges, as of counts and differences.
+    assert statistics.interval([0.5] * 5) == (0.5, 0.5)
+    assert statistics.interval([1.0] * 5, shares=False) == (1.0, 1.0)
+    assert statistics.paired([1.0] * 5, [0.0] * 5).low == 1
+
+
+def test_values_of_one_group_are_drawn_together():
+    values = np.random.default_rng(0).random(40)
+    groups = [str(i) for i in range(40)]
+    low, high = statistics.interval(values)
+    # Each document asked of ten times says no more than asked once.
+    tenfold = statistics.interval(np.repeat(values, 10), np.repeat(groups, 10))
+    np.testing.assert_allclose(tenfold, (low, high), atol=0.01)
+    alone = statistics.interval(np.repeat(values, 10))
+    assert alone[1] - alone[0] < 0.4 * (high - low)
+    assert statistics.interval(values, groups) == (low, high)
+    # Groups of unlike size: the mean is over values.
+    low, high = statistics.interval([1, 1, 1, 0], ["a", "a", "a", "b"])
+    assert (low, high) == (0, 1)
+    # Of the signs of two groups, half are as large.
+    found = statistics.paired([1.0] * 6, [0.0] * 6, ["a"] * 3 + ["b"] * 3)
+    assert found.p == pytest.approx(0.5, abs=0.03) and found.difference == 1
 
 
 def test_paired_runs_that_differ_and_that_do_not():

@@ -167,10 +167,10 @@ def faked(monkeypatch):
     def run(config, workdir):
         calls.append(("evaluate", config.data.rate))
         found = ["a" if config.data.rate == 10 or i == 2 else "b" for i in range(4)]
-        rows = [{"origin": "x", "question": f"{config.eval.sources} {i}", "answer": "a",
+        rows = [{"origin": f"x:{i}", "question": f"{config.eval.sources} {i}", "answer": "a",
                  "answers": ["a"], "memory": answer} for i, answer in enumerate(found)]  # fmt: skip
         results.write(
-            {"step": 2, "questions": 1, "compression_rate": 9.5, "predictions": rows,
+            {"step": 2, "questions": 4, "compression_rate": 9.5, "predictions": rows,
              "conditions": {"memory": {"f1": 1.0}}, "settings": config.eval.sources}, workdir
         )  # fmt: skip
 
@@ -188,7 +188,7 @@ def test_failed_runs_stay_in_the_table_and_are_tried_again(folder, faked, capsys
 
     assert run("--only=base") == (0, [("scp", 10), ("evaluate", 10)])
     text = (folder / "out" / "sweep.md").read_text()
-    assert "| rate=20 |" in text and "not run" in text and "1.000 (1.000-1.000)" in text
+    assert "| rate=20 |" in text and "not run" in text and "1.000 (0.398-1.000)" in text
     assert run() == (1, [("scp", 20)])  # the first is done
     text = (folder / "out" / "sweep.md").read_text()
     assert "failed: no data \\| here" in text and "F1, paper (not comparable)" in text
