@@ -13,11 +13,7 @@
 #   PRESET   model of the table of time and memory (default smollm2_135m); empty: no table
 #   RATES    its compression rates (default "4 16 64")
 set -euo pipefail
-DRY='' REST=()
-for argument in "$@"; do
-  if [ "$argument" = --dry-run ]; then DRY=echo; else REST+=("$argument"); fi
-done
-set -- ${REST[@]+"${REST[@]}"}
+source "$(dirname "$0")/dry_run.sh"
 [ $# -ge 2 ] || { sed -n '2,/^set/{/^#/!d;s/^# \{0,1\}//;p}' "$0" >&2; exit 2; }
 IFS=, read -r -a FILES <<< "$1"
 shift

@@ -9,11 +9,7 @@
 #   DATA   directory with the JSONL files named below (default ../shared/data); where it is absent,
 #          SQuAD comes from TFDS, which downloads it
 set -euo pipefail
-DRY='' REST=()
-for argument in "$@"; do
-  if [ "$argument" = --dry-run ]; then DRY=echo; else REST+=("$argument"); fi
-done
-set -- ${REST[@]+"${REST[@]}"}
+source "$(dirname "$0")/dry_run.sh"
 EXTRAS=plot
 if [ -n "$DRY" ]; then cd "$(dirname "$0")/.."; else source "$(dirname "$0")/venv.sh"; fi
 RATE=${RATE:-16}

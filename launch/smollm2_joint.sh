@@ -11,10 +11,8 @@
 #   DATA   directory with qa_e2e_train.jsonl and qa_e2e_dev.jsonl (default ../shared/data)
 #   QUESTIONS, DEV   how many of each are used (default 600, and 0 for all)
 set -euo pipefail
-DRY='' OPTIONS=()
-for argument in "$@"; do
-  if [ "$argument" = --dry-run ]; then DRY=echo; else OPTIONS+=("$argument"); fi
-done
+source "$(dirname "$0")/dry_run.sh"
+OPTIONS=("$@")
 EXTRAS=plot
 if [ -n "$DRY" ]; then cd "$(dirname "$0")/.."; else source "$(dirname "$0")/venv.sh"; fi
 source launch/smollm2_base.sh

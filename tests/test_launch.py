@@ -352,3 +352,26 @@ def test_gke_image_has_what_the_program_reads():
     assert all(f"COPY {name} {name}" in copied for name in ("clara_jax", "configs"))
     assert len(copied.splitlines()) < 100
     assert len((ROOT / "launch/gke/jobset.yaml").read_text().splitlines()) < 100
+
+
+# --- The report ----------------------------------------------------------------------------------
+
+
+def test_report_of_several_files_and_runs(tmp_path):
+    files, runs = [tmp_path / "a.jsonl", tmp_path / "c.jsonl"], [tmp_path / "4x", tmp_path / "16"]
+    for path in files:
+        path.write_text("{}\n")
+    for path in runs:
+        path.mkdir()
+    told = [",".join(map(str, files)), *map(str, runs), "--dry-run"]
+    made = commands("report.sh", *told, OUT="out", PRESET="")
+    assert [line[3] for line in made[:-1]] == ["--mode=compress", "--mode=evaluate"] * 2
+    sources = "--config.eval.sources=out/questions/a.jsonl,out/questions/c.jsonl"
+    for number, line in enumerate(made[1:4:2]):
+        assert sources in line and f"--config.eval.store=out/stores/{number}" in line
+        assert f"--workdir={runs[number]}" in line and "--config.eval.setting=given" in line
+    assert made[-1][3:] == ["out/report.html", *map(str, runs)]
+    refused = bash("report.sh", f"{files[0]},{files[0]}", str(runs[0]), "--dry-run")
+    assert refused.returncode == 2 and "rename one" in refused.stderr
+    assert bash("report.sh", "no.jsonl", str(runs[0])).returncode == 2
+    assert "QUESTIONS.jsonl" in bash("report.sh").stderr
