@@ -13,6 +13,7 @@ so that long answers compare with short ones; after scp an answer's end counts a
 and says so is better than one that alters it, which accuracy alone does not tell.
 """
 
+import collections
 import dataclasses
 import functools
 import itertools
@@ -201,10 +202,19 @@ def knee(rates: Sequence[float], kept: Sequence[float]) -> tuple[float, float] |
 
 
 def _by_question(facts: Sequence[Fact]) -> dict[str, dict[str, float]]:
-    """By the question where few are asked again and again, else by its first word."""
-    few = len({fact.question for fact in facts}) * _OFTEN <= len(facts)
-    word = (lambda q: q) if few else (lambda q: q.split()[0].lower() if q.split() else "")
-    return _grouped(facts, lambda f: f.question, word)
+    """By the question where few are asked again and again, else by its first word, if often so."""
+    if len({fact.question for fact in facts}) * _OFTEN <= len(facts):
+        return _grouped(facts, lambda f: f.question, str)
+    firsts = collections.Counter(_first(fact.question) for fact in facts)
+    return _grouped(
+        facts,
+        lambda f: _first(f.question),
+        lambda word: word if firsts[word] >= _OFTEN else "other",
+    )
+
+
+def _first(question: str) -> str:
+    return (question.lower().split() or [""])[0]
 
 
 def _grouped(

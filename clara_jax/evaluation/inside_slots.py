@@ -199,8 +199,8 @@ def draw(found: dict[str, Any]) -> Any:
                 ax.set_xlabel(f"no effect of {_NATS:g} nats or more", fontsize=FONT)
     what = "its mean over documents" if found["replaced_by"] == "mean" else "zeros"
     figure.suptitle(
-        f"Which memory slot carries which fact ({found['facts']} facts of {found['documents']} "
-        f"documents; a slot taken away becomes {what})", fontsize=12,
+        f"Which memory slot carries which fact\n{found['facts']} facts of {found['documents']} "
+        f"documents; a slot taken away becomes {what}", fontsize=12,
     )  # fmt: skip
     return figure
 
