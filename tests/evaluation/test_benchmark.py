@@ -12,7 +12,7 @@ from clara_jax.training import objectives
 TINY = Options(preset="tiny")
 
 
-@pytest.mark.parametrize("backend", ["cpu", "tpu"])
+@pytest.mark.parametrize("backend", [pytest.param("cpu", marks=pytest.mark.slow), "tpu"])
 def test_measured_steps(monkeypatch, backend):
     monkeypatch.setattr(benchmark_measure, "REPEATS", 1)
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
@@ -29,7 +29,7 @@ def test_compressing_counts_one_document(monkeypatch):
     assert result.tokens == 275 and result.time > 0
 
 
-@pytest.mark.parametrize("compress", [True, False])
+@pytest.mark.parametrize("compress", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_e2e_step(monkeypatch, compress):
     monkeypatch.setattr(benchmark_measure, "REPEATS", 1)
     result = programs.e2e_step(TINY, compress)

@@ -54,7 +54,7 @@ def rows():
     ("options", "spread"),
     [
         ({}, False),
-        ({"qk_norm": True, "qkv_bias": True}, False),
+        pytest.param({"qk_norm": True, "qkv_bias": True}, False, marks=pytest.mark.slow),
         ({"sliding_window": 4}, False),
         ({"remat": "full"}, True),
     ],
