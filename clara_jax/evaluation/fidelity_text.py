@@ -9,6 +9,7 @@ from clara_jax.data.records import ScpRecord
 from clara_jax.errors import UserError, reason
 from clara_jax.evaluation import statistics
 from clara_jax.evaluation.fidelity_pieces import Pieces
+from clara_jax.evaluation.journal import Piece
 from clara_jax.inference.engine import Clara
 from clara_jax.synthesis import wording
 
@@ -90,7 +91,10 @@ def read_back(
         record.answers[0] if record.data_type == "paraphrase" else text
         for record, text in zip(records, read, strict=True)
     ]
-    paraphrase = lambda given: {"texts": clara.paraphrase(given, max_new_tokens)}  # noqa: E731
+
+    def paraphrase(given: Sequence[str]) -> Piece:
+        return {"texts": clara.paraphrase(given, max_new_tokens)}
+
     found = (pieces or Pieces()).each(part, read, paraphrase)
     texts = [text for piece in found for text in piece["texts"]]
     found = scored(texts, wanted, compare)

@@ -76,7 +76,10 @@ def judge(
     with Store(folder, {"replies of": "clara_jax.evaluation.judge"}) as store:
         distinct = {case.key(own): case for cases in groups for case in cases if case.asked}
         left = asyncio.run(_work(distinct, options, prompts, store))
-        replies = lambda cases: [_reply(case, case.key(own), store) for case in cases]  # noqa: E731
+
+        def replies(cases: Sequence[Case]) -> list[judge_tables.Replies]:
+            return [_reply(case, case.key(own), store) for case in cases]
+
         found: dict[str, Any] = {
             "judge": {
                 "model": options.model,
