@@ -69,14 +69,8 @@ def _row(run: Run, name: str) -> dict[str, str]:
 
 def table(found: dict[str, dict[str, str]]) -> str:
     """The cells as a Markdown table."""
-    lines = [
-        "| | " + " | ".join(COLUMNS.values()) + " |",
-        "|---|" + "---:|" * len(COLUMNS),
-    ]
-    for name, values in found.items():
-        cells = (values.get(key, "") for key in COLUMNS)
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    cells = [[name, *(values.get(key, "") for key in COLUMNS)] for name, values in found.items()]
+    return runs.markdown(["", *COLUMNS.values()], cells)
 
 
 def plot(workdirs: Sequence[str], path: str) -> bool:
