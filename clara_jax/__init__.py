@@ -4,13 +4,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clara_jax.inference.engine import Answer, Clara, load
-    from clara_jax.inference.store import Store, open_store
+    from clara_jax.api import Answer, Clara, load
+    from clara_jax.corpus.store import Store, open_store
 
 _MODULES = {
-    "Answer": "engine", "Clara": "engine", "load": "engine",
-    "Store": "store", "open_store": "store",
-}  # fmt: skip
+    "Answer": "api",
+    "Clara": "api",
+    "load": "api",
+    "Store": "corpus.store",
+    "open_store": "corpus.store",
+}
 __all__ = ["Answer", "Clara", "Store", "load", "open_store"]
 
 
@@ -18,4 +21,4 @@ def __getattr__(name: str) -> Any:
     """Imports what is asked for, and JAX with it, when it is first used."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"clara_jax.inference.{_MODULES[name]}"), name)
+    return getattr(importlib.import_module(f"clara_jax.{_MODULES[name]}"), name)

@@ -248,7 +248,7 @@ class Store:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """Search in a store of compressed documents (inference/search.py)."""
+    """Search in a store of compressed documents (corpus/search)."""
 
     by: str = "fused"  # candidates by keys of the memories, by bm25 (words), or both, fused
     key: int = 512  # numbers of a document's key, principal components of its memory

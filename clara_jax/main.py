@@ -24,7 +24,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from clara_jax import command_flags, command_line
+from clara_jax import command_line
 from clara_jax import config as config_lib
 from clara_jax.command_line import Mode
 from clara_jax.errors import command
@@ -32,14 +32,14 @@ from clara_jax.errors import command
 MODES = {
     "train": Mode("training.train", "train", ("config", "workdir")),
     "evaluate": Mode("evaluation.evaluate", "run", ("config", "workdir"), ("base",)),
-    "ask": Mode("inference.ask", "run", ("workdir",),
+    "ask": Mode("ask", "run", ("workdir",),
                 ("documents", "store", "base", "config", "question", "top_k", "max_new_tokens",
                  "temperature", "top_p")),
-    "compress": Mode("inference.compress", "run", ("store",),
+    "compress": Mode("corpus.compress", "run", ("store",),
                      ("workdir", "documents", "base", "config", "delete", "compact")),
     "serve": Mode("serving.run", "run", ("store", "workdir"), ("base", "config")),
-    "import": Mode("inference.import_model", "run", ("source", "workdir"), ("base",), False),
-    "export": Mode("inference.export_model", "run", ("workdir", "format", "output"),
+    "import": Mode("exchange.import_model", "run", ("source", "workdir"), ("base",), False),
+    "export": Mode("exchange.export_model", "run", ("workdir", "format", "output"),
                    ("base", "store"), False),
     "compile": Mode("aot.compile", "run", ("config",), ("topology", "program"), False),
     "synthesize": Mode("synthesis.run", "run", ("documents", "output"),
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     argv = sys.argv if argv is None else argv
     if {"--help", "-h", "-help"} & set(argv):
-        print(__doc__ + "\n" + flags.FLAGS.module_help(command_flags))
+        print(__doc__ + "\n" + flags.FLAGS.module_help(command_line))
         return 0
     command_line.start_log()
     command_line.parse(argv)

@@ -16,8 +16,8 @@ With one --output for all of them, what the sweeps have in common is trained onc
 import itertools
 import os
 
-from clara_jax.evaluation import paper
-from clara_jax.evaluation.sweep_plan import Options, Sweep
+from clara_jax.evaluation.paper import paper
+from clara_jax.evaluation.sweep.plan import Options, Sweep
 
 FOLDER = os.environ.get("DATA", "data")
 MODELS = {

@@ -8,8 +8,8 @@ The paper's own tables are in configs/paper.py; its numbers stand beside what is
 
 import os
 
-from clara_jax.evaluation import paper
-from clara_jax.evaluation.sweep_plan import Sweep
+from clara_jax.evaluation.paper import paper
+from clara_jax.evaluation.sweep.plan import Sweep
 
 DATA = os.environ.get("DATA", "data")
 WIKIPEDIA = f"{DATA}/scp_nq_train.jsonl,{DATA}/scp_squad_train.jsonl"

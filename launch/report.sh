@@ -48,7 +48,7 @@ for i in "${!RUNS[@]}"; do
 done
 TABLE=()
 if [ -n "$PRESET" ]; then
-  [ -e "$OUT/efficiency.json" ] || $DRY python -m clara_jax.evaluation.efficiency \
+  [ -e "$OUT/efficiency.json" ] || $DRY python -m benchmarks.efficiency \
     --preset="$PRESET" --rate $RATES --new_tokens=16 --batch=1 --output="$OUT/efficiency"
   TABLE=(--efficiency="$OUT/efficiency.json")
 fi

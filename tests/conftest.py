@@ -23,6 +23,9 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 import jax
 import pytest
 
+# What tests of several packages use.
+pytest_plugins = ("tests.fixtures.endpoint", "tests.fixtures.models", "tests.fixtures.server")
+
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 
 from clara_jax.config import Store
+from clara_jax.corpus import write
+from clara_jax.corpus.store import open_store
+from clara_jax.data.documents import stream
 from clara_jax.data.facts import FactsQuestions, FactsSource
 from clara_jax.distributed import LOST, from_environment
 from clara_jax.errors import UserError
 from clara_jax.evaluation import joint
 from clara_jax.evaluation.journal import Journal
-from clara_jax.inference import store_write
-from clara_jax.inference.documents import stream
-from clara_jax.inference.fingerprint import model_hash
-from clara_jax.inference.load import load_setup
-from clara_jax.inference.store import open_store
+from clara_jax.runs.fingerprint import model_hash
+from clara_jax.runs.load import load_setup
 
 ROOT = pathlib.Path(__file__).parent.parent
 # A constant rate, so that a run of fewer steps is the start of one of more.
@@ -241,7 +241,7 @@ def test_two_processes_write_the_store_of_one(folder, one):
     ]  # fmt: skip
     run(folder, options, count=2)
     both, how = open_store(folder / "both"), Store("int8", 16, 8)
-    alone = store_write.add(folder / "alone", load_setup(one), stream(documents), how)
+    alone = write.add(folder / "alone", load_setup(one), stream(documents), how)
     assert both.manifest == alone.manifest and len(both.manifest.parts) == 3
     rows = range(40)
     assert both.documents(rows) == alone.documents(rows)

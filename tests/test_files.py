@@ -15,14 +15,15 @@ from orbax.checkpoint._src.path import gcs_utils
 
 from clara_jax import files
 from clara_jax.config import Config, Data, Eval, Memory, Mesh, Model, Store, Train, freeze
+from clara_jax.corpus import format, write
 from clara_jax.data.sources import JsonlSource
 from clara_jax.errors import UserError
-from clara_jax.evaluation import report, results
-from clara_jax.inference import store_files, store_write
-from clara_jax.inference.load import load_setup
-from clara_jax.training import lineage
-from clara_jax.training import setup as setup_lib
-from clara_jax.training.checkpoint import Checkpoints
+from clara_jax.evaluation import results
+from clara_jax.runs import lineage
+from clara_jax.runs import setup as setup_lib
+from clara_jax.runs import workdir as workdir_lib
+from clara_jax.runs.checkpoint import Checkpoints
+from clara_jax.runs.load import load_setup
 from clara_jax.training.train import train
 
 
@@ -95,7 +96,7 @@ def test_a_run_on_gs_is_resumed_and_read(bucket, tmp_path, monkeypatch, named):
     saved, save = [], Checkpoints.save
 
     def note(self, step, *rest):
-        saved.append((step, len(report.read_metrics(workdir))))
+        saved.append((step, len(workdir_lib.read_metrics(workdir))))
         save(self, step, *rest)
 
     with monkeypatch.context() as patch:
@@ -111,7 +112,7 @@ def test_a_run_on_gs_is_resumed_and_read(bucket, tmp_path, monkeypatch, named):
     assert sorted(os.listdir(run)) == kept
     (trace,) = (run / "profile" / "plugins").rglob("*.xplane.pb")
     assert b"(alignment)/" in trace.read_bytes()
-    assert [line["step"] for line in report.read_metrics(workdir)] == [1, 2, 3, 4]
+    assert [line["step"] for line in workdir_lib.read_metrics(workdir)] == [1, 2, 3, 4]
     (run / "checkpoints" / "9").mkdir()
     assert load_setup(workdir).step == 4
     result = {
@@ -120,7 +121,7 @@ def test_a_run_on_gs_is_resumed_and_read(bucket, tmp_path, monkeypatch, named):
         "predictions": [{"question": "?", "answer": "a", "memory": "a"}],
     }
     assert results.write(result, workdir) == f"{workdir}/eval/4.json"
-    assert report.newest_evaluation(workdir) == result
+    assert workdir_lib.newest_evaluation(workdir) == result
     later = dataclasses.replace(half, init_from=workdir)
     files.make_folder("gs://bucket/runs/two")
     lineage.save_origins("gs://bucket/runs/two", later)
@@ -196,33 +197,33 @@ def test_what_a_storage_raises_is_told(bucket, monkeypatch):
 
 
 def test_a_store_on_gs(bucket, tmp_path, monkeypatch):
-    original = store_files.kvstore
+    original = format.kvstore
 
     def kvstore(folder):
         return original(folder.replace("gs://", f"{bucket.parent}/"))
 
-    expected = store_files.kvstore("gs://bucket/stores/one/parts/00000/memories")
+    expected = format.kvstore("gs://bucket/stores/one/parts/00000/memories")
     assert expected == {
         "driver": "gcs", "bucket": "bucket", "path": "stores/one/parts/00000/memories/",
     }  # fmt: skip
-    monkeypatch.setattr(store_files, "kvstore", kvstore)
+    monkeypatch.setattr(format, "kvstore", kvstore)
     texts = [f"{n} is a" for n in range(7)]
     setup = setup_lib.create(tiny("", 1))
     name, options = "gs://bucket/stores/one", Store(part=3, batch=8)
     bucket.mkdir()
-    store_write.add(name, setup, texts[:4], options)
+    write.add(name, setup, texts[:4], options)
     unfinished = bucket / "stores" / "one" / "parts" / "00002" / "memories"  # as a kill leaves it
     unfinished.mkdir(parents=True)
     (unfinished / "zarr.json").write_text("{")
-    remote = store_write.add(name, setup, texts, options)
-    local = store_write.add(tmp_path / "local", setup, texts[:4], options)
-    local = store_write.add(tmp_path / "local", setup, texts, options)
+    remote = write.add(name, setup, texts, options)
+    local = write.add(tmp_path / "local", setup, texts[:4], options)
+    local = write.add(tmp_path / "local", setup, texts, options)
     assert remote.documents(range(7)) == local.documents(range(7))
     (first, block), *_ = remote.blocks(7)
     assert first == 0 and block.tobytes() == next(local.blocks(7))[1].tobytes()
     gone = remote.documents([1])[0].id
-    store_write.delete(name, [gone])
-    compacted = store_write.compact(name)
+    write.delete(name, [gone])
+    compacted = write.compact(name)
     assert list(compacted.texts()) == [text for text in texts if text != texts[1]]
     parts = {path.name for path in (bucket / "stores" / "one" / "parts").iterdir()}
     assert parts == {part.name for part in compacted.manifest.parts}

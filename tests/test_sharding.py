@@ -17,9 +17,9 @@ from clara_jax.errors import UserError
 from clara_jax.models.config import PRESETS, ExtraTokens, LoraConfig, ModelConfig
 from clara_jax.models.decoder import Decoder, abstract_params, head_logits, init_params
 from clara_jax.models.lora import init_adapter
+from clara_jax.runs.setup import Setup, abstract, create
 from clara_jax.training.inputs import open_inputs
 from clara_jax.training.optim import make_optimizer
-from clara_jax.training.setup import Setup, abstract, create
 from clara_jax.training.step import abstract_optimizer, compile_step, init_optimizer, make_step
 
 TINY = ModelConfig(

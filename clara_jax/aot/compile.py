@@ -19,7 +19,7 @@ from clara_jax.aot.programs import PROGRAMS, Program, parameters
 from clara_jax.config import Config
 from clara_jax.config_checks import get
 from clara_jax.errors import UserError
-from clara_jax.training import setup as setup_lib
+from clara_jax.runs import setup as setup_lib
 
 
 def run(config: Config, topology: str | None = None, program: str = "train") -> int:

@@ -15,11 +15,12 @@ import numpy as np
 
 from clara_jax import sharding
 from clara_jax.config import Config
-from clara_jax.inference import encode, generate, search_nearest
+from clara_jax.corpus.search import nearest
+from clara_jax.inference import encode, generate
 from clara_jax.models import clara
 from clara_jax.models.decoder import Cache, abstract_params
+from clara_jax.runs.setup import Setup
 from clara_jax.training.optim import make_optimizer
-from clara_jax.training.setup import Setup
 from clara_jax.training.step import abstract_optimizer, compile_step, make_step
 
 EXAMPLES = 2  # of a packed row
@@ -119,14 +120,14 @@ def search(setup: Setup) -> Program:
     M, D, K = config.memory_tokens, setup.model.d_model, config.search.key
     score, B = config.select.score, config.eval.batch
     X = D if score == "mean" else M * D
-    rows = search_nearest.capacity(DOCUMENTS, mesh.size)
-    over, everywhere = search_nearest.keys_sharding(mesh), sharding.replicated(mesh)
+    rows = nearest.capacity(DOCUMENTS, mesh.size)
+    over, everywhere = nearest.keys_sharding(mesh), sharding.replicated(mesh)
     queries = jax.ShapeDtypeStruct((B, M, D), jnp.float32, sharding=everywhere)
     components = jax.ShapeDtypeStruct((X, min(K, X)), jnp.float32, sharding=everywhere)
     shape = (rows, min(K, X))
-    keys = jax.ShapeDtypeStruct(shape, search_nearest.dtype(mesh), sharding=over)
+    keys = jax.ShapeDtypeStruct(shape, nearest.dtype(mesh), sharding=over)
     added = jax.ShapeDtypeStruct((rows,), jnp.float32, sharding=over)
-    function = search_nearest.program(mesh, score, config.search.candidates)
+    function = nearest.program(mesh, score, config.search.candidates)
     kinds = {"base": {}, "keys": (keys, added), "basis": components, "batch": queries}
     flops = 2.0 * B * shape[1] * (rows + X)
     return Program(function, (queries, components, keys, added), kinds, flops, B)
@@ -142,7 +143,7 @@ PROGRAMS: dict[str, Callable[[Setup], Program]] = {
 
 
 def batch_shapes(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch of the config's stage as shapes (data/pipeline.py, data/questions.py)."""
+    """A batch of the config's stage as shapes (data/scp_rows.py, data/question_rows.py)."""
     config, data = setup.config, setup.config.data
     encoder, decoder = data.encoder_row or _document(config), data.decoder_row or DECODER
     B, N, M = config.train.batch_rows, config.places, config.memory_tokens

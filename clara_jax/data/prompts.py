@@ -14,7 +14,6 @@ import numpy as np
 
 from clara_jax.config import Prompts
 from clara_jax.data.records import ScpRecord
-from clara_jax.data.rows import FRAME
 from clara_jax.data.tokenizer import Parts, Tokenizer
 from clara_jax.errors import UserError
 from clara_jax.models.config import ExtraTokens
@@ -232,3 +231,6 @@ def answer_prompt(
         ids = tokenizer.encode(tokenizer.chat(prompts.answer_system, user))
         return ids, len(ids)
     return dialogue(tokenizer, prompts.answer_system, user, answer)
+
+
+FRAME = 3  # ENC, bos and eos around a document's text

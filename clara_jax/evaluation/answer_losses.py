@@ -16,8 +16,8 @@ from clara_jax.inference.generate import Prompt, PromptBatch
 from clara_jax.models import clara
 from clara_jax.models.clara import Trees
 from clara_jax.models.decoder import Decoder
+from clara_jax.runs.setup import Setup
 from clara_jax.training.losses import IGNORE, cross_entropy_sum
-from clara_jax.training.setup import Setup
 
 
 @dataclasses.dataclass(frozen=True)

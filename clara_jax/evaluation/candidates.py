@@ -10,11 +10,11 @@ import random
 import numpy as np
 
 from clara_jax.config import Config
-from clara_jax.data import pipeline
+from clara_jax.corpus.search.words import Words
+from clara_jax.data import scp_rows
 from clara_jax.data.records import QaRecord
 from clara_jax.data.sources import Source
 from clara_jax.errors import UserError
-from clara_jax.inference.search_words import Words
 
 SETTINGS = ("normal", "oracle")
 
@@ -26,11 +26,11 @@ def open_questions(config: Config) -> Source:
         UserError: there is nothing, or it does not fit the setting.
     """
     setting = config.eval.setting
-    if pipeline.form(config) != "qa" and setting != "given":
+    if scp_rows.form(config) != "qa" and setting != "given":
         raise UserError(
             f"config.eval.setting={setting} is for questions with candidates; scp has one document"
         )
-    source = pipeline.open_dev(config)
+    source = scp_rows.open_dev(config)
     if setting == "given":
         return source
     return Searched(source, setting, config.select.candidates, config.eval.records)

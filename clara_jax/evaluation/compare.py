@@ -15,9 +15,11 @@ from collections.abc import Sequence
 
 from clara_jax import files
 from clara_jax.errors import UserError, command
-from clara_jax.evaluation import predictions, runs
-from clara_jax.evaluation.report import pyplot, read_metrics, save
-from clara_jax.evaluation.runs import Run, labels
+from clara_jax.evaluation import evaluated, predictions
+from clara_jax.evaluation.evaluated import Run
+from clara_jax.plotting import pyplot, save
+from clara_jax.runs.workdir import labels, read_metrics
+from clara_jax.text.markdown import markdown
 
 COLUMNS = {
     "questions": "questions",
@@ -62,7 +64,7 @@ def _row(run: Run, name: str) -> dict[str, str]:
             for key in COLUMNS
             if key in numbers
         }
-        return {**cells, "questions": f"{int(result['questions'])}", **runs.settings(run)}
+        return {**cells, "questions": f"{int(result['questions'])}", **evaluated.settings(run)}
     except (TypeError, ValueError, KeyError, AttributeError) as e:
         raise UserError(f"{run.workdir}: damaged result ({e!r}); run --mode=evaluate again") from e
 
@@ -70,7 +72,7 @@ def _row(run: Run, name: str) -> dict[str, str]:
 def table(found: dict[str, dict[str, str]]) -> str:
     """The cells as a Markdown table."""
     cells = [[name, *(values.get(key, "") for key in COLUMNS)] for name, values in found.items()]
-    return runs.markdown(["", *COLUMNS.values()], cells)
+    return markdown(["", *COLUMNS.values()], cells)
 
 
 def plot(workdirs: Sequence[str], path: str) -> bool:
@@ -124,14 +126,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     workdirs = [files.normal(workdir) for workdir in args.workdirs]
-    found = runs.load(workdirs)
-    parts = [*filter(None, [runs.unlike(found)]), table(rows(found))]
+    found = evaluated.load(workdirs)
+    parts = [*filter(None, [evaluated.unlike(found)]), table(rows(found))]
     for head, cells in (
-        runs.interval_table(found), runs.file_table(found), runs.test_table(found),
-        runs.seed_table(found),
+        evaluated.interval_table(found), evaluated.file_table(found), evaluated.test_table(found),
+        evaluated.seed_table(found),
     ):  # fmt: skip
         if cells:
-            parts.append(runs.markdown(head, cells))
+            parts.append(markdown(head, cells))
     text = "\n\n".join(parts)
     print(text)
     files.make_folder(os.path.dirname(args.output) or ".")

@@ -26,17 +26,19 @@ from typing import Any
 
 import numpy as np
 
+from clara_jax.corpus.search import words
+from clara_jax.corpus.store import open_store
 from clara_jax.data import prompts, sources
+from clara_jax.data.prompts import FRAME
 from clara_jax.data.records import QaRecord, digest
-from clara_jax.data.rows import FRAME
 from clara_jax.errors import UserError
 from clara_jax.evaluation import metrics, results, retrieval
 from clara_jax.evaluation.answer_losses import Labelled, cross_entropies
 from clara_jax.evaluation.journal import Journal, Piece
-from clara_jax.inference import encode, engine, rank
-from clara_jax.inference.store import open_store
+from clara_jax.inference import answers as answers_lib
+from clara_jax.inference import encode, rank
+from clara_jax.runs.setup import Setup
 from clara_jax.training.inputs import compute_memories
-from clara_jax.training.setup import Setup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +99,7 @@ def evaluate(
     ranked = {
         "reasoner": _ranked(_reasoner_scores(setup, records, found.memories)),
         "bm25": _ranked(
-            retrieval.bm25_scores([r.question for r in records], [r.choice for r in records])
+            words.bm25_scores([r.question for r in records], [r.choice for r in records])
         ),
     }
     golds = [r.gold for r in records]
@@ -257,14 +259,14 @@ def _evaluate_condition(
         length = setup.config.data.document_length  # the text is what the compressor sees
         heads = [setup.tokenizer.head(d, length) for d in documents]
         given.append(_stack(memories, documents) if is_memory else heads)
-    asked = engine.answer_prompts(setup, [r.question for r in records], given)
-    told = engine.answer_prompts(
+    asked = answers_lib.answer_prompts(setup, [r.question for r in records], given)
+    told = answers_lib.answer_prompts(
         setup, [r.question for r in records], given, [r.answers[0] for r in records]
     )
     for opened, whole in zip(asked, told, strict=True):
         start = prompts.common(opened.tokens, whole.tokens)
         rows.append(Labelled(whole, answer=slice(start, len(whole.tokens))))
-    answers = engine.answers(
+    answers = answers_lib.answers(
         setup, asked, options.max_new_tokens,
         role=condition.role, stop="", batch=options.batch, report=report,
     )  # fmt: skip

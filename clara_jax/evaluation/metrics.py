@@ -1,18 +1,11 @@
 """How well an answer's text agrees with the accepted ones, each from 0 to 1."""
 
 import collections
-import re
-import string
 from collections.abc import Callable, Sequence
 
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
+from clara_jax.text.normalise import normalise
+
 _VERDICTS = ("yes", "no", "noanswer")  # answers that another text never partly agrees with
-
-
-def normalise(text: str) -> str:
-    """SQuAD's normal form: lower case, without punctuation and articles, single blanks."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def exact_match(answer: str, accepted: str) -> float:

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from clara_jax.inference.search_words import Words
-
 KS = (1, 3, 5)
 
 
@@ -108,32 +106,3 @@ def _wanted(gold: Sequence[int]) -> set[int]:
     if not len(gold):
         raise ValueError("no gold document: nothing can be found")
     return set(gold)
-
-
-def bm25_scores(questions: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[np.ndarray]:
-    """BM25 of every question with each of its own candidates.
-
-    Document frequencies and the mean length are those of all distinct candidates of the call. The
-    variant is bm25s's default, Lucene's with exact lengths: k1 1.5, b 0.75, a word's weight
-    log(1 + (n - df + 0.5) / (df + 0.5)). Words are runs of word characters in lower case, none left
-    out or stemmed; one that a question repeats counts as often.
-
-    Args:
-        questions: texts.
-        candidates: texts of each question's candidates; their number may differ.
-
-    Returns:
-        A float32 vector for each question, 0 where no word is shared.
-
-    Raises:
-        ValueError: numbers of questions and of lists of candidates differ.
-    """
-    if len(questions) != len(candidates):
-        raise ValueError(f"{len(questions)} questions have {len(candidates)} lists of candidates")
-    distinct = dict.fromkeys(text for texts in candidates for text in texts)
-    row_of = {text: row for row, text in enumerate(distinct)}
-    index = Words.build(distinct)
-    return [
-        index.scores(question)[[row_of[text] for text in texts]]
-        for question, texts in zip(questions, candidates, strict=True)
-    ]

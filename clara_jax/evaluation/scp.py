@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from clara_jax import api
 from clara_jax.data import prompts, sources
 from clara_jax.data.records import ScpRecord, digest
 from clara_jax.data.tokenizer import Parts
@@ -26,9 +27,9 @@ from clara_jax.errors import UserError
 from clara_jax.evaluation import results
 from clara_jax.evaluation.answer_losses import cross_entropies, labelled_rows
 from clara_jax.evaluation.journal import Journal, Piece
-from clara_jax.inference import engine
+from clara_jax.inference import answers
 from clara_jax.inference.generate import Prompt
-from clara_jax.training.setup import Setup
+from clara_jax.runs.setup import Setup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,7 @@ def evaluate(
     questions = sum(len(record.questions) for record in records)
     # Losses have a row for each record and, where it has several, for each question but one.
     report, close = results.reporter(len(records) + len(names) * 2 * questions)
-    compressed = engine.compress(setup, [r.document for r in records], options.batch, report)
+    compressed = api.compress(setup, [r.document for r in records], options.batch, report)
     journal = journal or Journal(None, {})
     accepted = [texts for record in records for texts in record.accepted]
     asked = [(record.document, record.questions, record.accepted) for record in records]
@@ -145,7 +146,7 @@ def _evaluate_condition(
             ids = prompts.scp_question(setup.tokenizer, setup.config.prompts, docs, question)
             asked.append(Prompt(ids, vectors))
     options, role = setup.config.eval, condition.role
-    texts = engine.answers(
+    texts = answers.answers(
         setup, asked, options.max_new_tokens, role=role, batch=options.batch, report=report
     )
     nats, tokens = cross_entropies(setup, rows, role, report)

@@ -10,13 +10,14 @@ import numpy as np
 from absl import logging
 
 from clara_jax.data import prompts
-from clara_jax.data.rows import FRAME, encoder_batches
+from clara_jax.data.batches import encoder_batches
+from clara_jax.data.prompts import FRAME
 from clara_jax.inference import checks
 from clara_jax.inference.generate import needed, put, rows_for, to_host
 from clara_jax.models import clara
 from clara_jax.models.clara import Trees
 from clara_jax.models.decoder import Decoder
-from clara_jax.training.setup import Setup
+from clara_jax.runs.setup import Setup
 
 
 @dataclasses.dataclass(frozen=True)

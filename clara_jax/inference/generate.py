@@ -22,7 +22,7 @@ from clara_jax.models.clara import Trees
 from clara_jax.models.config import ExtraTokens, ModelConfig
 from clara_jax.models.decoder import EMPTY, Cache, Decoder, head_logits
 from clara_jax.models.layers import crosses
-from clara_jax.training.setup import Setup
+from clara_jax.runs.setup import Setup
 
 BUCKET = 64  # lengths of prompts are rounded up to multiples of it
 NONE = -1  # stands after the end of a generated row

@@ -17,7 +17,7 @@ from clara_jax.inference.generate import needed, to_host
 from clara_jax.models.clara import Trees
 from clara_jax.models.config import ModelConfig
 from clara_jax.models.decoder import head_logits
-from clara_jax.training.setup import Setup
+from clara_jax.runs.setup import Setup
 
 _WORD = re.compile(r"\w+")
 

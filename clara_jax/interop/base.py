@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from clara_jax.errors import UserError
-from clara_jax.interop import gguf, hf, hf_config, layout
+from clara_jax.interop import gguf, hf, hf_config, weights
 from clara_jax.models.config import ModelConfig
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -76,7 +76,7 @@ def read_config(base: str | os.PathLike[str]) -> ModelConfig:
     return _READERS[found.format].read_config(found.path)
 
 
-def open_tensors(base: str | os.PathLike[str], config: ModelConfig) -> layout.Checkpoint:
+def open_tensors(base: str | os.PathLike[str], config: ModelConfig) -> weights.Checkpoint:
     """A base model's weights, to be read in parts.
 
     Raises:
@@ -105,7 +105,7 @@ def generation_settings(base: str | os.PathLike[str], folder: str) -> dict[str, 
 def load_params(
     base: str | os.PathLike[str],
     config: ModelConfig,
-    sharding_of: layout.ShardingOf | None = None,
+    sharding_of: weights.ShardingOf | None = None,
     parts: Sequence[str] = (),
 ) -> Any:
     """Loads a base model's weights into `config.param_dtype`, each shard straight to its device.

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from clara_jax.errors import UserError
-from clara_jax.interop import adapters, hub_ids, layout
-from clara_jax.interop.layout import TABLE
+from clara_jax.interop import adapters, hub_ids, weights
 from clara_jax.interop.release_config import CONFIG, Settings, read_settings
 from clara_jax.interop.torch_zip import Tensor, TorchFile
+from clara_jax.interop.weights import TABLE
 from clara_jax.models.config import LoraConfig, ModelConfig
 
 ADAPTERS_FILE, TABLES_FILE = "adapters.pth", "decoder_first_last_layers.pth"
@@ -96,7 +96,7 @@ def looks_like(directory: str | os.PathLike[str]) -> list[str]:
 def read(
     directory: str | os.PathLike[str],
     config: ModelConfig,
-    base: layout.Checkpoint | None = None,
+    base: weights.Checkpoint | None = None,
     tokens: int | None = None,
 ) -> Release:
     """Reads a release checkpoint for a base of the given architecture.
@@ -154,7 +154,7 @@ def _added_tokens(
     path: pathlib.Path,
     settings: Settings,
     config: ModelConfig,
-    base: layout.Checkpoint | None,
+    base: weights.Checkpoint | None,
     tokens: int | None,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     file, M = TorchFile(path), settings.memory_tokens
@@ -187,7 +187,7 @@ def _added_tokens(
     return embed_rows[:M], added
 
 
-def _compare(path: pathlib.Path, embed: np.ndarray, n_base: int, base: layout.Checkpoint) -> None:
+def _compare(path: pathlib.Path, embed: np.ndarray, n_base: int, base: weights.Checkpoint) -> None:
     """Refuses a base of the same shapes whose embedding is another one.
 
     The file has a copy of it, which bfloat16 rounds by 0.2 % and GGUF's 4 bits by 10 %.

@@ -16,7 +16,7 @@ import transformers
 from tokenizers import decoders, pre_tokenizers
 
 from clara_jax.errors import UserError
-from clara_jax.interop import layout
+from clara_jax.interop import weights
 from clara_jax.models.config import ModelConfig, RopeScaling
 from clara_jax.models.layers import rope_frequencies
 
@@ -94,7 +94,7 @@ def read_config(path: str | os.PathLike[str]) -> ModelConfig:
 def load_params(
     path: str | os.PathLike[str],
     config: ModelConfig,
-    sharding_of: layout.ShardingOf | None = None,
+    sharding_of: weights.ShardingOf | None = None,
     parts: Sequence[str] = (),
 ) -> Any:
     """Loads the weights of a GGUF file, expanded to `config.param_dtype`.
@@ -103,7 +103,7 @@ def load_params(
         path: the file.
         config: the architecture, as `read_config` gives it.
         sharding_of: gives the sharding of a parameter from its path and shape.
-        parts: the only ones wanted, as `layout.load` takes them.
+        parts: the only ones wanted, as `weights.load` takes them.
 
     Returns:
         The `params` tree of the decoder.
@@ -111,7 +111,7 @@ def load_params(
     Raises:
         UserError: a tensor is missing, unknown, mis-shaped, or of a type that cannot be expanded.
     """
-    return layout.load(Tensors(path, config), config, sharding_of, parts)
+    return weights.load(Tensors(path, config), config, sharding_of, parts)
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> transformers.PreTrainedTokenizerFast:
@@ -162,7 +162,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> transformers.PreTrainedToken
 
 
 class Tensors:
-    """The tensors of a GGUF file (`layout.Checkpoint`)."""
+    """The tensors of a GGUF file (`weights.Checkpoint`)."""
 
     format = "gguf"
     is_bfloat16 = False  # llama.cpp's types are expanded to float32

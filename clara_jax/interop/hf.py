@@ -11,7 +11,7 @@ import numpy as np
 import safetensors
 
 from clara_jax.errors import UserError
-from clara_jax.interop import layout
+from clara_jax.interop import weights
 from clara_jax.interop.hf_config import read_config as read_config
 from clara_jax.interop.hf_config import read_json
 from clara_jax.models.config import ModelConfig
@@ -29,7 +29,7 @@ _LEAVE = ("consolidated*", "original/*")
 def load_params(
     directory: str | os.PathLike[str],
     config: ModelConfig,
-    sharding_of: layout.ShardingOf | None = None,
+    sharding_of: weights.ShardingOf | None = None,
     parts: Sequence[str] = (),
 ) -> Any:
     """Loads the weights of a model directory: one safetensors file, or several with an index.
@@ -38,7 +38,7 @@ def load_params(
         directory: holds model.safetensors or model.safetensors.index.json.
         config: the architecture, as `read_config` gives it; `param_dtype` is the result's dtype.
         sharding_of: gives the sharding of a parameter from its path and shape.
-        parts: the only ones wanted, as `layout.load` takes them.
+        parts: the only ones wanted, as `weights.load` takes them.
 
     Returns:
         The `params` tree of the decoder.
@@ -46,7 +46,7 @@ def load_params(
     Raises:
         UserError: a file or tensor is missing, unknown, mis-shaped or broken.
     """
-    return layout.load(Safetensors(pathlib.Path(directory), config), config, sharding_of, parts)
+    return weights.load(Safetensors(pathlib.Path(directory), config), config, sharding_of, parts)
 
 
 def download(hub_id: str) -> pathlib.Path:
@@ -78,7 +78,7 @@ def ask_hub(function: Callable[..., Any], repo: str, **kwargs: Any) -> Any:
 
 
 class Safetensors:
-    """The tensors of a model directory (`layout.Checkpoint`)."""
+    """The tensors of a model directory (`weights.Checkpoint`)."""
 
     format = "hf"
 

@@ -19,8 +19,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from clara_jax import distributed, files
 from clara_jax.errors import UserError
 from clara_jax.interop.hf import INDEX, SINGLE
-from clara_jax.interop.layout import Stored
 from clara_jax.interop.names import TABLE, Part, Row, part
+from clara_jax.interop.weights import Stored
 from clara_jax.models.config import LoraConfig, ModelConfig
 from clara_jax.models.decoder import abstract_params
 from clara_jax.models.quantize import dequantize
@@ -61,7 +61,7 @@ def save_params(
 
     Args:
         directory: where to write; made if it is not there. config.json is `hf_config`'s.
-        params: base weights, which may lie on a mesh, may be int8, and may be `layout.stored`.
+        params: base weights, which may lie on a mesh, may be int8, and may be `weights.stored`.
         config: their architecture.
         adapter: folded in, W + scale * A B in float32, a matrix at a time.
         lora: the adapter's settings.

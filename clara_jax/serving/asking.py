@@ -8,10 +8,10 @@ from typing import Any
 
 from fastapi import HTTPException, Request
 
+from clara_jax.corpus.format import Busy
 from clara_jax.errors import UserError
-from clara_jax.inference.store_files import Busy
 from clara_jax.serving import schemas
-from clara_jax.serving.engine import Broken, Cancelled, Late
+from clara_jax.serving.batching import Broken, Cancelled, Late
 from clara_jax.serving.queueing import Full
 from clara_jax.serving.service import Empty, Found, Job, Service
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clara_jax import sharding
-from clara_jax.training.setup import Setup
+from clara_jax.runs.setup import Setup
 
 _AT_ONCE = 8  # rows of one write
 

@@ -19,11 +19,11 @@ from absl import logging
 from clara_jax import config as config_lib
 from clara_jax import files
 from clara_jax.config import Config, Serve
+from clara_jax.corpus import locks
 from clara_jax.errors import UserError
-from clara_jax.inference import store_locks
-from clara_jax.inference.load import load_setup
-from clara_jax.serving.app import make_app
-from clara_jax.serving.corpus import Corpus
+from clara_jax.runs.load import load_setup
+from clara_jax.serving.live_corpus import Corpus
+from clara_jax.serving.routes import make_app
 from clara_jax.serving.service import Service
 
 TOKEN = "CLARA_TOKEN"
@@ -38,7 +38,7 @@ def run(store: str, workdir: str, base: str | None = None, config: Config | None
     Args:
         store: folder of `--mode=compress`.
         workdir: of a run, or a directory in the layout of the PyTorch release.
-        base: the base model, as for `engine.load`.
+        base: the base model, as for `api.load`.
         config: of it `serve`, `store` and `search` count.
 
     Returns:
@@ -52,7 +52,7 @@ def run(store: str, workdir: str, base: str | None = None, config: Config | None
         raise UserError("--mode=serve runs in one process; start one on each machine")
     token = read_token(config.serve)
     setup = load_setup(workdir, base)
-    with store_locks.kept(store):
+    with locks.kept(store):
         service = Service(setup, Corpus(store, setup, config), config.serve)
         server = Server(service, token)
         with server.bound() as sockets:

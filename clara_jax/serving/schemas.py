@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from clara_jax.serving.corpus import MOST
+from clara_jax.serving.live_corpus import MOST
 
 MOST_TEXTS = 64  # documents of one request
 MOST_CHARACTERS = 100_000  # of one text

@@ -16,14 +16,13 @@ import numpy as np
 from absl import logging
 
 from clara_jax.config import Serve
+from clara_jax.corpus.format import Damaged
 from clara_jax.errors import UserError
-from clara_jax.inference import checks, lens
+from clara_jax.inference import lens
 from clara_jax.inference.encode import encode_query
-from clara_jax.inference.store_files import Damaged
-from clara_jax.serving.compressing import compress, warm_up
-from clara_jax.serving.corpus import MOST, TOGETHER, Corpus
-from clara_jax.serving.device_rows import DeviceRows
-from clara_jax.serving.engine import (
+from clara_jax.runs import abilities
+from clara_jax.runs.setup import Setup
+from clara_jax.serving.batching import (
     Broken,
     Cancelled,
     Engine,
@@ -32,10 +31,12 @@ from clara_jax.serving.engine import (
     common_prefix,
     prompt_ids,
 )
+from clara_jax.serving.device_rows import DeviceRows
+from clara_jax.serving.live_corpus import MOST, TOGETHER, Corpus
 from clara_jax.serving.metrics import Metrics
-from clara_jax.serving.programs import Slots
 from clara_jax.serving.queueing import Queue
-from clara_jax.training.setup import Setup
+from clara_jax.serving.slots import Slots
+from clara_jax.serving.warm_up import compress, warm_up
 
 
 class Empty(UserError):
@@ -93,7 +94,7 @@ class Service:
     """
 
     def __init__(self, setup: Setup, corpus: Corpus, options: Serve):
-        checks.can(setup, "ask")
+        abilities.can(setup, "ask")
         self.setup, self.corpus, self.options = setup, corpus, options
         self.metrics = Metrics()
         self.top_k = min(setup.config.select.k, MOST)
@@ -161,7 +162,7 @@ class Service:
             on_end: called once, with None or an exception.
             on_text: called with the pieces of the answer.
             words: also read the query by the logit lens.
-            **how: max_new_tokens, temperature, top_p, seed and stop of `engine.Request`.
+            **how: max_new_tokens, temperature, top_p, seed and stop of `batching.Request`.
 
         Raises:
             Full: too many wait.

@@ -11,10 +11,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from clara_jax.data import sentences
-from clara_jax.evaluation.metrics import normalise
-from clara_jax.synthesis import languages, mentions, wording
 from clara_jax.synthesis.document import Document, Pair
+from clara_jax.text import languages, mentions, sentences, wording
+from clara_jax.text.normalise import normalise
 
 ANSWER = "answer not in the document"
 NUMBER = "number not in the document"

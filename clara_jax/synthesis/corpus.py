@@ -12,10 +12,11 @@ from absl import logging
 
 from clara_jax import files
 from clara_jax.config import Config
-from clara_jax.data import chunks, records, sentences, tokenizer
+from clara_jax.data import records, tokenizer
 from clara_jax.errors import UserError, reason
 from clara_jax.synthesis import duplicates
 from clara_jax.synthesis.document import Document
+from clara_jax.text import chunks, sentences
 
 _TEXT_KEYS = ("text", "content", "passage", "contents", "document", "docs", "context", "article")
 _HEADING = re.compile(r"#{1,6}\s+(.*?)\s*#*$")

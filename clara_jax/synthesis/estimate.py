@@ -3,8 +3,9 @@
 from typing import Any
 
 from clara_jax.config import Synthesis
+from clara_jax.endpoint.prompts import Prompts
 from clara_jax.synthesis.jobs import Job
-from clara_jax.synthesis.prompts import KINDS, Prompts
+from clara_jax.synthesis.prompts import KINDS
 
 CHARACTERS = 4  # of a token of English; other languages have fewer
 ROUNDS = 2  # of questions that a document takes, where so many are allowed

@@ -8,7 +8,7 @@ from absl import logging
 
 from clara_jax import files
 from clara_jax.errors import UserError
-from clara_jax.evaluation.report import pyplot, save
+from clara_jax.plotting import pyplot, save
 
 KINDS = ("simple", "complex")
 _HISTOGRAMS = {

@@ -21,14 +21,15 @@ from absl import logging
 from clara_jax import config as config_lib
 from clara_jax import files
 from clara_jax.config import Config
+from clara_jax.endpoint import client as endpoint_lib
+from clara_jax.endpoint.asker import Asker
+from clara_jax.endpoint.client import Endpoint, Unavailable
+from clara_jax.endpoint.prompts import Prompts
+from clara_jax.endpoint.replies import Store
 from clara_jax.errors import UserError
 from clara_jax.progress import Progress
-from clara_jax.synthesis import endpoint as endpoint_lib
 from clara_jax.synthesis import estimate, jobs, report
-from clara_jax.synthesis.endpoint import Endpoint, Unavailable
-from clara_jax.synthesis.pipeline import Asker
-from clara_jax.synthesis.prompts import Prompts
-from clara_jax.synthesis.store import Store
+from clara_jax.synthesis.prompts import KINDS, OWN
 
 LEFT = 1  # exit code where the same command has to be run again
 INTERRUPTED = 130
@@ -65,7 +66,7 @@ def run(
         raise UserError(f"{output}: --output must be a local folder; copy it from there")
     if preview is not None and preview < 1:
         raise UserError(f"--preview={preview} must be at least 1")
-    prompts = Prompts(config.synthesis)
+    prompts = Prompts(config.synthesis, KINDS, OWN)
     if dry_run:
         found = estimate.Estimate(config.synthesis, prompts)
         for job in jobs.collect(documents, config):
@@ -131,7 +132,7 @@ class _Run:
         return code
 
     async def _work(self, store: Store) -> dict[str, int]:
-        async with Endpoint(self._options) as endpoint:
+        async with Endpoint(self._options, KINDS) as endpoint:
             progress = Progress(self._total, "synthesis", self._count_done(store))
             todo = (job for job in jobs.load(self._output) if job["key"] not in store)
             try:

@@ -19,16 +19,17 @@ import numpy as np
 from absl import logging
 
 from clara_jax import distributed, files, sharding
-from clara_jax.data import pipeline, question_shapes, questions, sources
+from clara_jax.data import question_lengths, question_rows, scp_rows, sources
 from clara_jax.data.memories import MemoryFile
-from clara_jax.data.questions import Reader, Shapes
+from clara_jax.data.question_rows import Reader, Shapes
 from clara_jax.data.records import QaRecord, digest
 from clara_jax.data.streams import Streams
 from clara_jax.errors import UserError
-from clara_jax.inference import encode, engine
-from clara_jax.inference.fingerprint import fingerprint
+from clara_jax.inference import answers as answers_lib
+from clara_jax.inference import encode
 from clara_jax.progress import Progress
-from clara_jax.training.setup import Setup
+from clara_jax.runs.fingerprint import fingerprint
+from clara_jax.runs.setup import Setup
 
 _CHUNK = 128  # documents or prompts between writes
 
@@ -61,7 +62,7 @@ def open_inputs(setup: Setup, workdir: str) -> Inputs:
             f"config.train.batch_rows / accumulate = {rows} rows do not divide by the "
             f"{shards} devices of config.mesh data x fsdp"
         )
-    source = pipeline.open_data(config)
+    source = scp_rows.open_data(config)
     dev = _dev(setup) if config.train.eval_every else None
     open_stage = _open_scp if config.stage == "scp" else _open_questions
     return open_stage(setup, workdir, source, dev, rows)
@@ -69,7 +70,7 @@ def open_inputs(setup: Setup, workdir: str) -> Inputs:
 
 def _dev(setup: Setup) -> sources.Source:
     config = setup.config
-    source = pipeline.open_dev(config)
+    source = scp_rows.open_dev(config)
     if 0 < config.eval.records < len(source):
         source = sources.Subset(source, np.arange(config.eval.records))
     return source
@@ -94,15 +95,15 @@ def _open_scp(
     setup: Setup, workdir: str, source: sources.Source, dev: sources.Source | None, rows: int
 ) -> Inputs:
     config, shared = setup.config, (setup.config, setup.tokenizer, setup.extra)
-    lengths = pipeline.row_lengths(*shared, source)
+    lengths = scp_rows.row_lengths(*shared, source)
     open_stream = functools.partial(
-        pipeline.make_train_iterator, *shared, source=source, lengths=lengths
+        scp_rows.make_train_iterator, *shared, source=source, lengths=lengths
     )
     train = _streams(setup, open_stream)
     if dev is None:
         return Inputs(train, None)
     # In rows like those of training.
-    batches = pipeline.eval_batches(
+    batches = scp_rows.eval_batches(
         config, setup.tokenizer, setup.extra, source=dev, lengths=lengths, batch_rows=rows
     )
     return Inputs(train, batches)
@@ -123,17 +124,17 @@ def _open_questions(
         memories = compute_memories(
             setup, (d for reader in every for record in _records(reader) for d in record.documents)
         )
-    shapes = question_shapes.measure(
+    shapes = question_lengths.measure(
         config, setup.tokenizer, setup.extra, source, compress=memories is None, answers=answers
     )
     reader = dataclasses.replace(unlaid, shapes=shapes, memories=memories, answers=answers)
     train = _streams(
-        setup, functools.partial(questions.make_train_iterator, reader, config.train.batch_rows)
+        setup, functools.partial(question_rows.make_train_iterator, reader, config.train.batch_rows)
     )
     if dev is None:
         return Inputs(train, None)
     held_out = dataclasses.replace(reader, source=dev, answers=None, skipped=set())
-    return Inputs(train, questions.eval_batches(held_out, rows))
+    return Inputs(train, question_rows.eval_batches(held_out, rows))
 
 
 def _records(reader: Reader) -> Iterator[Any]:
@@ -217,8 +218,8 @@ def _teach(setup: Setup, records: Sequence[Any]) -> list[str]:
     config = setup.config
     length = config.data.document_length
     texts = [[setup.tokenizer.head(d, length) for d in record.documents] for record in records]
-    asked = engine.answer_prompts(setup, [record.question for record in records], texts)
-    return engine.answers(
+    asked = answers_lib.answer_prompts(setup, [record.question for record in records], texts)
+    return answers_lib.answers(
         setup, asked, config.data.teacher_tokens, role=None, stop="", batch=config.eval.batch
     )
 

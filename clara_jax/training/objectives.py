@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from clara_jax.config import Config
 from clara_jax.models import clara, scores, topk
 from clara_jax.models.clara import Batch, Trees
+from clara_jax.runs.setup import Setup
 from clara_jax.training.losses import IGNORE, alignment_sum, cross_entropy_sum, info_nce_sum, kl_sum
-from clara_jax.training.setup import Setup
 
 Sums = dict[str, jax.Array]
 

@@ -12,10 +12,10 @@ import optax
 from clara_jax import sharding
 from clara_jax.config import Config
 from clara_jax.models.clara import Batch, Trees
+from clara_jax.runs.setup import Setup
 from clara_jax.training import objectives
 from clara_jax.training.objectives import OBJECTIVES, Draw, slot_gradients
 from clara_jax.training.optim import schedule, temperature_schedule
-from clara_jax.training.setup import Setup
 
 Metrics = dict[str, jax.Array]
 Step = Callable[..., tuple[tuple[Trees, Any], Metrics]]

@@ -25,14 +25,14 @@ from clara_jax.errors import UserError
 from clara_jax.interop import native
 from clara_jax.models.clara import Trees
 from clara_jax.progress import Progress
+from clara_jax.runs.checkpoint import Checkpoints, has_checkpoint
+from clara_jax.runs.lineage import save_origins
+from clara_jax.runs.setup import Setup, start
 from clara_jax.training import writers
-from clara_jax.training.checkpoint import Checkpoints, has_checkpoint
 from clara_jax.training.goodput import Goodput
 from clara_jax.training.inputs import open_inputs
-from clara_jax.training.lineage import save_origins
 from clara_jax.training.optim import make_optimizer
 from clara_jax.training.profile import Trace
-from clara_jax.training.setup import Setup, start
 from clara_jax.training.step import (
     Metrics,
     Step,

@@ -13,11 +13,11 @@ from clara_jax.config import Config, Data, Eval, Memory, Model, Prompts, Select,
 from clara_jax.config import Mesh as MeshConfig
 from clara_jax.errors import UserError
 from clara_jax.models.config import PRESETS
+from clara_jax.runs import setup as setup_lib
+from clara_jax.runs.lineage import Run
+from clara_jax.runs.setup import abstract, create
 from clara_jax.sharding import make_mesh
-from clara_jax.training import setup as setup_lib
 from clara_jax.training.inputs import open_inputs
-from clara_jax.training.lineage import Run
-from clara_jax.training.setup import abstract, create
 
 ONE = make_mesh(MeshConfig(data=1, fsdp=1, tensor=1))
 CHIP = chips.CHIPS["v5e"]

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from clara_jax.data import sources, tfds_builder
+from clara_jax.data import sources
+from clara_jax.data.importers import tfds_builder
 from clara_jax.errors import UserError
 
 
@@ -231,7 +232,7 @@ def test_missing_package_is_named(tmp_path, monkeypatch):
 
 
 def test_builder_command_line(tmp_path):
-    command = [sys.executable, "-m", "clara_jax.data.tfds_builder"]
+    command = [sys.executable, "-m", "clara_jax.data.importers.tfds_builder"]
     shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
     assert "split=sources" in shown.stdout
     bad = write(tmp_path / "bad.jsonl", ["{"])

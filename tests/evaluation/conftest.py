@@ -6,9 +6,9 @@ import pytest
 
 from clara_jax import config as config_lib
 from clara_jax.config import Config, Data, Eval, Memory, Mesh, Model, Prompts
+from clara_jax.runs import setup as setup_lib
+from clara_jax.runs.checkpoint import Checkpoints
 from clara_jax.sharding import make_mesh
-from clara_jax.training import setup as setup_lib
-from clara_jax.training.checkpoint import Checkpoints
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,8 @@ from clara_jax.data import sources
 from clara_jax.errors import UserError
 from clara_jax.evaluation import evaluate, joint
 from clara_jax.evaluation.candidates import Searched
+from clara_jax.runs import setup as setup_lib
 from clara_jax.sharding import make_mesh
-from clara_jax.training import setup as setup_lib
 
 DOCUMENTS = ["red fox in a den", "blue whale at sea", "grey wolf in a wood", "old mill"]
 RECORDS = [

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from clara_jax import api, sharding
 from clara_jax import config as config_lib
-from clara_jax import sharding
 from clara_jax.config import Config, Data, Eval, Memory, Mesh, Model, Prompts, Train
+from clara_jax.corpus import write as write_lib
 from clara_jax.data import prompts as prompts_lib
 from clara_jax.data.facts import FactsSource
 from clara_jax.data.records import ScpRecord, reconstruction
@@ -20,12 +21,12 @@ from clara_jax.evaluation.answer_losses import labelled_rows
 from clara_jax.evaluation.journal import Journal
 from clara_jax.evaluation.results import gap_closed, table, write
 from clara_jax.evaluation.scp import CONDITIONS, evaluate
-from clara_jax.inference import engine, generate, store_write
+from clara_jax.inference import generate
 from clara_jax.models import clara
 from clara_jax.models.decoder import head_logits
+from clara_jax.runs import setup as setup_lib
+from clara_jax.runs.checkpoint import Checkpoints
 from clara_jax.sharding import make_mesh
-from clara_jax.training import setup as setup_lib
-from clara_jax.training.checkpoint import Checkpoints
 
 CONFIG = Config(
     model=Model(preset="tiny", tokenizer="facts", vocab_size=160),
@@ -119,7 +120,7 @@ def test_losses_equal_a_plain_computation(setup, result, name):
 
     tokenizer, texts = setup.tokenizer, setup.config.prompts
     for record in [result[2][i] for i in range(3)]:
-        memory = engine.compress(setup, [record.document]).memories[0]
+        memory = api.compress(setup, [record.document]).memories[0]
         docs, vectors = {
             "memory": (prompts_lib.slots(setup.extra), memory),
             "text": (record.document, None),
@@ -167,7 +168,7 @@ def test_one_row_serves_turn_and_answer(setup):
 def test_answers_follow_the_memories(setup, result):
     """What is generated is what the engine says to the same question."""
     source = result[2]
-    model = engine.Clara(setup)
+    model = api.Clara(setup)
     for i, prediction in enumerate(result[0]["predictions"][:5]):
         document, question = source[0].document, source[0].questions[i]
         assert prediction["memory"] == model.answer_scp([question], [document], 6)[0]
@@ -176,7 +177,7 @@ def test_answers_follow_the_memories(setup, result):
 def test_perfect_and_missing_answers_are_scored(setup, monkeypatch):
     record = FactsSource(4, 1)[0]
     monkeypatch.setattr(
-        engine, "answers", lambda setup, asked, *_, **__: [*record.answers[:-1], "nothing"]
+        api, "answers", lambda setup, asked, *_, **__: [*record.answers[:-1], "nothing"]
     )
     values = evaluate(setup, [record])["conditions"]["memory"]
     assert values["exact_match"] == values["f1"] == values["cover_exact_match"] == 0.8
@@ -276,7 +277,7 @@ def test_a_run_trained_anew_or_another_store_is_another_basis(
     assert bases[0] != bases[1] == bases[2] and bases[0]["step"] == bases[1]["step"]
     for count in (1, 2):
         options = config_lib.Store(part=16)
-        store_write.add(str(tmp_path / "store"), setup, [f"mill {count} ."], options)
+        write_lib.add(str(tmp_path / "store"), setup, [f"mill {count} ."], options)
         begin(dataclasses.replace(few, store=str(tmp_path / "store")))
     assert bases[3] != bases[4]
 
@@ -324,7 +325,7 @@ def test_any_accepted_answer_counts_and_text_records_are_passed_over(setup, monk
     record = dataclasses.replace(
         FactsSource(4, 1)[0], questions=("who ?",), answers=("Sir Paul",), aliases=(("Paul",),)
     )
-    monkeypatch.setattr(engine, "answers", lambda setup, asked, *_, **__: ["paul"] * len(asked))
+    monkeypatch.setattr(api, "answers", lambda setup, asked, *_, **__: ["paul"] * len(asked))
     result = evaluate(setup, [record, dataclasses.replace(record, compress=False)])
     assert result["records"] == 1
     assert result["conditions"]["memory"]["exact_match"] == 1.0

@@ -7,17 +7,22 @@ import jax
 import numpy as np
 import pytest
 
+from clara_jax import api
 from clara_jax import config as config_lib
 from clara_jax.config import Config, Data, Eval, Memory, Mesh, Model, Prompts, Select
+from clara_jax.corpus import write
+from clara_jax.corpus.search.words import bm25_scores
 from clara_jax.data.facts import FactsQuestions
 from clara_jax.data.tokenizer import load_tokenizer
 from clara_jax.errors import UserError
 from clara_jax.evaluation import compare, evaluate, joint, metrics, results
 from clara_jax.evaluation.journal import Journal
-from clara_jax.evaluation.retrieval import bm25_scores, ranking, score_rankings
-from clara_jax.inference import encode, engine, store_write
+from clara_jax.evaluation.retrieval import ranking, score_rankings
+from clara_jax.inference import answers as answers_lib
+from clara_jax.inference import encode
+from clara_jax.runs import setup as setup_lib
 from clara_jax.sharding import make_mesh
-from clara_jax.training import setup as setup_lib
+from clara_jax.text.normalise import normalise
 
 CONFIG = Config(
     stage="e2e",
@@ -54,12 +59,12 @@ def result(setup):
 def test_the_reasoner_condition_is_what_ask_gives(setup, result):
     records = [SOURCE[i] for i in range(3)]
     questions, documents = [r.question for r in records], [list(r.documents) for r in records]
-    asked = engine.Clara(setup).ask(questions, documents, max_new_tokens=4)
+    asked = api.Clara(setup).ask(questions, documents, max_new_tokens=4)
     for prediction, answer in zip(result["predictions"], asked, strict=True):
         assert prediction["chosen"] == list(answer.indices)
         assert prediction["reasoner"] == answer.text
     gold = [[r.documents[g] for g in r.gold] for r in records]
-    told = engine.Clara(setup).answer(questions, gold, max_new_tokens=4)
+    told = api.Clara(setup).answer(questions, gold, max_new_tokens=4)
     assert [p["pos_index"] for p in result["predictions"]] == [list(r.gold) for r in records]
     values = metrics.score(told, [r.answers for r in records])
     assert {k: result["conditions"]["gold"][k] for k in values} == values
@@ -70,7 +75,7 @@ def test_rankings_are_scored(setup, result):
     golds = [r.gold for r in records]
     scores = bm25_scores([r.question for r in records], [r.documents for r in records])
     assert result["retrieval"]["bm25"] == score_rankings(list(map(ranking, scores)), golds)
-    ours = engine.Clara(setup).rank([r.question for r in records], [r.documents for r in records])
+    ours = api.Clara(setup).rank([r.question for r in records], [r.documents for r in records])
     assert result["retrieval"]["reasoner"] == score_rankings(list(map(ranking, ours)), golds)
 
 
@@ -142,10 +147,10 @@ def test_gold_documents_of_some_questions(setup):
 def test_conditions_of_ones_own(setup):
     found = chosen(setup, "constant, all", records=1)
     record = SOURCE[0]
-    told = engine.Clara(setup).answer([record.question], [list(record.documents)], 4)
+    told = api.Clara(setup).answer([record.question], [list(record.documents)], 4)
     assert [p["all"] for p in found["predictions"]] == told
     assert list(found["conditions"]) == ["all", "constant"]
-    assert found["predictions"][0]["constant"] == metrics.normalise(record.answers[0])
+    assert found["predictions"][0]["constant"] == normalise(record.answers[0])
     with pytest.raises(UserError, match="no condition 'al'; there are reasoner, "):
         chosen(setup, "al")
 
@@ -205,8 +210,8 @@ def test_answer_loss_of_a_perfect_prefix_is_that_of_training(setup):
     """The labels are those of training: the answer and what closes it."""
     record = SOURCE[0]
     docs = list(record.documents[:2])
-    asked = engine.answer_prompts(setup, [record.question], [docs])
-    told = engine.answer_prompts(setup, [record.question], [docs], ["baker"])
+    asked = answers_lib.answer_prompts(setup, [record.question], [docs])
+    told = answers_lib.answer_prompts(setup, [record.question], [docs], ["baker"])
     tail = told[0].tokens[len(asked[0].tokens) :]
     assert tail == setup.tokenizer.encode(["baker", setup.tokenizer.eos_id])
 
@@ -225,7 +230,7 @@ def test_memories_are_read_from_the_folder(setup, result, tmp_path, monkeypatch)
 def test_memories_are_read_from_a_store(setup, result, tmp_path, monkeypatch):
     path, records = str(tmp_path / "store"), [SOURCE[i] for i in range(3)]
     options = config_lib.Store(part=16)
-    store_write.add(path, setup, [d for record in records for d in record.documents], options)
+    write.add(path, setup, [d for record in records for d in record.documents], options)
     options = dataclasses.replace(CONFIG.eval, store=path, conditions="reasoner")
     kept = dataclasses.replace(setup, config=dataclasses.replace(CONFIG, eval=options))
     expected = encode.compress(setup, list(records[0].documents[:2])).memories

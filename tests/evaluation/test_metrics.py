@@ -1,6 +1,7 @@
 import pytest
 
 from clara_jax.evaluation import metrics
+from clara_jax.text.normalise import normalise
 
 
 @pytest.mark.parametrize(
@@ -14,7 +15,7 @@ from clara_jax.evaluation import metrics
     ],
 )
 def test_normalise(text, expected):
-    assert metrics.normalise(text) == expected
+    assert normalise(text) == expected
 
 
 @pytest.mark.parametrize(

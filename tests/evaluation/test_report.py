@@ -7,6 +7,7 @@ import pytest
 
 from clara_jax.errors import UserError
 from clara_jax.evaluation import report
+from clara_jax.runs import workdir as workdir_lib
 
 
 @pytest.fixture
@@ -72,4 +73,4 @@ def test_mistakes(workdir, capsys, file, content, message):
 def test_a_line_that_a_kill_cut_short_is_left_out(workdir):
     with open(workdir / "metrics.jsonl", "a") as f:
         f.write('{"step": 4, "lo')
-    assert [line["step"] for line in report.read_metrics(str(workdir))] == [1, 2, 3, 3]
+    assert [line["step"] for line in workdir_lib.read_metrics(str(workdir))] == [1, 2, 3, 3]

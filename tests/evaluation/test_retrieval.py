@@ -10,13 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clara_jax.evaluation.retrieval import (
-    bm25_scores,
-    ranking,
-    recall_at,
-    reciprocal_rank,
-    score_rankings,
-)
+from clara_jax.corpus.search.words import bm25_scores
+from clara_jax.evaluation.retrieval import ranking, recall_at, reciprocal_rank, score_rankings
 
 
 def test_ranking_by_hand():

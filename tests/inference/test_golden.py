@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 import clara_jax
+from clara_jax.api import Clara
 from clara_jax.config import Prompts
 from clara_jax.data import prompts as prompts_lib
 from clara_jax.errors import UserError
-from clara_jax.inference import export_model, import_model
-from clara_jax.inference.engine import Clara, answer_prompts
+from clara_jax.exchange import export_model, import_model
+from clara_jax.inference.answers import answer_prompts
 from clara_jax.inference.generate import Prompt, generate, prompt_batches
 
 

@@ -105,7 +105,7 @@ def test_every_tensor_arrives_in_its_place(tmp_path, shards):
 
 
 def test_blocks_of_rows_join(tmp_path, monkeypatch):
-    monkeypatch.setattr("clara_jax.interop.layout._BLOCK", 7 * D)
+    monkeypatch.setattr("clara_jax.interop.weights._BLOCK", 7 * D)
     tensors = random_tensors()
     assert_holds(read(write(tmp_path, tensors)), tensors)
 

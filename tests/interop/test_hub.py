@@ -10,7 +10,7 @@ from huggingface_hub import constants
 
 import clara_jax
 from clara_jax.errors import UserError
-from clara_jax.inference import export_model, import_model
+from clara_jax.exchange import export_model, import_model
 from clara_jax.interop import base, hub
 
 # --- A stand-in for the hub on this machine: what its client asks for, and no more ---------------

@@ -10,15 +10,15 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import export_memory as releasing
+from benchmarks.import_memory import measure, write_checkpoint
+from benchmarks.speed import alone
 from clara_jax import distributed, sharding
 from clara_jax.config import Config, Mesh, Model
-from clara_jax.evaluation import benchmark_release as releasing
-from clara_jax.evaluation.benchmark import alone
-from clara_jax.evaluation.benchmark_import import measure, write_checkpoint
 from clara_jax.interop import hf
 from clara_jax.models.config import ModelConfig
 from clara_jax.models.quantize import quantize_params
-from clara_jax.training import setup
+from clara_jax.runs import setup
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 # 184 MB, of which each of the mlp's three parameters has 50, and a layer of it 2.

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from benchmarks.import_memory import write_checkpoint
 from clara_jax import distributed, sharding
 from clara_jax.config import Config, Mesh, Model
-from clara_jax.evaluation.benchmark_import import write_checkpoint
 from clara_jax.interop import hf_write
 from clara_jax.models.config import ModelConfig
-from clara_jax.training import setup
+from clara_jax.runs import setup
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 MODEL = ModelConfig(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clara_jax.serving.device_rows import DeviceRows
-from clara_jax.serving.programs import buckets
+from clara_jax.serving.slots import buckets
 
 
 def test_rows_leave_by_least_recent_use_and_are_what_was_read(setup):

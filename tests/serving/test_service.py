@@ -8,9 +8,9 @@ import time
 import numpy as np
 import pytest
 
+from clara_jax.api import Clara
 from clara_jax.errors import UserError
-from clara_jax.inference.engine import Clara
-from clara_jax.serving.engine import Cancelled, Late
+from clara_jax.serving.batching import Cancelled, Late
 from clara_jax.serving.queueing import Full
 
 QUESTIONS = [

@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from clara_jax.synthesis import checks, languages, mentions
+from clara_jax.synthesis import checks
 from clara_jax.synthesis.document import Document, Pair
+from clara_jax.text import languages, mentions
 
 DOCUMENT = Document(
     "1",

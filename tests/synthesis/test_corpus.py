@@ -6,9 +6,9 @@ import types
 import pytest
 
 from clara_jax.config import Config
-from clara_jax.data import sentences
 from clara_jax.errors import UserError
 from clara_jax.synthesis import corpus
+from clara_jax.text import sentences
 
 
 def config(length=256, **options):

@@ -3,11 +3,13 @@ import asyncio
 import pytest
 
 from clara_jax.config import Synthesis
+from clara_jax.endpoint.asker import Asker
+from clara_jax.endpoint.client import Failed, Reply, Unavailable
+from clara_jax.endpoint.prompts import Prompts
+from clara_jax.endpoint.replies import Store
 from clara_jax.synthesis import pipeline
-from clara_jax.synthesis.endpoint import Failed, Reply, Unavailable
-from clara_jax.synthesis.pipeline import Asker, instruct, plain, scp
-from clara_jax.synthesis.prompts import Prompts
-from clara_jax.synthesis.store import Store
+from clara_jax.synthesis.pipeline import instruct, plain, scp
+from clara_jax.synthesis.prompts import KINDS, OWN
 
 JOB = {"id": "d", "title": "Ada", "text": "Ada wrote. Bob read.", "source": "f:1"}
 GOOD = {"supported": True, "complete": True, "nothing_added": True, "reason": ""}
@@ -208,7 +210,7 @@ class Endpoint:
 
 def asker(endpoint, store, **options):
     options = Synthesis(**options)
-    return Asker("ab" * 16, endpoint, store, Prompts(options), options, seed=3)
+    return Asker("ab" * 16, endpoint, store, Prompts(options, KINDS, OWN), options, seed=3)
 
 
 def test_malformed_replies_are_asked_again_hotter_and_with_another_seed(tmp_path):

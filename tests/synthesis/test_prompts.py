@@ -4,9 +4,10 @@ import shutil
 import pytest
 
 from clara_jax.config import Synthesis
+from clara_jax.endpoint import prompts as prompts_lib
+from clara_jax.endpoint.prompts import Prompts, conform, schema
 from clara_jax.errors import UserError
-from clara_jax.synthesis import prompts
-from clara_jax.synthesis.prompts import KINDS, OWN, Prompts, conform, schema
+from clara_jax.synthesis.prompts import KINDS, OWN
 
 
 def own(tmp_path, **changes):
@@ -33,7 +34,7 @@ def test_every_kind_has_a_prompt_that_states_its_shape():
 
 
 def test_places_are_filled_once_and_braces_in_texts_stay():
-    system, user = Prompts(Synthesis(language="Greek")).messages(
+    system, user = Prompts(Synthesis(language="Greek"), KINDS, OWN).messages(
         "answers", document="a {questions} of {x}", questions="1. {document}?"
     )
     assert (system["role"], user["role"]) == ("system", "user")
@@ -45,19 +46,23 @@ def test_places_are_filled_once_and_braces_in_texts_stay():
 def test_demonstrations_are_shown_and_change_the_hash(tmp_path):
     path = tmp_path / "shown.txt"
     path.write_text("Example: {a}\n")
-    plain, shown = Prompts(Synthesis()), Prompts(Synthesis(demonstrations=str(path)))
+    plain, shown = Prompts(Synthesis(), KINDS, OWN), Prompts(Synthesis(demonstrations=str(path)))
     for name in ("simple", "complex", "answers", "paraphrase", "instruct"):
         places = dict.fromkeys(KINDS[name].places, "-")
         del places["demonstrations"], places["language"]
         assert "Example: {a}" in shown.messages(name, **places)[1]["content"]
     assert plain.hash != shown.hash and plain.version == "v2"
-    assert plain.hash == Prompts(Synthesis()).hash != Prompts(Synthesis(language="Greek")).hash
+    assert (
+        plain.hash
+        == Prompts(Synthesis(), KINDS, OWN).hash
+        != Prompts(Synthesis(language="Greek"), KINDS, OWN).hash
+    )
 
 
 def test_prompts_of_ones_own(tmp_path):
     options = own(tmp_path, validate="Mine\n===\n{document} {pairs}")
-    found = Prompts(options)
-    assert found.version == "mine" and found.hash != Prompts(Synthesis()).hash
+    found = Prompts(options, KINDS, OWN)
+    assert found.version == "mine" and found.hash != Prompts(Synthesis(), KINDS, OWN).hash
     assert found.messages("validate", document="D", pairs="P")[1]["content"] == "D P"
 
 
@@ -72,7 +77,7 @@ def test_prompts_of_ones_own(tmp_path):
 )
 def test_mistakes_in_prompts_are_named(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as error:
-        Prompts(own(tmp_path, validate=text))
+        Prompts(own(tmp_path, validate=text), KINDS, OWN)
     assert "\n" not in str(error.value)
 
 
@@ -121,5 +126,5 @@ def test_schema():
 
 
 def test_lists_are_numbered_one_a_line():
-    assert prompts.numbered(["a\nb", "c"]) == "1. a b\n2. c"
-    assert prompts.numbered([]) == "none"
+    assert prompts_lib.numbered(["a\nb", "c"]) == "1. a b\n2. c"
+    assert prompts_lib.numbered([]) == "none"

@@ -5,11 +5,13 @@ import sys
 
 import pytest
 
+from benchmarks import synthesis
 from clara_jax.data import sources
+from clara_jax.endpoint import client as endpoint_lib
+from clara_jax.endpoint.prompts import Prompts
 from clara_jax.errors import UserError
-from clara_jax.synthesis import benchmark, run
-from clara_jax.synthesis import endpoint as endpoint_lib
-from clara_jax.synthesis.prompts import Prompts
+from clara_jax.synthesis import run
+from clara_jax.synthesis.prompts import KINDS, OWN
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -44,7 +46,7 @@ def test_manifest(undisturbed, corpus):
     manifest = json.loads((undisturbed / "manifest.json").read_text())
     from clara_jax.config import Synthesis
 
-    prompts = Prompts(Synthesis())
+    prompts = Prompts(Synthesis(), KINDS, OWN)
     assert manifest["prompts"] == {"version": "v2", "sha256": prompts.hash}
     assert manifest["model"] == "none" and manifest["seed"] == 0
     assert manifest["endpoint"].startswith("127.0.0.1:") and "base_url" not in str(manifest)
@@ -66,9 +68,9 @@ def test_summary(undisturbed):
 
 
 def test_a_rerun_asks_nothing_and_gives_the_same(undisturbed, corpus, config, url):
-    before = benchmark.fingerprint(str(undisturbed)), benchmark.counts(url)["requests"]
+    before = synthesis.fingerprint(str(undisturbed)), synthesis.counts(url)["requests"]
     assert run.run(corpus, str(undisturbed), config(url)) == 0
-    assert (benchmark.fingerprint(str(undisturbed)), benchmark.counts(url)["requests"]) == before
+    assert (synthesis.fingerprint(str(undisturbed)), synthesis.counts(url)["requests"]) == before
 
 
 def test_faults_lose_and_double_nothing(undisturbed, corpus, config, serve, tmp_path, monkeypatch):
@@ -76,8 +78,8 @@ def test_faults_lose_and_double_nothing(undisturbed, corpus, config, serve, tmp_
     address = serve("--faults=0.2", "--retry_after=0.05")
     options = config(address, timeout=0.5, repairs=8, retries=8)
     assert run.run(corpus, str(tmp_path / "o"), options) == 0
-    assert benchmark.fingerprint(str(tmp_path / "o")) == benchmark.fingerprint(str(undisturbed))
-    told = benchmark.counts(address)
+    assert synthesis.fingerprint(str(tmp_path / "o")) == synthesis.fingerprint(str(undisturbed))
+    told = synthesis.counts(address)
     assert all(told[kind] for kind in ("malformed", "cut", "length", "429", "500", "timeout"))
     manifest = json.loads((tmp_path / "o" / "manifest.json").read_text())
     assert manifest["counts"]["malformed replies"] > 0
@@ -87,12 +89,12 @@ def test_kills_and_a_resume_give_the_same(undisturbed, corpus, serve, tmp_path):
     address = serve("--delay=0.05")
     output = str(tmp_path / "o")
     program = (sys.executable, "-m", "clara_jax.main")
-    line = benchmark.synthesize(program, corpus, output, address, concurrency=8)
-    killed = benchmark.kill_and_resume(line, str(tmp_path / "log"), [1.8, 2.3])
+    line = synthesis.synthesize(program, corpus, output, address, concurrency=8)
+    killed = synthesis.kill_and_resume(line, str(tmp_path / "log"), [1.8, 2.3])
     assert killed == 2
-    assert benchmark.fingerprint(output) == benchmark.fingerprint(str(undisturbed))
+    assert synthesis.fingerprint(output) == synthesis.fingerprint(str(undisturbed))
     once = json.loads((undisturbed / "manifest.json").read_text())["replies"]
-    assert 0 <= benchmark.counts(address)["requests"] - once <= 2 * 8
+    assert 0 <= synthesis.counts(address)["requests"] - once <= 2 * 8
 
 
 def test_what_errors_left_undone_is_done_next_time(
@@ -110,7 +112,7 @@ def test_what_errors_left_undone_is_done_next_time(
     assert "500" not in excluded
     healthy = config(serve(), retries=0)
     assert run.run(corpus, output, healthy) == 0
-    assert benchmark.fingerprint(output) == benchmark.fingerprint(str(undisturbed))
+    assert synthesis.fingerprint(output) == synthesis.fingerprint(str(undisturbed))
 
 
 def test_instruct_from_the_command_line(command, url, tmp_path, lines):
@@ -134,19 +136,19 @@ def test_instruct_from_the_command_line(command, url, tmp_path, lines):
 
 
 def test_dry_run_sends_and_writes_nothing(corpus, config, url, tmp_path, capsys):
-    before = benchmark.counts(url)["requests"]
+    before = synthesis.counts(url)["requests"]
     options = config("", model="", input_price=1.0)
     assert run.run(corpus, str(tmp_path / "o"), options, dry_run=True) == 0
     told = capsys.readouterr().out
     assert "jobs" in told and "60" in told and "600" in told  # ten requests each
-    assert not (tmp_path / "o").exists() and benchmark.counts(url)["requests"] == before
+    assert not (tmp_path / "o").exists() and synthesis.counts(url)["requests"] == before
 
 
 def test_dry_run_comes_near_what_is_used(undisturbed, corpus, config):
     from clara_jax.synthesis import estimate, jobs
 
     options = config("")
-    found = estimate.Estimate(options.synthesis, Prompts(options.synthesis))
+    found = estimate.Estimate(options.synthesis, Prompts(options.synthesis, KINDS, OWN))
     for job in jobs.collect(corpus, options):
         found.add(job)
     used = json.loads((undisturbed / "manifest.json").read_text())["tokens"]

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from clara_jax.config import Mesh
-from clara_jax.inference import import_model
+from clara_jax.exchange import import_model
 from clara_jax.models import clara
 from clara_jax.models.decoder import head_logits
+from clara_jax.runs.setup import Setup, restore
 from clara_jax.sharding import make_mesh
 from clara_jax.training.losses import IGNORE
 from clara_jax.training.objectives import Draw, scp
-from clara_jax.training.setup import Setup, restore
 from clara_jax.training.step import means, totals
 
 MSE_WEIGHT = 0.1
@@ -66,7 +66,7 @@ class Laid:
     """A batch, and where in it the golden tokens are.
 
     Attributes:
-        batch: as data/pipeline.py makes it.
+        batch: as data/scp_rows.py makes it.
         enc: row and first column of each golden encoder row's tokens, [documents, 2].
         dec: row and column shift of each golden decoder row, so that golden column t is at t + it.
     """

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from clara_jax.config import Mesh
-from clara_jax.data.question_shapes import measure
-from clara_jax.data.questions import Reader, Shapes
+from clara_jax.data.question_lengths import measure
+from clara_jax.data.question_rows import Reader, Shapes
 from clara_jax.data.records import QaRecord
-from clara_jax.inference import import_model
+from clara_jax.exchange import import_model
+from clara_jax.runs.setup import Setup, restore
 from clara_jax.sharding import make_mesh
 from clara_jax.training.objectives import OBJECTIVES, Draw, weights
-from clara_jax.training.setup import Setup, restore
 from clara_jax.training.step import means, totals
 
 STAGES = {"instruct": "stage1_2", "e2e": "stage2", "contrastive": "stage2_pretrain_retrieval"}

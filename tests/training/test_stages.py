@@ -13,10 +13,10 @@ from clara_jax.config import Select
 from clara_jax.data import memories as memories_lib
 from clara_jax.data.records import digest
 from clara_jax.errors import UserError
+from clara_jax.runs import setup as setup_lib
+from clara_jax.runs.lineage import lineage
 from clara_jax.sharding import put_batch
-from clara_jax.training import setup as setup_lib
 from clara_jax.training.inputs import compute_memories, open_inputs
-from clara_jax.training.lineage import lineage
 from clara_jax.training.optim import make_optimizer
 from clara_jax.training.step import compile_step, init_optimizer, make_step
 from clara_jax.training.train import train

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from clara_jax import config as config_lib
-from clara_jax.data import pipeline
+from clara_jax.api import load
+from clara_jax.data import scp_rows
 from clara_jax.errors import UserError
-from clara_jax.inference.engine import load
+from clara_jax.runs import setup as setup_lib
 from clara_jax.sharding import put_batch
-from clara_jax.training import setup as setup_lib
 from clara_jax.training import step as step_lib
 from clara_jax.training import train as train_lib
 from clara_jax.training.optim import make_optimizer
@@ -38,7 +38,7 @@ def metrics(workdir) -> list[dict]:
 
 def prepared(config):
     setup = setup_lib.create(config)
-    data = pipeline.make_train_iterator(config, setup.tokenizer, setup.extra)
+    data = scp_rows.make_train_iterator(config, setup.tokenizer, setup.extra)
     names = config.trained
     trained = {k: v for k, v in setup.trees.items() if k in names}
     frozen = {k: v for k, v in setup.trees.items() if k not in names}

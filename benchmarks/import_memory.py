@@ -1,0 +1,202 @@
+"""Memory of importing a base model: a checkpoint of random weights, read onto eight CPU devices.
+
+The arrays of CPU devices are anonymous memory of the process as well, so they are subtracted; pages
+of the mapped files do not count, the system takes them back at will. Linux only: the numbers are
+those of `/proc/self/status`.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import re
+import threading
+import time
+from collections.abc import Iterator
+
+import flax.traverse_util
+import jax
+import ml_dtypes
+import numpy as np
+
+from clara_jax import config as config_lib
+from clara_jax import sharding
+from clara_jax.interop.weights import TABLE, tensor_names
+from clara_jax.models.config import PRESETS, ModelConfig
+from clara_jax.models.decoder import abstract_params
+from clara_jax.runs import setup
+
+DEVICES = 8
+# How the measured runs hold the weights, and the mesh: (param_dtype, fsdp, tensor).
+RUNS = [(dtype, *mesh) for dtype in ("float32", "bfloat16", "int8") for mesh in ((8, 1), (4, 2))]
+
+_FILE_BYTES = 10**9  # of a file's tensors, unless one alone has more
+_BLOCK = 2**22  # elements that are drawn at a time
+_SECONDS = 0.005  # between two looks at the memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Import:
+    """One import.
+
+    Attributes:
+        param_dtype: in which the weights are held.
+        fsdp: devices on this axis of the mesh.
+        tensor: devices on this one.
+        destination: bytes of all devices' arrays.
+        excess: most bytes of anonymous memory, less those before the import and the destination.
+        peak: most bytes of anonymous memory.
+        baseline: bytes of anonymous memory before the import.
+        high_water: most bytes of memory that the process ever held, mapped files included.
+        seconds: wall-clock.
+    """
+
+    param_dtype: str
+    fsdp: int
+    tensor: int
+    destination: int
+    excess: int
+    peak: int
+    baseline: int
+    high_water: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.param_dtype:<9} fsdp={self.fsdp} tensor={self.tensor}   "
+            f"{self.destination / 1e6:8.0f} MB on {DEVICES} devices, "
+            f"{self.excess / 1e6:6.0f} MB beside them, {self.seconds:5.1f} s\n"
+            f"{json.dumps(dataclasses.asdict(self))}"
+        )
+
+
+def model_of(gigabytes: float) -> ModelConfig:
+    """Mistral 7B with as many layers, one at least, as make about so many GB in bfloat16."""
+    one, two = (
+        sum(x.size for x in jax.tree.leaves(abstract_params(model)))
+        for model in (dataclasses.replace(PRESETS["mistral_7b"], n_layers=n) for n in (1, 2))
+    )
+    extra = (gigabytes * 1e9 / 2 - one) / (two - one)
+    return dataclasses.replace(PRESETS["mistral_7b"], n_layers=1 + max(0, round(extra)))
+
+
+def write_checkpoint(
+    folder: pathlib.Path, model: ModelConfig, file_bytes: int = _FILE_BYTES
+) -> None:
+    """Writes random bfloat16 weights in the Hugging Face layout, a block at a time.
+
+    Args:
+        folder: an empty folder, for config.json, the safetensors files and their index.
+        model: the architecture; of the Llama family.
+        file_bytes: most bytes of a file's tensors, unless one alone has more.
+    """
+    config = {
+        "model_type": "llama", "vocab_size": model.vocab_size, "hidden_size": model.d_model,
+        "intermediate_size": model.d_ff, "num_hidden_layers": model.n_layers,
+        "num_attention_heads": model.n_heads, "num_key_value_heads": model.n_kv_heads,
+        "head_dim": model.head_dim, "tie_word_embeddings": model.tied_embeddings,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    files: list[dict[str, tuple[int, ...]]] = [{}]
+    held = 0
+    for name, shape in _tensors(model).items():
+        size = 2 * math.prod(shape)
+        if files[-1] and held + size > file_bytes:
+            files.append({})
+            held = 0
+        files[-1][name] = shape
+        held += size
+    rng = np.random.default_rng(0)
+    weight_map = {}
+    for number, tensors in enumerate(files, 1):
+        name = f"model-{number:05}-of-{len(files):05}.safetensors"
+        weight_map |= dict.fromkeys(tensors, name)
+        _write_file(folder / name, tensors, rng)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _tensors(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of a checkpoint, by its name."""
+    params = flax.traverse_util.flatten_dict(abstract_params(model), sep="/")
+    tensors = {}
+    for row in TABLE:
+        if row.path in params:
+            shape = params[row.path].shape[row.stacked :]
+            shape = shape[::-1] if row.transposed else shape
+            tensors |= dict.fromkeys(tensor_names(row, "hf", model.n_layers), shape)
+    return tensors
+
+
+def _write_file(
+    path: pathlib.Path, tensors: dict[str, tuple[int, ...]], rng: np.random.Generator
+) -> None:
+    header, end = {}, 0
+    for name, shape in tensors.items():
+        start, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as f:
+        f.write(len(text).to_bytes(8, "little") + text)
+        for start in range(0, end // 2, _BLOCK):
+            block = rng.standard_normal(min(_BLOCK, end // 2 - start), np.float32)
+            f.write((0.02 * block).astype(ml_dtypes.bfloat16).tobytes())
+
+
+def measure(folder: str, param_dtype: str, fsdp: int, tensor: int) -> Import:
+    """Imports a base model; to be called in a fresh process, whose devices it makes.
+
+    Raises:
+        UserError: the model cannot be read, or does not fit the mesh.
+    """
+    os.environ["XLA_FLAGS"] = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
+    )
+    jax.config.update("jax_platforms", "cpu")
+    config = config_lib.Config(
+        model=config_lib.Model(base=folder, param_dtype=param_dtype),
+        mesh=config_lib.Mesh(data=1, fsdp=fsdp, tensor=tensor),
+    )
+    model = setup.model_config(config)
+    mesh = sharding.make_mesh(config.mesh)
+    baseline = memory("RssAnon")
+    start = time.perf_counter()
+    with sampled() as seen:
+        base = jax.block_until_ready(setup.load_base(config, model, mesh))
+    seconds = time.perf_counter() - start
+    destination = sum(
+        shard.data.nbytes for x in jax.tree.leaves(base) for shard in x.addressable_shards
+    )
+    peak = max(seen)
+    excess = peak - baseline - destination
+    return Import(
+        param_dtype, fsdp, tensor, destination, excess, peak, baseline, memory("VmHWM"), seconds
+    )
+
+
+def memory(key: str) -> int:
+    """Bytes that this process has of a kind."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(rf"{key}:\s+(\d+) kB", status)[1])
+
+
+@contextlib.contextmanager
+def sampled() -> Iterator[list[int]]:
+    """Bytes of anonymous memory, of every few milliseconds of the block."""
+    seen, done = [memory("RssAnon")], threading.Event()
+
+    def look() -> None:
+        while not done.wait(_SECONDS):
+            seen.append(memory("RssAnon"))
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        thread.join()
+        seen.append(memory("RssAnon"))

@@ -1,0 +1,286 @@
+"""The Python interface: load a model, compress documents, rank them, answer from them.
+
+    clara = clara_jax.load("workdir")
+    documents = ["Oslo is the capital of Norway.", "Rome is the capital of Italy."]
+    memories = clara.compress(documents)  # [2, M, D]
+    clara.ask(["What is the capital of Norway?"], [memories], top_k=1)
+
+What takes documents takes texts as well as memories that were compressed before.
+"""
+
+import dataclasses
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from clara_jax import config
+from clara_jax.corpus import write
+from clara_jax.corpus.store import Store
+from clara_jax.data import prompts
+from clara_jax.data.records import ScpRecord
+from clara_jax.errors import UserError
+from clara_jax.inference import checks, rank
+from clara_jax.inference.answers import answer_prompts, answers
+from clara_jax.inference.checks import Documents
+from clara_jax.inference.encode import Compressed, compress, encode_query
+from clara_jax.inference.generate import Prompt, needed, prompt_batches, to_host
+from clara_jax.inference.sampling import Sampling, stop_texts
+from clara_jax.runs import abilities
+from clara_jax.runs.load import load_setup
+from clara_jax.runs.setup import Setup
+
+__all__ = [
+    "Answer", "Clara", "Compressed", "Documents", "answer_prompts", "answers", "compress",
+    "encode_query", "load",
+]  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """An answer and what it was read from.
+
+    Attributes:
+        text: the answer.
+        indices: positions of the selected documents among the candidates, the best first.
+        scores: theirs.
+    """
+
+    text: str
+    indices: tuple[int, ...]
+    scores: tuple[float, ...]
+
+
+class Clara:
+    """A model that is ready for use.
+
+    Whatever generates text takes, beside `max_new_tokens`: `temperature` (0: greedy), `top_p`,
+    `seed` of the draws, and `stop`, a text or several that end the answer and are no part of it.
+    All methods raise UserError for arguments that cannot be meant.
+
+    Args:
+        setup: model and tokenizer.
+        batch: most documents or prompts at once.
+    """
+
+    def __init__(self, setup: Setup, batch: int = 16):
+        self.setup = setup
+        self.batch = batch
+
+    def compress(self, documents: Sequence[str]) -> np.ndarray:
+        """Memories float32 [n, M, D] of texts, each read up to the model's document length.
+
+        How many were longer than that is logged.
+        """
+        abilities.can(self.setup, "compress")
+        return compress(self.setup, documents, self.batch).memories
+
+    def compress_to(
+        self, store: str | os.PathLike[str], documents: Iterable[str | Mapping[str, Any]]
+    ) -> Store:
+        """Compresses documents into a store, or adds to it those that it does not hold.
+
+        Args:
+            store: its folder, made if there is none.
+            documents: texts, or mappings with `text` and perhaps `id` and `title`; streamed. Long
+                ones become several pieces.
+        """
+        return write.add(store, self.setup, documents, config.Store(batch=self.batch))
+
+    def encode_query(self, questions: Sequence[str]) -> np.ndarray:
+        """Memory vectors float32 [n, M, D] of questions, to compare documents' memories with.
+
+        The query reasoner reads them. Where the model has none yet (after scp or instruct) the
+        compressor serves, of which the reasoner is a copy at the start of e2e.
+        """
+        abilities.can(self.setup, "encode_query")
+        return encode_query(self.setup, questions, self.batch)
+
+    def rank(self, questions: Sequence[str], candidates: Sequence[Documents]) -> np.ndarray:
+        """How well each question's candidates match it, by the score of `config.select.score`.
+
+        Args:
+            questions: n texts.
+            candidates: one or more documents for each question. A text that several share is
+                compressed once.
+
+        Returns:
+            Float32 [n, N] for the most candidates N; -inf where a question has fewer.
+        """
+        questions, given = checks.documents_of_each(self.setup, questions, "candidates", candidates)
+        scored = [scores_N for _, scores_N in self._scored(questions, given)]
+        scores_nN = np.full((len(scored), max(map(len, scored), default=0)), -np.inf, np.float32)
+        for row, scores_N in zip(scores_nN, scored, strict=True):
+            row[: len(scores_N)] = scores_N
+        return scores_nN
+
+    def ask(
+        self,
+        questions: Sequence[str],
+        candidates: Sequence[Documents],
+        top_k: int | None = None,
+        max_new_tokens: int = 32,
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: str | Sequence[str] = "",
+    ) -> list[Answer]:
+        """Ranks each question's candidates and answers it from the `top_k` best, best first.
+
+        Candidates are as for `rank`. `top_k` is `config.select.k` unless given; where there are
+        fewer candidates, all are taken.
+        """
+        abilities.can(self.setup, "ask")
+        top_k = self.setup.config.select.k if top_k is None else top_k
+        checks.at_least_one("top_k", top_k)
+        how = _how(max_new_tokens, temperature, top_p, seed, stop)
+        questions, given = checks.documents_of_each(self.setup, questions, "candidates", candidates)
+        selected, found = [], []
+        for memories_NMD, scores_N in self._scored(questions, given):
+            best = rank.best(scores_N, top_k)
+            selected.append(memories_NMD[best])
+            found.append((tuple(best), tuple(scores_N[best].tolist())))
+        asked = answer_prompts(self.setup, questions, selected)
+        texts = answers(self.setup, asked, **how, batch=self.batch)
+        return [Answer(text, *parts) for text, parts in zip(texts, found, strict=True)]
+
+    def answer(
+        self,
+        questions: Sequence[str],
+        documents: Sequence[Documents],
+        max_new_tokens: int = 32,
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: str | Sequence[str] = "",
+    ) -> list[str]:
+        """Answers each question from all of its documents, in their order."""
+        abilities.can(self.setup, "answer")
+        how = _how(max_new_tokens, temperature, top_p, seed, stop)
+        questions, given = checks.documents_of_each(self.setup, questions, "documents", documents)
+        asked = answer_prompts(self.setup, questions, list(self._memories_of_each(given)))
+        return answers(self.setup, asked, **how, batch=self.batch)
+
+    def prompt_embeddings(
+        self, questions: Sequence[str], documents: Sequence[Documents]
+    ) -> list[np.ndarray]:
+        """The generator's input for each question and its documents, float32 [T, D].
+
+        What `answer` reads: embeddings of the prompt's tokens, memories at their places. For other
+        engines that serve the merged model (`--mode=export --format=merged`).
+        """
+        setup = self.setup
+        questions, given = checks.documents_of_each(setup, questions, "documents", documents)
+        asked = answer_prompts(setup, questions, list(self._memories_of_each(given)))
+        out: list[np.ndarray] = [np.empty(0)] * len(asked)
+        for index, batch in prompt_batches(asked, setup.extra, self.batch):
+            x_BTD = to_host(setup, batch.embed(setup.model, needed(setup.trees, None)))
+            for i, x_TD, length in zip(index, x_BTD, batch.lengths_B, strict=False):
+                out[i] = x_TD[:length].astype(np.float32)
+        return out
+
+    def paraphrase(
+        self,
+        documents: Documents,
+        max_new_tokens: int = 256,
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: str | Sequence[str] = "",
+    ) -> list[str]:
+        """Says in other words what each document says, given as text or as its memory."""
+        setup = self.setup
+        abilities.can(setup, "paraphrase")
+        how = _how(max_new_tokens, temperature, top_p, seed, stop)
+        memories = self._memories(checks.documents(setup, "documents", documents))
+        slots = prompts.slots(setup.extra)
+        # The instruction depends on the data type alone.
+        record = ScpRecord("paraphrase", (), ("",), "", "")
+        asked = [
+            Prompt(
+                prompts.scp_prompt(
+                    setup.tokenizer, setup.config.prompts, record, slots, setup.config.seed, i
+                ),
+                memory,
+            )
+            for i, memory in enumerate(memories)
+        ]
+        return answers(setup, asked, **how, batch=self.batch)
+
+    def answer_scp(
+        self, questions: Sequence[str], documents: Documents, max_new_tokens: int = 32
+    ) -> list[str]:
+        """Answers one question about each document, as a model after pretraining is asked."""
+        setup = self.setup
+        checks.at_least_one("max_new_tokens", max_new_tokens)
+        questions = checks.texts("questions", questions)
+        given = checks.documents(setup, "documents", documents)
+        if len(questions) != len(given):
+            raise UserError(f"{len(questions)} questions for {len(given)} documents")
+        slots = prompts.slots(setup.extra)
+        asked = [
+            Prompt(
+                prompts.scp_question(setup.tokenizer, setup.config.prompts, slots, question), memory
+            )
+            for question, memory in zip(questions, self._memories(given), strict=True)
+        ]
+        return answers(setup, asked, max_new_tokens, batch=self.batch)
+
+    def _memories(self, given: list[str] | np.ndarray) -> np.ndarray:
+        """Memories of texts; memories as they are."""
+        return self.compress(given) if isinstance(given, list) else given
+
+    def _memories_of_each(self, given: Sequence[list[str] | np.ndarray]) -> Iterator[np.ndarray]:
+        """Memories [N, M, D] of each question's documents, every distinct text compressed once.
+
+        One after the other, for questions that share many documents.
+        """
+        lists = (documents for documents in given if isinstance(documents, list))
+        texts = list(dict.fromkeys(itertools.chain.from_iterable(lists)))
+        memories, row = self.compress(texts), {text: i for i, text in enumerate(texts)}
+        for documents in given:
+            is_text = isinstance(documents, list)
+            yield memories[[row[text] for text in documents]] if is_text else documents
+
+    def _scored(
+        self, questions: list[str], given: Sequence[list[str] | np.ndarray]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Memories [N, M, D] of each question's candidates, and their scores [N]."""
+        queries, kind = self.encode_query(questions), self.setup.config.select.score
+        for query_MD, memories_NMD in zip(queries, self._memories_of_each(given), strict=True):
+            yield memories_NMD, rank.scores(query_MD, memories_NMD, kind)
+
+
+def _how(
+    max_new_tokens: int, temperature: float, top_p: float, seed: int, stop: str | Sequence[str]
+) -> dict[str, Any]:
+    """The options of a method that generates, checked before any work, as `answers` takes them."""
+    checks.at_least_one("max_new_tokens", max_new_tokens)
+    sampling = Sampling(temperature, top_p, seed)
+    return {"max_new_tokens": max_new_tokens, "sampling": sampling, "stop": stop_texts(stop)}
+
+
+def load(
+    path: str | os.PathLike[str],
+    base: str | os.PathLike[str] | None = None,
+    *,
+    param_dtype: str | None = None,
+) -> Clara:
+    """Loads a trained model.
+
+    Args:
+        path: workdir of a run, or a directory in the layout of the PyTorch release.
+        base: the base model (directory, hub id or .gguf file). A release needs it; for a workdir it
+            says where the base is now, if not where the run found it.
+        param_dtype: of the base's weights, `float32`, `bfloat16` or `int8` (its matrices, in half
+            the memory of bfloat16); by default as in training, and of a release float32.
+
+    Raises:
+        UserError: there is no such model, or base and model do not fit.
+    """
+    return Clara(load_setup(path, base, param_dtype))

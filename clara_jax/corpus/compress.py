@@ -1,0 +1,111 @@
+"""`--mode=compress`: documents into a store, which ask and serve then read.
+
+--documents is streamed into the store, long ones in pieces; what is there already is left out, so
+that the same command goes on after a kill, and appends when the file has grown. On a store alone,
+--delete takes ids (with commas between, or a file with one a line), and --compact takes away what
+is deleted. In one command: first deleted, then added, then compacted.
+"""
+
+from absl import logging
+
+from clara_jax import distributed, files
+from clara_jax.config import Config
+from clara_jax.corpus import format, write
+from clara_jax.corpus.store import Store
+from clara_jax.data.documents import stream
+from clara_jax.errors import UserError
+from clara_jax.progress import Progress
+from clara_jax.runs.load import load_setup
+
+
+def run(
+    store: str,
+    workdir: str | None = None,
+    documents: str | None = None,
+    base: str | None = None,
+    config: Config | None = None,
+    delete: str | None = None,
+    compact: bool | None = None,
+) -> int:
+    """Changes a store and prints what it then holds.
+
+    Args:
+        store: its folder.
+        workdir: of the run whose model compresses.
+        documents: file for `documents.stream`.
+        base: the base model, as for `api.load`.
+        config: its group `store` counts.
+        delete: ids of documents, or a file of them.
+        compact: whether to compact.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        UserError: nothing is to be done, or model, documents or store cannot be used.
+    """
+    if documents is None and delete is None and not compact:
+        raise UserError("--mode=compress needs --documents (with --workdir), --delete or --compact")
+    if (documents is None) != (workdir is None):
+        raise UserError("--mode=compress needs both --workdir and --documents to add documents")
+    if documents is None and (base is not None or config is not None):
+        raise UserError("--base and --config are for --documents; leave them out")
+    if delete is not None:
+        write.delete(store, _ids(delete))
+    if documents is not None:
+        _add(store, workdir, documents, base, config)
+    if compact:
+        write.compact(store)
+    if distributed.is_first():
+        print(show(Store(store)))
+    return 0
+
+
+def show(store: Store) -> str:
+    """What a store holds, and how large it is."""
+    manifest, dead = store.manifest, store.rows - int(store.alive_R.sum())
+    pieces = "" if manifest.rows == manifest.documents else f" in {manifest.rows} pieces"
+    over = manifest.memory_bytes / max(manifest.text_bytes, 1)
+    gone = f" ({dead} rows are deleted; --compact takes them away)" if dead else ""
+    return (
+        f"{store.path}: {manifest.documents} documents{pieces}{gone}, {len(manifest.parts)} parts\n"
+        f"{manifest.fed_tokens} tokens read, {manifest.cut_tokens} cut; realised compression "
+        f"{manifest.realised_compression:.1f}x ({manifest.rate}x for full documents)\n"
+        f"memories {_megabytes(manifest.memory_bytes)} in {manifest.dtype}, text "
+        f"{_megabytes(manifest.text_bytes)}: {over:.1f} bytes of memories for a byte of text"
+    )
+
+
+def _add(store: str, workdir: str, documents: str, base: str | None, config: Config | None) -> None:
+    # A first pass over the file, so that its mistakes are told before hours of work.
+    is_there = (files.path(store) / format.MANIFEST).exists()
+    known = write.known(Store(store)) if is_there else {}
+    new = sum(1 for _ in write.unknown(known, stream(documents)))
+    logging.info("%s: %d documents are new", documents, new)
+    del known
+    setup = load_setup(workdir, base)
+    progress, done = Progress(new, "compressing"), 0
+
+    def report(finished: int) -> None:
+        nonlocal done
+        done += finished
+        if distributed.is_first():
+            progress.update(done)
+
+    write.add(store, setup, stream(documents), (config or Config()).store, report)
+    progress.close()
+
+
+def _ids(given: str) -> list[str]:
+    """Ids of a file, one a line, or of a list with commas between."""
+    parts = given.split(",")
+    if files.path(given).is_file():
+        parts = files.read(given).splitlines()
+    ids = [part.strip() for part in parts if part.strip()]
+    if not ids:
+        raise UserError(f"--delete={given}: names no document")
+    return ids
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"

@@ -1,0 +1,346 @@
+"""The files of a store: what its folder holds, and how each is read and written.
+
+    STORE/manifest.json            what the store is; a part counts once it is listed here
+    STORE/parts/00000/memories     zarr3 [rows, M, D], shards of documents, one an inner chunk
+    STORE/parts/00000/scales       zarr3 float32 [rows, M], where memories are int8
+    STORE/parts/00000/documents.arrow
+
+Local or on gs://: arrays by TensorStore's own drivers, the rest by clara_jax.files.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow
+import pyarrow.compute
+import tensorstore
+
+from clara_jax import files
+from clara_jax.errors import UserError, reason
+
+VERSION = 1
+MANIFEST, PARTS, TABLE, MEMORIES, SCALES = (
+    "manifest.json", "parts", "documents.arrow", "memories", "scales",
+)  # fmt: skip
+DTYPES = {"bfloat16": "bfloat16", "int8": "int8"}  # of memories on disk, as zarr names them
+SCHEMA = pyarrow.schema([
+    ("id", pyarrow.large_string()),  # of the row: the document's, or DOCUMENT#CHUNK
+    ("parent", pyarrow.large_string()),  # of the document
+    ("chunk", pyarrow.int32()),  # from 0
+    ("title", pyarrow.large_string()),
+    ("text", pyarrow.large_string()),
+    ("tokens", pyarrow.int32()),  # that were read
+    ("cut", pyarrow.int32()),  # that were not
+    ("digest", pyarrow.binary(16)),  # of the whole document, to know it again
+])  # fmt: skip
+_SHARD = 64 * 2**20  # bytes of memories in a file, about
+
+
+class Damaged(UserError):
+    """A file of a store cannot be read or written, whatever is asked of the store."""
+
+
+class Busy(UserError):
+    """Another process uses the store."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Some rows of a store, which never change.
+
+    Attributes:
+        name: of its folder.
+        rows: how many.
+        documents: that they are of.
+        fed_tokens: of text, that the model read.
+        cut_tokens: that it did not: of long titles, and of words that no piece holds.
+        text_bytes: of titles and texts in UTF-8.
+    """
+
+    name: str
+    rows: int
+    documents: int
+    fed_tokens: int
+    cut_tokens: int
+    text_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a store is.
+
+    Counts include what has been deleted, until the store is compacted.
+
+    Attributes:
+        fingerprint: of what made it (runs/fingerprint.py).
+        memory_tokens: M.
+        width: D.
+        dtype: of memories on disk.
+        rate: `config.data.rate` of the model.
+        document_length: most tokens of a row's text.
+        part: rows of a part, about.
+        parts: in the order of their rows.
+        deleted: documents that are no more, with the number of parts that this is said of: one of
+            the same id may have been added later.
+        numbered: parts that there ever were, so that no name is given twice.
+        version: of this layout.
+    """
+
+    fingerprint: dict[str, str]
+    memory_tokens: int
+    width: int
+    dtype: str
+    rate: int
+    document_length: int
+    part: int
+    parts: tuple[Part, ...] = ()
+    deleted: dict[str, int] = dataclasses.field(default_factory=dict)
+    numbered: int = 0
+    version: int = VERSION
+
+    def _sum(self, name: str) -> int:
+        return sum(getattr(part, name) for part in self.parts)
+
+    @property
+    def rows(self) -> int:
+        """Of all parts."""
+        return self._sum("rows")
+
+    @property
+    def documents(self) -> int:
+        """Of all parts."""
+        return self._sum("documents")
+
+    @property
+    def fed_tokens(self) -> int:
+        """Tokens of text that were read."""
+        return self._sum("fed_tokens")
+
+    @property
+    def cut_tokens(self) -> int:
+        """Tokens of text that were not."""
+        return self._sum("cut_tokens")
+
+    @property
+    def text_bytes(self) -> int:
+        """Of titles and texts."""
+        return self._sum("text_bytes")
+
+    @property
+    def realised_compression(self) -> float:
+        """Tokens read over memory vectors: less than `rate`, as most texts are not full."""
+        return self.fed_tokens / max(self.rows * self.memory_tokens, 1)
+
+    @property
+    def row_bytes(self) -> int:
+        """Of a row's memory, its scales included."""
+        numbers = self.memory_tokens * self.width
+        return numbers + 4 * self.memory_tokens if self.dtype == "int8" else 2 * numbers
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of all memories."""
+        return self.rows * self.row_bytes
+
+    def as_json(self) -> dict[str, Any]:
+        """What manifest.json holds; its `summary` is for people and is not read."""
+        names = ("rows", "documents", "fed_tokens", "cut_tokens", "realised_compression",
+                 "memory_bytes", "text_bytes")  # fmt: skip
+        summary = {name: getattr(self, name) for name in names}
+        summary["memory_bytes_over_text_bytes"] = self.memory_bytes / max(self.text_bytes, 1)
+        return {**dataclasses.asdict(self), "summary": summary}
+
+
+def read_manifest(store: str) -> Manifest:
+    """Reads a store's manifest.
+
+    Raises:
+        UserError: there is none, it is `Damaged`, or of a version that this program does not know.
+    """
+    path = os.path.join(store, MANIFEST)
+    if not files.path(path).exists():
+        raise Damaged(f"{store}: no store there ({MANIFEST} is missing); --mode=compress makes one")
+    try:
+        found = json.loads(files.read(path))
+        if found["version"] != VERSION:
+            raise UserError(
+                f"{store}: a store of version {found['version']!r}, this program knows {VERSION}"
+            )
+        del found["summary"]
+        parts = tuple(Part(**part) for part in found.pop("parts"))
+        manifest = Manifest(**found, parts=parts)
+        if not _is_sound(manifest):  # or parts that it should list might be taken for leftovers
+            raise ValueError("values that no store has")
+        return manifest
+    except (ValueError, KeyError, TypeError) as e:
+        raise Damaged(f"{path}: damaged ({reason(e)}); restore it from a copy") from e
+
+
+def _is_sound(manifest: Manifest) -> bool:
+    """Whether a manifest's values are of the right kinds."""
+    sizes = (manifest.memory_tokens, manifest.width, manifest.rate, manifest.document_length,
+             manifest.part)  # fmt: skip
+    if not (isinstance(manifest.deleted, dict) and isinstance(manifest.fingerprint, dict)):
+        return False
+    counts = [manifest.numbered, *manifest.deleted.values()]
+    names = [part.name for part in manifest.parts]
+    for part in manifest.parts:
+        counts += dataclasses.astuple(part)[1:]
+    return (
+        manifest.dtype in DTYPES
+        and all(type(size) is int and size > 0 for size in sizes)
+        and all(type(count) is int and count >= 0 for count in counts)
+        and max(manifest.deleted.values(), default=0) <= len(names)
+        and all(isinstance(name, str) and name.isdecimal() for name in names)
+        and len(set(names)) == len(names)
+    )
+
+
+def write_manifest(store: str, manifest: Manifest) -> None:
+    """Replaces the manifest in one go."""
+    files.write(os.path.join(store, MANIFEST), json.dumps(manifest.as_json(), indent=2))
+
+
+def part_folder(store: str, name: str) -> str:
+    """Where a part lies."""
+    return os.path.join(store, PARTS, name)
+
+
+def kvstore(folder: str) -> dict[str, str]:
+    """Where TensorStore finds a folder."""
+    if files.is_remote(folder):
+        bucket, _, inside = folder.removeprefix("gs://").partition("/")
+        return {"driver": "gcs", "bucket": bucket, "path": f"{inside}/"}
+    return {"driver": "file", "path": os.path.join(os.path.abspath(folder), "")}
+
+
+def create_arrays(folder: str, manifest: Manifest, rows: int) -> dict[str, tensorstore.TensorStore]:
+    """New arrays of a part, by name, to write to."""
+    shard = max(1, min(rows, _SHARD // manifest.row_bytes))
+    opened = {}
+    for name, (dtype, whole) in _arrays(manifest, rows).items():
+        shape = whole[1:]
+        metadata = {
+            "shape": whole,
+            "data_type": dtype,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [shard, *shape]}},
+            "codecs": [_sharded([1, *shape])],
+        }
+        opened[name] = _open(folder, name, metadata=metadata)
+    return {name: future.result() for name, future in opened.items()}
+
+
+def open_arrays(folder: str, manifest: Manifest, rows: int) -> dict[str, tensorstore.TensorStore]:
+    """A part's arrays, by name.
+
+    Raises:
+        Damaged: they are not there, or others.
+    """
+    expected = _arrays(manifest, rows)
+    with damaged(folder):
+        opened = {name: _open(folder, name) for name in expected}
+        arrays = {name: future.result() for name, future in opened.items()}
+        for name, (dtype, shape) in expected.items():
+            found = (arrays[name].dtype.name, list(arrays[name].shape))
+            if found != (dtype, shape):
+                raise ValueError(f"{name} are {found}, not {(dtype, shape)}")
+        return arrays
+
+
+def _arrays(manifest: Manifest, rows: int) -> dict[str, tuple[str, list[int]]]:
+    """Dtype and shape of a part's arrays, by name."""
+    M, D = manifest.memory_tokens, manifest.width
+    arrays = {MEMORIES: (DTYPES[manifest.dtype], [rows, M, D])}
+    if manifest.dtype == "int8":
+        arrays[SCALES] = ("float32", [rows, M])
+    return arrays
+
+
+class damaged:
+    """Makes what TensorStore raises while reading a part `Damaged`; a context manager."""
+
+    def __init__(self, folder: str):
+        self._folder = folder
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, ValueError | OSError):
+            raise Damaged(
+                f"{self._folder}: this part of the store cannot be read ({reason(error)[:200]})"
+            ) from error
+
+
+def write_table(folder: str, table: pyarrow.Table) -> None:
+    """Writes a part's documents."""
+    out = pyarrow.BufferOutputStream()
+    with pyarrow.ipc.new_file(out, SCHEMA) as writer:
+        writer.write_table(table.combine_chunks())
+    path = files.path(os.path.join(folder, TABLE))
+    if not files.is_remote(folder):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(out.getvalue().to_pybytes())
+
+
+def read_table(folder: str, rows: int) -> pyarrow.Table:
+    """A part's documents, which stay on disk.
+
+    Raises:
+        Damaged: they are not there, or not so many rows of a store.
+    """
+    path = os.path.join(folder, TABLE)
+    try:
+        with pyarrow.memory_map(files.local(path)) as source:
+            table = pyarrow.ipc.open_file(source).read_all()
+        if table.schema != SCHEMA or table.num_rows != rows:
+            raise ValueError(f"not {rows} rows of a store")
+        return table
+    except (OSError, ValueError, pyarrow.ArrowException) as e:
+        raise Damaged(f"{path}: this part of the store cannot be read ({reason(e)})") from e
+
+
+def part_of(name: str, table: pyarrow.Table) -> Part:
+    """What the manifest says of a part."""
+
+    def total(values: Any) -> int:
+        return pyarrow.compute.sum(values).as_py() or 0
+
+    size = sum(total(pyarrow.compute.binary_length(table[column])) for column in ("title", "text"))
+    firsts = total(pyarrow.compute.equal(table["chunk"], 0).cast(pyarrow.int64()))
+    sums = (total(table[column]) for column in ("tokens", "cut"))
+    return Part(name, table.num_rows, firsts, *sums, size)
+
+
+def _sharded(inner: Sequence[int]) -> dict[str, Any]:
+    little = {"name": "bytes", "configuration": {"endian": "little"}}
+    checked = {"name": "crc32c"}
+    return {
+        "name": "sharding_indexed",
+        "configuration": {
+            "chunk_shape": list(inner), "codecs": [little, checked],
+            "index_codecs": [little, checked],
+        },
+    }  # fmt: skip
+
+
+def _open(folder: str, name: str, **made: Any) -> tensorstore.Future:
+    spec = {
+        "driver": "zarr3",
+        "kvstore": kvstore(os.path.join(folder, name)),
+        # A document whose file is gone is an error, not a vector of zeros; zeros are data.
+        "fill_missing_data_reads": False,
+        "store_data_equal_to_fill_value": True,
+        **made,
+    }
+    return tensorstore.open(spec, open=not made, create=bool(made), context=_context())
+
+
+@functools.cache
+def _context() -> tensorstore.Context:
+    # For the shards' indices alone: who wants a document again keeps it.
+    return tensorstore.Context({"cache_pool": {"total_bytes_limit": 64 * 2**20}})

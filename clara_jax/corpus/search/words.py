@@ -1,0 +1,188 @@
+"""Candidates by words: BM25 over all documents of a store.
+
+The index is bm25s's, of the documents that were there when it was built. Documents that are added
+later are scored beside it by the same formula and its statistics, until they are an eighth of it:
+to build it anew takes minutes at millions of documents.
+"""
+
+import collections
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from clara_jax import files
+
+# What reading a file raises that is cut or is another one.
+DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
+_K1, _B = 1.5, 0.75  # bm25s's defaults, Lucene's variant
+_MOST_ADDED = 8  # documents of the index for one beside it
+_FILES = ("data.csc.index.npy", "indices.csc.index.npy", "indptr.csc.index.npy",
+          "vocab.index.json", "params.index.json", "words.json")  # fmt: skip
+
+
+def words(text: str) -> list[str]:
+    """Runs of word characters in lower case; none is left out or stemmed."""
+    return re.findall(r"\w+", text.lower())
+
+
+class Words:
+    """BM25 of the rows of a store, all of them in order; see `build` and `extended`."""
+
+    def __init__(self, index: Any, documents: int, mean: float):
+        self._index, self._documents, self._mean = index, documents, mean
+        self._added: dict[str, list[tuple[int, float]]] = {}  # word: rows, weights of frequency
+        self._rows = documents
+
+    @classmethod
+    def build(cls, texts: Iterable[str]) -> "Words":
+        """Reads all documents."""
+        bm25s = _bm25s()
+        ids: dict[str, int] = {}
+        found = [[ids.setdefault(word, len(ids)) for word in words(text)] for text in texts]
+        mean = sum(map(len, found)) / max(len(found), 1)
+        index = bm25s.BM25(k1=_K1, b=_B)
+        if mean:  # by which BM25 divides
+            index.index((found, ids), create_empty_token=False, show_progress=False)
+        return cls(index if mean else None, len(found), mean)
+
+    @property
+    def rows(self) -> int:
+        """Documents that are known, added ones included."""
+        return self._rows
+
+    def can_take(self, rows: int) -> bool:
+        """Whether the index serves for so many documents in all, or should be built anew."""
+        return self._documents <= rows <= self._documents + self._documents // _MOST_ADDED
+
+    def extended(self, texts: Iterable[str]) -> "Words":
+        """The same index and more documents beside it, which follow on the rows there are."""
+        other = Words(self._index, self._documents, self._mean)
+        added = {word: list(rows) for word, rows in self._added.items()}
+        row = self._rows
+        for text in texts:
+            own = words(text)
+            length = 1 - _B + _B * len(own) / max(self._mean, 1.0)
+            for word, times in collections.Counter(own).items():
+                added.setdefault(word, []).append((row, times / (times + _K1 * length)))
+            row += 1
+        other._added, other._rows = added, row
+        return other
+
+    def search(self, questions: Sequence[str], k: int, alive_R: np.ndarray) -> np.ndarray:
+        """Rows int [n, k] of the best documents, the best first, -1 where fewer share a word."""
+        found_nk = np.full((len(questions), k), -1)
+        for found_k, question in zip(found_nk, questions, strict=True):
+            scores_R = np.where(alive_R, self.scores(question), 0)
+            rows = np.flatnonzero(scores_R)
+            if len(rows) > k:  # equal ones at the end are sorted too
+                least = -np.partition(-scores_R[rows], k - 1)[k - 1]
+                rows = rows[scores_R[rows] >= least]
+            best = rows[np.argsort(-scores_R[rows], kind="stable")][:k]
+            found_k[: len(best)] = best
+        return found_nk
+
+    def scores(self, question: str) -> np.ndarray:
+        """BM25 float32 [rows]; a word that the question repeats counts as often."""
+        scores_R = np.zeros(self._rows, np.float32)
+        asked = words(question)
+        if self._index is not None:  # by ids, for `get_scores` fails on a question without words
+            ids = self._index.get_tokens_ids(asked)
+            scores_R[: self._documents] = self._index.get_scores_from_ids(ids)
+        for word in asked:
+            for row, weight in self._added.get(word, ()):
+                scores_R[row] += weight * self._importance(word)
+        return scores_R
+
+    def _importance(self, word: str) -> float:
+        """log(1 + (N - df + 0.5) / (df + 0.5)), as the index has it if it knows the word."""
+        ids = {} if self._index is None else self._index.vocab_dict
+        if word in ids:
+            ends = self._index.scores["indptr"]
+            df, N = int(ends[ids[word] + 1]) - int(ends[ids[word]]), self._documents
+        else:
+            df, N = len(self._added[word]), self._rows
+        return math.log(1 + (N - df + 0.5) / (df + 0.5))
+
+    def save(self, folder: str, info: dict[str, Any]) -> None:
+        """Writes the index, without what was added; `info` is given back by `load`."""
+        with tempfile.TemporaryDirectory() as local:
+            if self._index is not None:
+                self._index.save(local, show_progress=False)
+            told = {"documents": self._documents, "mean": self._mean, "info": info}
+            files.write(os.path.join(local, _FILES[-1]), json.dumps(told))
+            to = files.path(folder)
+            to.mkdir(parents=True, exist_ok=True)
+            for name in _FILES:  # what says that it is whole comes last
+                if os.path.exists(os.path.join(local, name)):
+                    with open(os.path.join(local, name), "rb") as source, \
+                            (to / f"{name}.tmp").open("wb") as f:  # fmt: skip
+                        shutil.copyfileobj(source, f)
+                    (to / f"{name}.tmp").replace(to / name)
+
+    @classmethod
+    def load(cls, folder: str) -> tuple["Words", dict[str, Any]] | None:
+        """An index and its `info`; None where there is none, or it is damaged."""
+        place = files.path(folder)
+        try:
+            told = json.loads((place / _FILES[-1]).read_text())
+            index = None
+            if told["mean"]:
+                with tempfile.TemporaryDirectory() as local:
+                    if files.is_remote(folder):
+                        for name in _FILES[:-1]:
+                            with (place / name).open("rb") as source, \
+                                    open(os.path.join(local, name), "wb") as f:  # fmt: skip
+                                shutil.copyfileobj(source, f)
+                        folder = local
+                    index = _bm25s().BM25.load(folder, show_progress=False)
+                if index.scores["num_docs"] != told["documents"]:
+                    return None
+            return cls(index, told["documents"], told["mean"]), told["info"]
+        except DAMAGED:
+            return None
+
+
+def _bm25s() -> Any:
+    # It runs JAX when it is imported, which settles its devices: not before a program needs it.
+    import bm25s
+
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it lowers its own level to debugging
+    return bm25s
+
+
+def bm25_scores(questions: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[np.ndarray]:
+    """BM25 of every question with each of its own candidates.
+
+    Document frequencies and the mean length are those of all distinct candidates of the call. The
+    variant is bm25s's default, Lucene's with exact lengths: k1 1.5, b 0.75, a word's weight
+    log(1 + (n - df + 0.5) / (df + 0.5)). Words are runs of word characters in lower case, none left
+    out or stemmed; one that a question repeats counts as often.
+
+    Args:
+        questions: texts.
+        candidates: texts of each question's candidates; their number may differ.
+
+    Returns:
+        A float32 vector for each question, 0 where no word is shared.
+
+    Raises:
+        ValueError: numbers of questions and of lists of candidates differ.
+    """
+    if len(questions) != len(candidates):
+        raise ValueError(f"{len(questions)} questions have {len(candidates)} lists of candidates")
+    distinct = dict.fromkeys(text for texts in candidates for text in texts)
+    row_of = {text: row for row, text in enumerate(distinct)}
+    index = Words.build(distinct)
+    return [
+        index.scores(question)[[row_of[text] for text in texts]]
+        for question, texts in zip(questions, candidates, strict=True)
+    ]

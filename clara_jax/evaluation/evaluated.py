@@ -1,0 +1,279 @@
+"""Evaluated runs beside each other: intervals, paired tests, and runs that differ in seed alone."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from clara_jax import config as config_lib
+from clara_jax import files
+from clara_jax.config import Config
+from clara_jax.errors import UserError
+from clara_jax.evaluation import predictions, statistics
+from clara_jax.runs.workdir import labels, newest_path, read_evaluation
+
+# What is tested, where the questions of both runs have it; and how it is called in tables.
+TESTED = {
+    "f1": "F1",
+    "exact_match": "EM",
+    "recall@1": "recall@1",
+    "recall@3": "recall@3",
+    "recall@5": "recall@5",
+}
+# Options that runs of one method may differ in: where they lie, and how they were computed.
+_FREE = (
+    "seed", "init_from", "data.memories", "data.shards", "eval", "mesh", "serve", "store", "search",
+    "synthesis", "profile", "model.remat", "model.attention",
+)  # fmt: skip
+
+
+Values = dict[str, list[float]]  # of questions, by metric
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run with its newest evaluation.
+
+    Attributes:
+        label: what tells it from the others.
+        workdir: its folder.
+        result: of the evaluation.
+        lines: its predictions with their values.
+        config: None where the folder holds none.
+    """
+
+    label: str
+    workdir: str
+    result: dict[str, Any]
+    lines: list[predictions.Line]
+    config: Config | None
+
+    @property
+    def own(self) -> str:
+        """The condition that is the model itself."""
+        return predictions.own(self.result)
+
+    @property
+    def values(self) -> Values:
+        """Every metric of the questions under it."""
+        return predictions.values(self.lines, self.own)
+
+
+def load(workdirs: Sequence[str]) -> list[Run]:
+    """Reads runs.
+
+    Raises:
+        UserError: one has not been evaluated, or its files are damaged.
+    """
+    found = []
+    for workdir, label in zip(workdirs, labels(workdirs), strict=True):
+        path = newest_path(workdir)
+        if path is None:
+            raise UserError(f"{workdir}: no evaluation; run --mode=evaluate on it")
+        found.append(read(workdir, path, label))
+    return found
+
+
+def read(workdir: str, path: str, label: str) -> Run:
+    """Reads a run with the evaluation of a file; errors as in `load`."""
+    result = read_evaluation(path)
+    config_path = os.path.join(workdir, "config.json")
+    config = config_lib.load(config_path) if files.path(config_path).exists() else None
+    return Run(label, workdir, result, predictions.of(path, result), config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Test:
+    """A paired test of one metric: the first run's values less those of another."""
+
+    other: str
+    metric: str
+    questions: int
+    paired: statistics.Paired
+
+
+def tests(runs: Sequence[Run]) -> list[Test]:
+    """Paired tests between the first run and each other, on the questions that both answered.
+
+    Raises:
+        UserError: two runs share no question.
+    """
+    found, first = [], runs[0]
+    for run in runs[1:]:
+        if not shared(first, run)[0]:
+            raise UserError(
+                f"{first.workdir} and {run.workdir} share no question; evaluate both on the same "
+                "config.eval.sources"
+            )
+        for metric, (test, questions) in paired(first, run).items():
+            found.append(Test(run.label, metric, questions, test))
+    return found
+
+
+def shared(first: Run, second: Run) -> tuple[list[predictions.Line], list[predictions.Line]]:
+    """The lines of both runs of the questions that both answered, in one order."""
+    ours, theirs = predictions.by_question(first.lines), predictions.by_question(second.lines)
+    keys = [key for key in ours if key in theirs]
+    return [ours[key] for key in keys], [theirs[key] for key in keys]
+
+
+def paired(
+    first: Run, second: Run, metrics: Sequence[str] = tuple(TESTED)
+) -> dict[str, tuple[statistics.Paired, int]]:
+    """Tests of metrics, each with the number of the shared questions that have it."""
+    ours, theirs = shared(first, second)
+    rows = predictions.rows(ours, first.own), predictions.rows(theirs, second.own)
+    groups, found = predictions.groups(ours), {}
+    for name in metrics:
+        has = [
+            (one[name], other[name], group)
+            for one, other, group in zip(*rows, groups, strict=True)
+            if name in one and name in other
+        ]
+        if has:
+            found[name] = statistics.paired(*zip(*has, strict=True)), len(has)
+    return found
+
+
+def settings(run: Run) -> dict[str, str]:
+    """Of its evaluation, what decides on what is measured, by the names of config.eval."""
+    told = dataclasses.asdict(config_lib.Eval()) | run.result.get("settings", {})
+    found = {"condition": run.own, "max_new_tokens": str(told["max_new_tokens"])}
+    if "retrieval" in run.result:  # there are candidates
+        trained = run.config.select.k if run.config else "as trained"
+        found |= {"setting": str(told["setting"]), "k": str(told["k"] or trained)}
+    found["param_dtype"] = str(told.get("param_dtype", "as trained"))
+    return found | {"store": "yes" if told["store"] else "no"}  # each run has its own
+
+
+def unlike(runs: Sequence[Run]) -> str:
+    """A line that names settings or questions that runs were not all evaluated with, or none."""
+    told = [settings(run) for run in runs]
+    parts = []
+    for name in dict.fromkeys(name for each in told for name in each):
+        of: dict[str, list[str]] = {}
+        for run, each in zip(runs, told, strict=True):
+            of.setdefault(each.get(name, "none"), []).append(run.label)
+        if len(of) > 1:
+            parts.append(f"{name} " + ", ".join(f"{v} ({', '.join(n)})" for v, n in of.items()))
+    asked = [predictions.by_question(run.lines).keys() for run in runs]
+    if any(each != asked[0] for each in asked):
+        common = len(set(asked[0]).intersection(*asked))
+        of_each = ", ".join(f"{len(a)} ({r.label})" for a, r in zip(asked, runs, strict=True))
+        parts.append(f"questions {of_each}, of which {common} are the same in all")
+    return f"Not evaluated alike, means do not compare: {'; '.join(parts)}." if parts else ""
+
+
+def interval_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
+    """Head and cells: means of the tested metrics of each run, with 95 % intervals."""
+    shown = [metric for metric in TESTED if any(metric in run.values for run in runs)]
+    cells = [[run.label, *(_with_interval(run.lines, run.own, m) for m in shown)] for run in runs]
+    return ["", *(TESTED[metric] for metric in shown)], cells
+
+
+def file_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
+    """Head and cells: as `interval_table` for each file of questions, which is a data set mostly.
+
+    No cell where all questions of a run come from one file.
+    """
+    parts: list[tuple[str, str, list[predictions.Line], str]] = []
+    for run in runs:
+        groups: dict[str, list[predictions.Line]] = {}
+        for line in run.lines:
+            groups.setdefault(str(line.get("origin", "")).rpartition(":")[0], []).append(line)
+        if len(groups) > 1:
+            names = labels(list(groups))
+            parts += [
+                (run.label, f"{name} ({len(lines)})", lines, run.own)
+                for name, lines in zip(names, groups.values(), strict=True)
+            ]
+    shown = [m for m in TESTED if any(m in predictions.values(*part[2:]) for part in parts)]
+    cells = [
+        [label, name, *(_with_interval(lines, own, m) for m in shown)]
+        for label, name, lines, own in parts
+    ]
+    return ["", "questions of", *(TESTED[metric] for metric in shown)], cells
+
+
+def test_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
+    """Head and cells of `tests`; no cell where there is one run."""
+    head = [f"{runs[0].label} less", "", "questions", "difference", "95 %", "p"]
+    cells = [
+        [
+            test.other,
+            TESTED[test.metric],
+            str(test.questions),
+            f"{test.paired.difference:+.3f}",
+            f"{test.paired.low:+.3f} to {test.paired.high:+.3f}",
+            p_value(test.paired.p),
+        ]
+        for test in tests(runs)
+    ]
+    return head, cells
+
+
+def p_value(p: float) -> str:
+    """For tables."""
+    return f"{p:.4f}" if p >= 0.001 else "< 0.001"
+
+
+def seed_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
+    """Head and cells: mean ± sd of runs that differ in seed alone; no cell where none do.
+
+    They were evaluated alike, on the same questions. Of runs of one seed the first counts.
+    """
+    groups: dict[Any, dict[int, list[Run]]] = {}  # by seed
+    for run in runs:
+        if run.config is not None:
+            asked = frozenset(predictions.by_question(run.lines))
+            key = method(run.config), json.dumps(settings(run)), asked
+            groups.setdefault(key, {}).setdefault(run.config.seed, []).append(run)
+    several = [group for group in groups.values() if len(group) > 1]
+    counted = [[same[0].values for same in group.values()] for group in several]
+    shown = [m for m in TESTED if any(all(m in v for v in values) for values in counted)]
+    cells = []
+    for group, values in zip(several, counted, strict=True):
+        names = [
+            same[0].label + "".join(f" (not {run.label}, of the same seed)" for run in same[1:])
+            for same in group.values()
+        ]
+        row = [", ".join(names), str(len(group))]
+        for metric in shown:
+            has = [v[metric] for v in values if metric in v]
+            # Of other numbers of gold documents recall does not compare.
+            same = len(has) == len(group) and len({len(each) for each in has}) == 1
+            means = [np.mean(each) for each in has]
+            row.append("{:.3f} ± {:.3f}".format(*statistics.over_seeds(means)) if same else "")
+        cells.append(row)
+    return ["runs that differ in seed alone", "seeds", *(TESTED[m] for m in shown)], cells
+
+
+def method(config: Config) -> str:
+    """All options that decide on what is measured but the seed, also of the runs started from."""
+    tree = dataclasses.asdict(config)
+    for name in _FREE:
+        *groups, last = name.split(".")
+        place = tree
+        for group in groups:
+            place = place[group]
+        place.pop(last)
+    earlier = config.init_from
+    path = os.path.join(earlier, "config.json") if earlier else ""
+    if path and files.path(path).exists():
+        tree["from"] = method(config_lib.load(path))
+    elif earlier:
+        tree["from"] = earlier
+    return json.dumps(tree, sort_keys=True)
+
+
+def _with_interval(lines: Sequence[predictions.Line], condition: str, metric: str) -> str:
+    """A mean with its interval, and its number of questions where not all lines have it."""
+    values = predictions.values(lines, condition).get(metric)
+    if not values:
+        return ""
+    low, high = predictions.interval(lines, condition, metric)
+    some = f" of {len(values)} questions" if len(values) < len(lines) else ""
+    return f"{np.mean(values):.3f} ({low:.3f}-{high:.3f}){some}"

@@ -1,0 +1,221 @@
+"""Which memory slot carries which fact: slots are replaced one at a time, and all but one.
+
+A slot is replaced by its mean over all documents, which says nothing about any of them and yet
+looks to the generator like a memory (or by zeros). What the log-probability of a fact's answer
+loses then is what the slot was *needed* for; what it gains from a slot alone, over none at all, is
+what that slot *suffices* for.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clara_jax import api
+from clara_jax.data import prompts
+from clara_jax.evaluation import statistics
+from clara_jax.evaluation.asking import prompt
+from clara_jax.evaluation.inside.data import Fact, Given, kinds
+from clara_jax.inference import generate
+from clara_jax.inference.generate import PromptBatch
+from clara_jax.models import clara
+from clara_jax.models.clara import Trees
+from clara_jax.models.decoder import Decoder, head_logits
+from clara_jax.plotting import FONT, heat_map, pyplot, shortened, slot_labels
+from clara_jax.runs.setup import Setup
+from clara_jax.training.losses import IGNORE
+
+PLACES = 5  # parts of a document by where a fact's answer stands
+_EXAMPLE = 8  # most facts of the example
+_NATS = 0.1  # of less a picture shows nothing
+
+
+def kept_slots(M: int) -> np.ndarray:
+    """Which slots stay, bool [2 + 2 M, M]: all; none; all but each; each alone."""
+    each = np.eye(M, dtype=bool)
+    return np.concatenate([np.ones((1, M), bool), np.zeros((1, M), bool), ~each, each])
+
+
+def scores(
+    setup: Setup, facts: Sequence[Fact], memories_NMD: np.ndarray, mean_MD: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of every fact's answer with every choice of slots.
+
+    Args:
+        setup: the model.
+        facts: what is asked.
+        memories_NMD: of the documents.
+        mean_MD: what stands in place of a slot that does not stay.
+
+    Returns:
+        Log-probability in nats, and whether each token of it is the likeliest; both [n, 2 + 2 M],
+        in the order of `kept_slots`.
+    """
+    slots = prompts.slots(setup.extra)
+    rows = [prompt(setup, f.question, slots, memories_NMD[f.row], f.answer) for f in facts]
+    kept_AM = kept_slots(len(mean_MD))
+    nats_nA = np.zeros((len(rows), len(kept_AM)))
+    right_nA = np.zeros((len(rows), len(kept_AM)), bool)
+    width = max(place.stop - place.start for _, place in rows)
+    trees = generate.needed(setup.trees, "generator")
+    asked = [row for row, _ in rows]
+    for index, batch in generate.prompt_batches(asked, setup.extra, setup.config.eval.batch):
+        places = np.zeros((len(batch.tokens_BT), width), np.int32)
+        targets = np.full_like(places, IGNORE)
+        for i, n in enumerate(index):
+            where = rows[n][1]
+            length = where.stop - where.start
+            places[i, :length] = np.arange(where.start - 1, where.stop - 1)
+            targets[i, :length] = asked[n].tokens[where]
+        arrays = [generate.put(setup, x) for x in (batch, places, targets)]
+        nats, right = _ablate(setup.decoder, trees, *arrays, mean_MD, kept_AM)
+        nats_nA[index] = generate.to_host(setup, nats).T[: len(index)]
+        right_nA[index] = generate.to_host(setup, right).T[: len(index)]
+    return nats_nA, right_nA
+
+
+@functools.partial(jax.jit, static_argnames="decoder")
+def _ablate(
+    decoder: Decoder,
+    trees: Trees,
+    batch: PromptBatch,
+    places_BK: jax.Array,
+    targets_BK: jax.Array,
+    mean_MD: jax.Array,
+    kept_AM: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """All ablations of a batch in one program, [A, B] each; see `scores`."""
+    config, counted_BK = decoder.config, targets_BK != IGNORE
+    positions_BT = batch.positions()
+
+    def one(kept_M: jax.Array) -> tuple[jax.Array, jax.Array]:
+        vectors_BMD = jnp.where(kept_M[None, :, None], batch.vectors_BSD, mean_MD[None])
+        x_BTD = batch.replace(vectors_BSD=vectors_BMD).embed(config, trees)
+        hidden_BTD, _ = clara.run(decoder, trees, "generator", x_BTD, positions_BT)
+        hidden_BKD = jnp.take_along_axis(hidden_BTD, places_BK[..., None], axis=1)
+        logits = head_logits(config, trees["base"], hidden_BKD, trees["added"].get("head"))
+        log_probs = jax.nn.log_softmax(logits)
+        wanted_BK1 = jnp.maximum(targets_BK, 0)[..., None]
+        nats_BK = jnp.take_along_axis(log_probs, wanted_BK1, axis=-1)[..., 0]
+        right_BK = (jnp.argmax(logits, axis=-1) == targets_BK) | ~counted_BK
+        return jnp.where(counted_BK, nats_BK, 0.0).sum(1), right_BK.all(1)
+
+    return jax.lax.map(one, kept_AM)
+
+
+def measure(setup: Setup, given: Given) -> dict[str, Any]:
+    """Needs and gains [slots, columns] in nats, by question, by place and for one document."""
+    memories_NMD = api.compress(setup, given.documents, setup.config.eval.batch).memories
+    mean_MD = memories_NMD.mean(0) if given.replace == "mean" else np.zeros_like(memories_NMD[0])
+    nats_nA, right_nA = scores(setup, given.facts, memories_NMD, mean_MD)
+    M = len(mean_MD)
+    needs_nM = nats_nA[:, :1] - nats_nA[:, 2 : 2 + M]
+    gains_nM = nats_nA[:, 2 + M :] - nats_nA[:, 1:2]
+
+    def panel(columns: dict[str, Sequence[int]]) -> dict[str, Any]:
+        columns = {name: list(rows) for name, rows in columns.items() if len(rows)}
+        return {
+            "columns": list(columns),
+            "facts": [len(rows) for rows in columns.values()],
+            "needed": [[float(needs_nM[r, m].mean()) for r in columns.values()] for m in range(M)],
+            "suffices": [
+                [float(gains_nM[r, m].mean()) for r in columns.values()] for m in range(M)
+            ],
+        }
+
+    facts = list(enumerate(given.facts))
+    by_kind = {kind: [n for n, f in facts if f.question == kind] for kind in kinds(given.facts)}
+    by_place = {
+        f"{100 * i // PLACES}-{100 * (i + 1) // PLACES} %": [
+            n for n, f in facts if f.place is not None and int(f.place * PLACES) == i
+        ]
+        for i in range(PLACES)
+    }
+    counts = np.bincount([f.row for f in given.facts])
+    row = int(counts.argmax())
+    chosen = [(n, f) for n, f in facts if f.row == row]
+    if len(chosen) < 2:  # no document has several: the first facts of all
+        chosen = facts
+    chosen = chosen[:_EXAMPLE]
+    example = panel({f"{f.question}\n{f.answer}": [n] for n, f in chosen})
+    specific = [_concentration(needs) for needs in needs_nM]
+    return {
+        "replaced_by": given.replace,
+        "documents": len(given.documents),
+        "facts": len(given.facts),
+        "right": {
+            "all slots": _share(right_nA[:, 0]),
+            "no slot": _share(right_nA[:, 1]),
+            "one slot taken away": _share(right_nA[:, 2 : 2 + M].mean(1)),
+            "one slot alone": _share(right_nA[:, 2 + M :].mean(1)),
+            "its best slot alone": _share(right_nA[:, 2 + M :].any(1)),
+        },
+        "concentration": _share(specific),
+        "concentration_if_even": 1 / M,
+        "panels": {
+            "by question": panel(by_kind),
+            "by place of the answer in the document": panel(by_place),
+            "one example": {**example, "document": given.documents[row]},
+        },
+    }
+
+
+def _concentration(needs_M: np.ndarray) -> float:
+    """Share of what is lost over all slots that the most important one loses."""
+    lost = np.maximum(needs_M, 0)
+    return float(lost.max() / lost.sum()) if lost.sum() > 0 else 1 / len(lost)
+
+
+def _share(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
+    """A mean and its 95 % interval."""
+    values = np.asarray(values, float)
+    return {"mean": float(values.mean()), "interval": list(statistics.interval(values))}
+
+
+def draw(found: dict[str, Any]) -> Any:
+    """Heat maps, slots over facts: needed above, sufficient below."""
+    panels = {name: p for name, p in found["panels"].items() if p["columns"]}
+    slots = len(next(iter(panels.values()))["needed"])
+    widths = [max(len(p["columns"]), 3) for p in panels.values()]
+    figure, axes = pyplot().subplots(
+        2, len(panels), figsize=(4 + 0.6 * sum(widths), 3.2 + 2 * max(1.6, 0.25 * slots)),
+        layout="constrained", squeeze=False, width_ratios=widths,
+    )  # fmt: skip
+    titles = {"needed": "taken away: nats lost", "suffices": "alone: nats gained over none"}
+    for line, (kind, title) in zip(axes, titles.items(), strict=True):
+        for ax, (name, p) in zip(line, panels.items(), strict=True):
+            labels = ["\n".join(map(shortened, c.split("\n"))) for c in p["columns"]]
+            values = np.array(p[kind])
+            image = heat_map(
+                ax, values, slot_labels(slots) if ax is line[0] else [],
+                labels if kind == "suffices" else [], title=f"{name}\n{title}", least_most=_NATS,
+            )  # fmt: skip
+            bar = figure.colorbar(image, ax=ax, fraction=0.04, pad=0.02)
+            bar.ax.tick_params(labelsize=FONT)
+            bar.set_label("nats", fontsize=FONT)
+            if np.abs(values).max() < _NATS:
+                ax.set_xlabel(f"no effect of {_NATS:g} nats or more", fontsize=FONT)
+    what = "its mean over documents" if found["replaced_by"] == "mean" else "zeros"
+    figure.suptitle(
+        f"Which memory slot carries which fact\n{found['facts']} facts of {found['documents']} "
+        f"documents; a slot taken away becomes {what}", fontsize=12,
+    )  # fmt: skip
+    return figure
+
+
+def text(found: dict[str, Any]) -> list[str]:
+    """The numbers, as lines of Markdown."""
+    lines = ["| slots that the generator reads | answers right | 95 % |", "|---|---:|---:|"]
+    for name, share in found["right"].items():
+        low, high = share["interval"]
+        lines.append(f"| {name} | {share['mean']:.3f} | {low:.3f}-{high:.3f} |")
+    c = found["concentration"]
+    return [
+        *lines, "",
+        f"Of all that a fact loses over the slots, its most important slot loses {c['mean']:.0%} "
+        f"({c['interval'][0]:.0%}-{c['interval'][1]:.0%}); "
+        f"{found['concentration_if_even']:.0%} if slots shared evenly.",
+    ]  # fmt: skip

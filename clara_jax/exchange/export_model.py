@@ -1,0 +1,225 @@
+"""`--mode=export`: what was trained here, for the PyTorch release, PEFT, transformers, or anywhere.
+
+    release  adapters.pth, decoder_first_last_layers.pth, config.json; for apple/ml-clara's code
+    peft     one PEFT directory an adapter, and the memory tokens beside them
+    merged   base and generator as one Hugging Face model, for vLLM and the like
+    native   all trained weights in one file, for `clara_jax.load` on any machine
+    faiss    of a store that the model made the search keys, for other engines (search/faiss.py)
+
+Of the base no more than embedding and head is held in memory, unless it was trained itself; a
+merged model is written a file at a time.
+"""
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from clara_jax import config as config_lib
+from clara_jax import files
+from clara_jax.config import ADAPTERS, Config, Mesh
+from clara_jax.corpus.search import faiss
+from clara_jax.corpus.store import open_store
+from clara_jax.data.tokenizer import NAMED
+from clara_jax.errors import UserError
+from clara_jax.exchange.export_notes import NOTES, POSITIONS
+from clara_jax.interop import base as base_lib
+from clara_jax.interop import hf_config, hf_write, hub_ids, native, peft, release_write, weights
+from clara_jax.interop.release_config import STAGES, Settings, theirs
+from clara_jax.runs.load import load_setup
+from clara_jax.runs.setup import Setup
+
+_PARTS = ("embed", "head")
+
+
+def run(
+    workdir: str, format: str, output: str, base: str | None = None, store: str | None = None
+) -> int:
+    """Writes a model, or the search keys of a store, in another form.
+
+    Args:
+        workdir: of a run or an import, or a directory in the release's layout.
+        format: one of FORMATS.
+        output: folder that is made; must not be there yet.
+        base: the base model, as for `api.load`.
+        store: of which `faiss` writes the keys.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        UserError: there is no such model or store, the format cannot hold it, or it cannot be
+            written; nothing is left of the output then.
+    """
+    if (format == "faiss") != (store is not None):
+        raise UserError("--format=faiss writes the keys of a --store: give both, or neither")
+    if store is not None:
+        return _keys(load_setup(workdir, base), store, output)
+    with files.whole_folder(output, workdir) as folder:
+        setup = load_setup(workdir, base, parts=_PARTS)
+        if not setup.config.model.base and not setup.base_trained:  # random: no file has it
+            setup = load_setup(workdir, base)
+        name, is_hub_id = hub_ids.name_of(setup.config.model.base)
+        FORMATS[format](setup, folder, name)
+        title = os.path.basename(files.absolute(output))
+        data, M = setup.config.data, setup.config.memory_tokens
+        note = NOTES[format].format(
+            title=title, base=name, tokens=data.document_length, rate=data.rate, M=M,
+            positions=POSITIONS[setup.config.memory.positions].format(M=M),
+        )  # fmt: skip
+        files.write(os.path.join(folder, "README.md"), note)
+    if name and not is_hub_id and format != "merged":
+        logging.warning(
+            "%s: its config.json calls the base %r, which is no hub id; put that there",
+            output,
+            name,
+        )
+    sizes = (os.path.getsize(os.path.join(f, n)) for f, _, names in os.walk(output) for n in names)
+    print(f"{output}: {format}, {sum(sizes) / 1e6:.1f} MB; its README.md says how to use it")
+    return 0
+
+
+def _keys(setup: Setup, store: str, output: str) -> int:
+    opened = open_store(store)
+    opened.check(setup)
+    faiss.export(opened, setup.config.search, setup.config.select.score, output)
+    print(f"{output}: keys.faiss, their ids in ids.jsonl, and basis.npz for keys of queries")
+    return 0
+
+
+def _native(setup: Setup, folder: str, base: str) -> None:
+    native.write(folder, _trees(setup), setup.step)
+    config = portable(setup, folder, base)
+    if setup.base_trained or not base:
+        own = os.path.join(folder, native.BASE)
+        _write_base(setup, own)
+        model = dataclasses.replace(config.model, base=native.OWN_BASE, tokenizer="")
+        config = dataclasses.replace(config, model=model)
+    config_lib.save(config, os.path.join(folder, "config.json"))
+
+
+def _peft(setup: Setup, folder: str, base: str) -> None:
+    _needs_base(setup, base, "peft")
+    trees, lora = _trees(setup), setup.config.lora
+    rank = lora.rank
+    for name in set(ADAPTERS) & set(trees):
+        own = os.path.join(folder, name)
+        peft.write(own, trees.pop(name), lora, setup.model, base)
+        rank = max(rank, peft.read_settings(own, setup.model).rank)  # larger for fused projections
+    native.write(folder, trees, setup.step)
+    lora = dataclasses.replace(lora, rank=rank, alpha=lora.scale * rank)
+    config = dataclasses.replace(portable(setup, folder, base), lora=lora)
+    config_lib.save(config, os.path.join(folder, "config.json"))
+
+
+def _release(setup: Setup, folder: str, base: str) -> None:
+    _needs_base(setup, base, "release")
+    config, trees = setup.config, _trees(setup)
+    if config.memory.positions != "after":
+        raise UserError(
+            f"config.memory.positions={config.memory.positions}: the release knows no other place "
+            "of memory tokens than after the text; use --format=native"
+        )
+    adapters = STAGES[theirs(config.stage)][1]
+    for name in adapters:
+        if name not in trees:
+            raise UserError(f"this model has no {name}, which the release's stage needs")
+    if config.select.score != "cosine":
+        logging.warning("the release ranks by cosines, not by select.score=%s", config.select.score)
+    # The release's alpha is always twice the rank.
+    factor = config.lora.scale / 2
+    for name in set(ADAPTERS) & set(trees):
+        trees[name] = jax.tree.map_with_path(
+            lambda path, x: x * np.float32(factor) if path[-1].key == "b" else x, trees[name]
+        )
+    settings = Settings(
+        stage=config.stage,
+        adapters=adapters,
+        document_length=config.data.document_length,
+        rate=config.data.rate,
+        top_k=config.select.k,
+        rank=config.lora.rank,
+        base=base,
+    )
+    embed = setup.trees["base"]["embed"]["embedding"]
+    head = setup.trees["base"].get("head")
+    release_write.write(
+        folder, settings, trees, setup.model,
+        lambda first, last: np.asarray(embed[first:last]),
+        None if head is None else lambda first, last: np.asarray(head["kernel"][:, first:last]).T,
+        setup.tokenizer.size,
+    )  # fmt: skip
+
+
+def _merged(setup: Setup, folder: str, base: str) -> None:
+    generator = setup.trees.get("generator")
+    if generator is None and not setup.base_trained:
+        raise UserError("this model has no generator to fold into its base; use --format=native")
+    _write_base(setup, folder, generator)
+
+
+def _write_base(setup: Setup, folder: str, adapter: Any = None) -> None:
+    """Writes the base as a Hugging Face model, with an adapter folded in, in the base's own dtype.
+
+    A base that was not trained is read from where it is, tensor by tensor.
+    """
+    model, params, ids = setup.model, setup.trees["base"], {}
+    dtype, base = model.held_dtype, setup.config.model.base
+    if "layers" not in params:  # it was not trained, so that a file has it
+        tensors = base_lib.open_tensors(base, model)
+        params = weights.stored(tensors, model)
+        dtype = "bfloat16" if tensors.is_bfloat16 else "float32"
+        ids = base_lib.generation_settings(base, folder)
+    lora = setup.config.lora
+    hf_write.save_params(folder, params, model, adapter=adapter, lora=lora, dtype=dtype)
+    tokenizer = setup.tokenizer
+    tokenizer.save(folder)
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id} | ids
+    text = json.dumps(hf_config.hf_config(model, dtype) | ids, indent=2)
+    files.write(os.path.join(folder, "config.json"), text)
+
+
+FORMATS = {"release": _release, "peft": _peft, "merged": _merged, "native": _native}
+
+
+def portable(setup: Setup, folder: str, base: str) -> Config:
+    """A model's config with nothing of this machine in it.
+
+    Args:
+        setup: the model.
+        folder: gets its tokenizer if that is a local one that is not the base's.
+        base: what to call the base.
+    """
+    config, tokenizer = setup.config, setup.config.model.tokenizer
+    if tokenizer and tokenizer not in NAMED and not base_lib.is_hub_id(tokenizer):
+        setup.tokenizer.save(os.path.join(folder, native.TOKENIZER))
+        tokenizer = native.OWN_TOKENIZER
+    model = dataclasses.replace(config.model, base=base, tokenizer=tokenizer)
+    data = dataclasses.replace(config.data, sources="", tfds_dir="", memories="")
+    evaluation = dataclasses.replace(config.eval, sources="")
+    return dataclasses.replace(
+        config, init_from="", model=model, data=data, eval=evaluation, mesh=Mesh()
+    )
+
+
+def _trees(setup: Setup) -> dict[str, Any]:
+    """All that was trained but the base, on the host."""
+    names = (*ADAPTERS, "memory", "added")
+    return {
+        name: jax.tree.map(np.asarray, setup.trees[name])
+        for name in names
+        if setup.trees.get(name) is not None
+    }
+
+
+def _needs_base(setup: Setup, base: str, format: str) -> None:
+    """Refuses a model whose base is in no file of its own."""
+    if setup.base_trained or not base:
+        raise UserError(
+            f"--format={format} holds adapters for a base that is known elsewhere, but this run's "
+            "base was trained or drawn here; use --format=native"
+        )

@@ -1,0 +1,117 @@
+"""`--mode=import`: a checkpoint of the PyTorch release, or PISCO's, becomes one that we start from.
+
+The base is looked at and stays where it is: shapes, tokenizer and some rows of its embedding tell
+whether the checkpoint was trained on it.
+"""
+
+import dataclasses
+import os
+import pathlib
+import shlex
+import shutil
+from collections.abc import Sequence
+
+from clara_jax import config as config_lib
+from clara_jax import files
+from clara_jax.config import Config
+from clara_jax.errors import UserError
+from clara_jax.interop import base as base_lib
+from clara_jax.interop import hub, native
+from clara_jax.interop import weights as weights_lib
+from clara_jax.models.config import LoraConfig
+from clara_jax.runs import abilities
+from clara_jax.runs.release import read
+
+
+def run(source: str, workdir: str, base: str | None = None) -> int:
+    """Writes a directory that `ask`, `evaluate`, `export`, `init_from` and `load` take.
+
+    Args:
+        source: a directory in the release's layout or exported here, or such an
+            `owner/name[/subfolder]` on the hub.
+        workdir: what is made; must not be there yet.
+        base: the base model: directory, hub id or .gguf file.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        UserError: source, base or workdir cannot be used; nothing is left of the workdir then.
+    """
+    with files.whole_folder(workdir, source) as folder:
+        directory = hub.resolve_source(source)
+        if native.is_native(directory):
+            config, names = _copy(directory, folder, base)
+        elif (directory / "checkpoints").is_dir():
+            raise UserError(
+                f"{source}: a run that was trained here; use it as it is, or --mode=export it"
+            )
+        else:
+            imported = read(directory, base)
+            config, names = imported.config, tuple(imported.release.trees)
+            native.write(folder, imported.release.trees, step=0)
+            if config.model.tokenizer:
+                imported.tokenizer.save(os.path.join(folder, native.TOKENIZER))
+                config = _with(config, tokenizer=native.OWN_TOKENIZER)
+        if base:
+            here = os.path.abspath(base) if os.path.exists(base) else base
+            config = _with(config, base=here)
+        config_lib.save(config, os.path.join(folder, "config.json"))
+    print(summary(config, names, source, workdir))
+    return 0
+
+
+def _copy(directory: pathlib.Path, folder: str, base: str | None) -> tuple[Config, tuple[str, ...]]:
+    """Copies what was exported here and checks it on its base; its config and trees' names."""
+    config = config_lib.load(directory / "config.json")
+    shutil.copytree(directory, folder, dirs_exist_ok=True)
+    names = native.names(folder)
+    if not base and config.model.base == native.OWN_BASE:
+        base = os.path.join(folder, native.BASE)
+    if not base and base_lib.is_hub_id(config.model.base):
+        return config, names  # only a base that the user names is fetched
+    model = base_lib.read_config(base or config.model.base)
+    weights_lib.stored(base_lib.open_tensors(base or config.model.base, model), model)
+    expected = native.expected(model, config.lora, config.memory_tokens)
+    native.read(folder, {name: expected[name] for name in names}, model, config.lora)
+    return config, names
+
+
+def _with(config: Config, **options: str) -> Config:
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **options))
+
+
+def summary(config: Config, names: Sequence[str], source: str, workdir: str) -> str:
+    """What was imported, what it can do, and the commands that go on from it."""
+    data, lora = config.data, config.lora
+    adapters = [name for name in config_lib.ADAPTERS if name in names]
+    missing = [name for name in config_lib.ADAPTERS if name not in names]
+
+    own_base = config.model.base == native.OWN_BASE
+    options = {
+        "init_from": workdir,
+        "model.base": os.path.join(workdir, native.BASE) if own_base else config.model.base,
+        "data.document_length": data.document_length,
+        "data.rate": data.rate,
+    }
+    for name, value in (("rank", lora.rank), ("alpha", lora.alpha)):
+        if value != getattr(LoraConfig(), name):
+            options[f"lora.{name}"] = value
+    if config.memory.positions != "after":
+        options["memory.positions"] = config.memory.positions
+    rows = {
+        "imported": f"{source}, stage {config.stage}",
+        "base": f"{config.model.base}, in {config.model.param_dtype}",
+        "adapters": ", ".join(adapters) + (f" (no {', '.join(missing)})" if missing else ""),
+        "LoRA": f"rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.targets)}",
+        "memory": f"{config.memory_tokens} vectors of a document of {data.document_length} tokens "
+        f"(rate {data.rate}), top {config.select.k}",
+        "serves": abilities.possible(abilities.CALLS, names),
+        "starts": abilities.possible(abilities.STAGES, names),
+        "ask": f"python -m clara_jax.main --mode=ask {shlex.quote(f'--workdir={workdir}')} "
+        "--documents=FILE",
+        "train on": "python -m clara_jax.main --config=configs/e2e.py --workdir=NEW "
+        + " ".join(shlex.quote(f"--config.{name}={value}") for name, value in options.items())
+        + " --config.data.sources=FILE",
+    }
+    return "\n".join(f"{name:9} {text}" for name, text in rows.items())

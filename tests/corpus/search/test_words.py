@@ -1,0 +1,52 @@
+"""BM25 over a store: what is added later scores like what is built anew, nearly."""
+
+import numpy as np
+import pytest
+
+from clara_jax.corpus.search.words import Words
+
+RNG = np.random.default_rng(0)
+VOCABULARY = [f"w{i}" for i in range(40)]
+TEXTS = [" ".join(RNG.choice(VOCABULARY, RNG.integers(1, 12))) for _ in range(90)]
+ALL = np.ones(90, bool)
+
+
+def test_search_is_the_order_of_scores():
+    words = Words.build(TEXTS)
+    scores = words.scores("w3 w17, W3 nothing")
+    found = words.search(["w3 w17, W3 nothing", "", "unknown"], 12, ALL)
+    order = sorted(np.flatnonzero(scores > 0), key=lambda row: (-scores[row], row))[:12]
+    assert found[0].tolist()[: len(order)] == order
+    assert (found[1:] == -1).all()
+    alive = ALL.copy()
+    alive[order[0]] = False
+    assert words.search(["w3 w17 w3"], 12, alive)[0, 0] == order[1]
+
+
+def test_added_documents():
+    base = Words.build(TEXTS[:80])
+    words = base.extended(TEXTS[80:85]).extended([*TEXTS[85:89], "brandnew word"])
+    assert words.rows == 90 and base.rows == 80 and base.scores("w3").shape == (80,)
+    np.testing.assert_allclose(words.scores("w3 w5")[:80], base.scores("w3 w5"))
+    anew = Words.build([*TEXTS[:89], "brandnew word"])
+    for question in ("w3 w5 w9", "w1", "brandnew"):
+        np.testing.assert_allclose(words.scores(question), anew.scores(question), rtol=0.2)
+    assert words.search(["brandnew"], 3, ALL)[0].tolist() == [89, -1, -1]
+
+
+def test_when_to_build_anew():
+    words = Words.build(TEXTS[:80])
+    assert words.can_take(80) and words.can_take(90) and not words.can_take(91)
+    assert not words.can_take(79)  # rows are gone
+
+
+@pytest.mark.parametrize("texts", [TEXTS, ["", "?!"]])
+def test_saved_and_read_back(tmp_path, texts):
+    words = Words.build(texts)
+    words.save(str(tmp_path / "w"), {"parts": [["a", 1]]})
+    other, info = Words.load(str(tmp_path / "w"))
+    assert info == {"parts": [["a", 1]]} and other.rows == len(texts)
+    np.testing.assert_array_equal(other.scores("w3 w5"), words.scores("w3 w5"))
+    assert Words.load(str(tmp_path / "none")) is None
+    (tmp_path / "w" / "words.json").write_text("{")
+    assert Words.load(str(tmp_path / "w")) is None

@@ -1,0 +1,139 @@
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from clara_jax.config import Config, Store
+from clara_jax.corpus import compress, format, write
+from clara_jax.corpus.store import open_store
+from clara_jax.data.facts import FactsSource
+from clara_jax.errors import UserError
+from clara_jax.runs.load import load_setup
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+TEXTS = [FactsSource(40, seed=6)[i].document for i in range(40)]
+PART = 5
+
+
+@pytest.fixture
+def file(tmp_path):
+    return written(tmp_path / "d.jsonl", TEXTS)
+
+
+def written(path, texts):
+    lines = ({"id": f"d{i}", "text": text} for i, text in enumerate(texts))
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+def content(folder) -> dict[str, bytes]:
+    files = (path for path in pathlib.Path(folder).rglob("*") if path.is_file())
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files if p.name != ".lock"}
+
+
+def small_parts():
+    return Config(store=Store(part=PART, batch=PART))
+
+
+def test_documents_are_added_deleted_and_compacted(workdir, file, tmp_path, capsys):
+    store, ids = str(tmp_path / "store"), tmp_path / "ids.txt"
+    ids.write_text("d3\n\nd4\n")
+    compress.run(store, workdir, file, config=small_parts())
+    opened = open_store(store)
+    manifest = opened.manifest
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert first == f"{store}: 40 documents, 8 parts"
+    assert second.startswith(f"{manifest.fed_tokens} tokens read, 0 cut; realised compression ")
+    assert third.startswith("memories 0.0 MB in bfloat16, text 0.0 MB: ")
+    compress.run(store, delete=str(ids))
+    assert "(2 rows are deleted; --compact takes them away)" in capsys.readouterr().out
+    compress.run(store, delete="d1, d2", compact=True)
+    assert capsys.readouterr().out.startswith(f"{store}: 36 documents, ")
+    compress.run(store, workdir, file)  # what was deleted is in the file
+    assert capsys.readouterr().out.startswith(f"{store}: 40 documents, ")
+
+
+def test_mistakes_are_told_before_any_work(workdir, file, tmp_path, monkeypatch):
+    monkeypatch.setattr(compress, "load_setup", lambda *_: pytest.fail("loaded"))
+    store = str(tmp_path / "store")
+    for arguments, message in (
+        ({}, "needs --documents"),
+        ({"documents": file}, "needs both --workdir and --documents"),
+        ({"workdir": workdir}, "needs --documents"),
+        ({"workdir": workdir, "delete": "d1"}, "needs both"),
+        ({"compact": True, "base": "b"}, "--base and --config are for --documents"),
+        ({"delete": "d1"}, "no store there"),
+        ({"delete": ","}, "names no document"),
+        ({"compact": True}, "no store there"),
+        ({"workdir": workdir, "documents": str(tmp_path)}, "cannot be read"),
+    ):
+        with pytest.raises(UserError, match=message):
+            compress.run(store, **arguments)
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text(pathlib.Path(file).read_text() + '{"id": "d0", "text": "other"}\n')
+    with pytest.raises(UserError, match=r"broken.jsonl:41: another document has the id 'd0'"):
+        compress.run(store, workdir, str(broken))
+    assert not os.path.exists(store)
+
+
+def test_parquet_and_text_give_the_same_as_lines(workdir, file, tmp_path):
+    table = pyarrow.table({"id": [f"d{i}" for i in range(9)], "contents": TEXTS[:9]})
+    pyarrow.parquet.write_table(table, tmp_path / "d.parquet")
+    for name, documents in (("a", str(tmp_path / "d.parquet")),
+                            ("b", written(tmp_path / "few.jsonl", TEXTS[:9]))):  # fmt: skip
+        compress.run(str(tmp_path / name), workdir, documents, config=small_parts())
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+# --- A real kill ---------------------------------------------------------------------------------
+
+
+def test_kill_9_and_again_is_the_same_store(workdir, file, tmp_path):
+    """A process of the command line is killed when two parts are there."""
+    whole = tmp_path / "whole"
+    write.add(whole, load_setup(workdir), compress.stream(file), small_parts().store)
+    store = tmp_path / "store"
+    program = (
+        "import sys, time\n"
+        "from clara_jax.inference import compress, store_write\n"
+        "from clara_jax.config import Config, Store\n"
+        "begin = store_write._Writer.write\n"
+        "def write(self, rows):\n"
+        "    begin(self, rows)\n"
+        "    time.sleep(0.2)\n"
+        "store_write._Writer.write = write\n"
+        f"options = Config(store=Store(part={PART}, batch={PART}))\n"
+        "compress.run(*sys.argv[1:4], config=options)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(store), workdir, file], cwd=ROOT,
+        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax")},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        end = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < end:
+            manifest = store / "manifest.json"
+            if manifest.exists() and len(format.read_manifest(str(store)).parts) >= 2:
+                break
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    finally:
+        process.kill()
+    listed = len(format.read_manifest(str(store)).parts)
+    assert 2 <= listed < 8
+    done = []
+    setup = load_setup(workdir)
+    write.add(store, setup, compress.stream(file), small_parts().store, done.append)
+    assert sum(done) == len(TEXTS) - PART * listed
+    assert content(store) == content(whole)
+    assert np.isfinite(open_store(store).memories([0, 39])).all()
