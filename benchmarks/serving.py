@@ -30,8 +30,9 @@ from clara_jax.data.sources import Source, open_source
 from clara_jax.errors import UserError, command
 from clara_jax.inference.answers import answer_prompts
 from clara_jax.inference.encode import compress, encode_query
+from clara_jax.models.clara import Trees
 from clara_jax.runs.load import load_setup
-from clara_jax.runs.setup import Setup
+from clara_jax.runs.setup import Model
 from clara_jax.serving.batching import common_prefix, prompt_ids, vector_places
 from clara_jax.serving.device_rows import DeviceRows
 from clara_jax.serving.run import TOKEN
@@ -162,7 +163,7 @@ async def _gauges(place: Any) -> dict[str, float]:
 
 
 def answering(
-    setup: Setup, records: Source, documents: int, count: int, max_new_tokens: int
+    model: Model, trees: Trees, records: Source, documents: int, count: int, max_new_tokens: int
 ) -> dict[str, Any]:
     """Seconds to the first token and to the last, from memories and from full texts.
 
@@ -180,28 +181,28 @@ def answering(
         raise UserError(f"no two records of --questions have {documents} documents")
     given = [list(record.documents[:documents]) for record in records]
     asked = [record.question for record in records]
-    texts = [list(prompt.tokens) for prompt in answer_prompts(setup, asked, given)]
+    texts = [list(prompt.tokens) for prompt in answer_prompts(model, asked, given)]
     start = texts[0][: min(common(texts[0], other) for other in texts[1:])]
-    compressed = compress(setup, [text for docs in given for text in docs])
+    compressed = compress(model, trees, [text for docs in given for text in docs])
     memories = compressed.memories
-    rows = DeviceRows(setup, len(memories), lambda hits, misses: None)
-    own = [prompt_ids(setup, question, documents) for question in asked]
+    rows = DeviceRows(model, len(memories), lambda hits, misses: None)
+    own = [prompt_ids(model, question, documents) for question in asked]
 
     def slots(prompts: list[list[int]], prefix: list[int]) -> Slots:
         longest = max(map(len, prompts)) - len(prefix)
-        made = Slots(setup, prefix, 1, longest, max_new_tokens)
+        made = Slots(model, trees, prefix, 1, longest, max_new_tokens)
         made.warm_up(rows.table_RMD)
         return made
 
     readers = {
-        "memories": (slots(own, common_prefix(setup)), own),
+        "memories": (slots(own, common_prefix(model)), own),
         "texts": (slots(texts, start), texts),
     }
-    encode_query(setup, asked[:1], 1)
+    encode_query(model, trees, asked[:1], 1)
     seconds = collections.defaultdict(list)
     for i in range(len(records)):
         begun = time.perf_counter()
-        encode_query(setup, [asked[i]], 1)
+        encode_query(model, trees, [asked[i]], 1)
         seconds["query"].append(time.perf_counter() - begun)
         for name, (reader, prompts) in readers.items():
             begun = time.perf_counter()
@@ -209,7 +210,7 @@ def answering(
             if name == "memories":
                 wanted = range(i * documents, (i + 1) * documents)
                 places = rows.place(list(wanted), {}, lambda missing: memories[list(missing)])
-                vectors = vector_places(setup, np.asarray(ids), places)
+                vectors = vector_places(model, np.asarray(ids), places)
             else:
                 vectors = np.full(len(ids), -1)
             np.asarray(reader.prefill(0, ids, vectors, rows.table_RMD, Choice.create()))
@@ -260,8 +261,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif args.workdir is None:
         raise UserError("answering needs --workdir, of the model")
     else:
-        setup = load_setup(args.workdir, args.base)
-        found = answering(setup, records, args.documents, args.count, args.max_new_tokens)
+        model, trees = load_setup(args.workdir, args.base)
+        found = answering(model, trees, records, args.documents, args.count, args.max_new_tokens)
     print(json.dumps(found, indent=2))
     return int(args.what == "load" and not set(found["statuses"]) <= {"200", "429"})
 

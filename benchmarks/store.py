@@ -19,8 +19,9 @@ from clara_jax.data.documents import stream
 from clara_jax.data.prompts import FRAME
 from clara_jax.errors import UserError, command
 from clara_jax.inference.encode import encode_batches
+from clara_jax.models.clara import Trees
 from clara_jax.runs.load import load_setup
-from clara_jax.runs.setup import Setup
+from clara_jax.runs.setup import Model
 
 REPEATS = 5  # the median counts
 
@@ -58,19 +59,22 @@ class Found:
         )
 
 
-def measure(setup: Setup, documents: Sequence[Sequence[int]], options: Store, sample: int) -> Found:
+def measure(
+    model: Model, trees: Trees, documents: Sequence[Sequence[int]], options: Store, sample: int
+) -> Found:
     """Compresses some of the documents both ways in turns.
 
     The sample is some of the batches that the whole would be compressed in, evenly spread over
     their lengths; what is padded are the same documents.
 
     Args:
-        setup: the model.
+        model: the model.
+        trees: its weights.
         documents: the compressor's input of each.
         options: of a store.
         sample: documents to compress, about.
     """
-    limit = setup.config.data.document_length + FRAME + len(setup.extra.memory)
+    limit = model.config.data.document_length + FRAME + len(model.extra.memory)
     parts = [documents[i : i + options.part] for i in range(0, len(documents), options.part)]
     batches = [(part, b) for part in parts for b in encoder_batches(part, options.batch,
                                                                     options.bucket)]  # fmt: skip
@@ -83,11 +87,11 @@ def measure(setup: Setup, documents: Sequence[Sequence[int]], options: Store, sa
 
     def bucketed() -> None:
         for texts in chosen:
-            _run(setup, texts, options.batch, options.bucket)
+            _run(model, trees, texts, options.batch, options.bucket)
 
     def padded() -> None:
         for texts in chosen:
-            _run(setup, texts, options.batch, limit)
+            _run(model, trees, texts, options.batch, limit)
 
     ways, taken = (bucketed, padded), ([], [])
     for way in ways:
@@ -102,8 +106,10 @@ def measure(setup: Setup, documents: Sequence[Sequence[int]], options: Store, sa
     )  # fmt: skip
 
 
-def _run(setup: Setup, texts: Sequence[Sequence[int]], batch: int, bucket: int) -> None:
-    for _ in encode_batches(setup, "compressor", texts, batch, bucket):
+def _run(
+    model: Model, trees: Trees, texts: Sequence[Sequence[int]], batch: int, bucket: int
+) -> None:
+    for _ in encode_batches(model, trees, "compressor", texts, batch, bucket):
         pass
 
 
@@ -129,9 +135,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if min(args.batch, args.bucket, args.sample) < 1:
         raise UserError("--batch, --bucket and --sample must be at least 1")
-    setup = load_setup(args.workdir, args.base)
-    rows = [row.ids for document in stream(args.documents) for row in pieces.rows(setup, document)]
-    print(measure(setup, rows, Store(batch=args.batch, bucket=args.bucket), args.sample))
+    model, trees = load_setup(args.workdir, args.base)
+    rows = [row.ids for document in stream(args.documents) for row in pieces.rows(model, document)]
+    print(measure(model, trees, rows, Store(batch=args.batch, bucket=args.bucket), args.sample))
     return 0
 
 

@@ -62,10 +62,10 @@ def run(
             return show(clara.ask([question], [memories], **options)[0], texts)
 
     else:
-        setup = clara.setup
-        opened.check(setup)
+        model = clara.model
+        opened.check(model, clara.trees)
         search = Search(
-            opened, (config or setup.config).search, setup.mesh, setup.config.select.score
+            opened, (config or model.config).search, model.mesh, model.config.select.score
         )
 
         def answer(question: str) -> str:
@@ -85,8 +85,8 @@ def from_store(
     clara: Clara, search: Search, question: str, top_k: int | None = None, **options: Any
 ) -> tuple[str, list[Hit]]:
     """The answer to a question from the documents that are found for it, and these."""
-    top_k = clara.setup.config.select.k if top_k is None else top_k
-    (hits,) = find(clara.setup, search, [question], top_k, clara.batch)
+    top_k = clara.model.config.select.k if top_k is None else top_k
+    (hits,) = find(clara.model, clara.trees, search, [question], top_k, clara.batch)
     if not hits:
         return "", hits
     memories_KMD = search.store.memories([hit.row for hit in hits])
@@ -123,7 +123,7 @@ def _compress(clara: Clara, texts: list[str]) -> np.ndarray:
         done += documents
         progress.update(done)
 
-    found = api.compress(clara.setup, texts, clara.batch, report)
+    found = api.compress(clara.model, clara.trees, texts, clara.batch, report)
     progress.close()
     return found.memories
 

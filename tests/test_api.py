@@ -22,6 +22,7 @@ from clara_jax.models import scores as scores_lib
 from clara_jax.models import topk
 from clara_jax.runs import setup as setup_lib
 from clara_jax.runs.checkpoint import Checkpoints
+from tests.fixtures.models import altered
 
 DOCUMENTS = [FactsSource(9, seed=3)[i].document for i in range(9)]
 DOCUMENTS[4] = " ".join(DOCUMENTS)  # too long
@@ -41,28 +42,28 @@ def test_import_is_cheap():
 
 
 def test_compress_keeps_order_and_shape(setup, caplog):
-    together = compress(setup, DOCUMENTS, batch=4)
+    together = compress(*setup, DOCUMENTS, batch=4)
     assert together.memories.shape == (9, 4, 128)
     assert together.memories.dtype == np.float32
     assert together.cut == 1
-    lengths = [min(len(setup.tokenizer.encode(d)), 40) for d in DOCUMENTS]
+    lengths = [min(len(setup.model.tokenizer.encode(d)), 40) for d in DOCUMENTS]
     # A document that is cut keeps its limit of 40 + 3 tokens, of which eos is none.
     assert together.rate == pytest.approx(sum(lengths) / 36)
 
     @jax.jit
     def encode(trees, ids):
         positions = jnp.arange(ids.shape[1])[None]
-        return model_lib.encode(setup.decoder, trees, ids, positions, jnp.ones_like(ids))
+        return model_lib.encode(setup.model.decoder, trees, ids, positions, jnp.ones_like(ids))
 
     for document, memory in zip(DOCUMENTS, together.memories, strict=True):
-        ids, _ = prompts_lib.document_ids(setup.tokenizer, setup.extra, document, 40)
+        ids, _ = prompts_lib.document_ids(setup.model.tokenizer, setup.model.extra, document, 40)
         hidden = np.asarray(encode(setup.trees, jnp.asarray(ids)[None]))
         np.testing.assert_allclose(memory, hidden[0, -4:], atol=1e-4)
-    assert Clara(setup).compress([]).shape == (0, 4, 128)
+    assert Clara(*setup).compress([]).shape == (0, 4, 128)
 
 
 def test_memories_stand_for_their_texts(setup):
-    clara = Clara(setup, batch=4)
+    clara = Clara(*setup, batch=4)
     memories = clara.compress(DOCUMENTS)
     texts = clara.paraphrase(DOCUMENTS, max_new_tokens=5)
     assert len(set(texts)) > 1
@@ -75,7 +76,7 @@ def test_memories_stand_for_their_texts(setup):
 
 
 def test_user_mistakes(setup, tmp_path):
-    clara = Clara(setup)
+    clara = Clara(*setup)
     with pytest.raises(UserError, match=r"\[2, 3, 128\].*\[n, 4, 128\]"):
         clara.paraphrase(np.zeros((2, 3, 128), np.float32))
     with pytest.raises(UserError, match="1 questions for 2 documents"):
@@ -101,14 +102,14 @@ def test_user_mistakes(setup, tmp_path):
     ],
 )
 def test_what_is_no_list_of_texts(setup, documents, message):
-    clara = Clara(setup)
+    clara = Clara(*setup)
     for use in (clara.compress, clara.paraphrase, lambda x: clara.answer_scp(["who ?"], x)):
         with pytest.raises(UserError, match=message):
             use(documents)
 
 
 def test_other_mistakes_of_a_call(setup):
-    clara = Clara(setup)
+    clara = Clara(*setup)
     with pytest.raises(UserError, match="questions must be a list of texts"):
         clara.answer_scp("who", ["a", "b", "c"])
     with pytest.raises(UserError, match=r"shapes \[\(3, 128\), \(4, 128\)\], .*\[4, 128\]"):
@@ -121,16 +122,16 @@ def test_other_mistakes_of_a_call(setup):
 
 
 def test_load_a_workdir(setup, tmp_path):
-    config_lib.save(setup.config, tmp_path / "config.json")
+    config_lib.save(setup.model.config, tmp_path / "config.json")
     trained = {name: setup.trees[name] for name in ("compressor", "generator", "memory")}
     with Checkpoints(str(tmp_path), 1) as checkpoints:
         checkpoints.save(3, trained, {"count": jnp.zeros(())}, {"position": 0})
     clara = clara_jax.load(tmp_path)
     # Only what is trained is in a checkpoint: the others are drawn again from the seed.
-    fresh = setup_lib.create(setup.config, setup.mesh)
-    expected = dataclasses.replace(setup, trees={**fresh.trees, **trained})
+    fresh = setup_lib.create(setup.model.config, setup.model.mesh)
+    expected = altered(setup, trees={**fresh.trees, **trained})
     np.testing.assert_allclose(
-        clara.compress(DOCUMENTS[:3]), Clara(expected).compress(DOCUMENTS[:3]), atol=1e-4
+        clara.compress(DOCUMENTS[:3]), Clara(*expected).compress(DOCUMENTS[:3]), atol=1e-4
     )
 
 
@@ -145,7 +146,7 @@ def joint(random_setup):
     """A random model with a query reasoner."""
     setup = random_setup(Data(document_length=40, rate=10), 5)
     reasoner = random_setup(Data(document_length=40, rate=10), 6).trees["compressor"]
-    return dataclasses.replace(setup, trees={**setup.trees, "reasoner": reasoner})
+    return altered(setup, trees={**setup.trees, "reasoner": reasoner})
 
 
 def test_questions_are_read_by_the_reasoner(setup, joint, caplog):
@@ -155,8 +156,8 @@ def test_questions_are_read_by_the_reasoner(setup, joint, caplog):
     expected = Clara(dataclasses.replace(joint, trees=as_compressor)).compress(QUESTIONS)
     np.testing.assert_allclose(queries, expected, atol=1e-4)
     # Without reasoner, as after scp, the compressor serves.
-    early = Clara(setup).encode_query(QUESTIONS)
-    np.testing.assert_allclose(early, Clara(setup).compress(QUESTIONS), atol=1e-5)
+    early = Clara(*setup).encode_query(QUESTIONS)
+    np.testing.assert_allclose(early, Clara(*setup).compress(QUESTIONS), atol=1e-5)
     assert np.abs(early - queries).max() > 0.1
     Clara(joint).encode_query([DOCUMENTS[4]])
     assert "1 of 1 questions cut to 40 tokens" in caplog.text
@@ -287,14 +288,14 @@ MEMORY = np.zeros((2, 4, 128), np.float32)
     ],
 )
 def test_mistakes_in_questions_and_documents(setup, questions, documents, message):
-    clara = Clara(setup)
+    clara = Clara(*setup)
     for name in ("rank", "ask", "answer"):
         with pytest.raises(UserError, match=message):
             getattr(clara, name)(questions, documents)
 
 
 def test_mistakes_in_options(setup):
-    clara = Clara(setup)
+    clara = Clara(*setup)
     for use in (
         lambda **how: clara.paraphrase(["a"], **how),
         lambda **how: clara.answer(["who ?"], [["a"]], **how),

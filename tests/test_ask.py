@@ -110,7 +110,7 @@ def test_a_release(shared, tmp_path, capsys):
 def store(workdir, tmp_path_factory):
     path = str(tmp_path_factory.mktemp("store") / "s")
     documents = [{"id": f"d{i}", "title": f"T {i}", "text": x} for i, x in enumerate(DOCUMENTS)]
-    write.add(path, clara_jax.load(workdir).setup, documents)
+    write.add(path, clara_jax.load(workdir).model, clara_jax.load(workdir).trees, documents)
     return path
 
 
@@ -147,14 +147,14 @@ def test_deleted_and_added_in_a_real_store(workdir, store, tmp_path):
     found = search.Search(clara_jax.open_store(path), config_lib.Search())
 
     def ids():
-        hits = search.find(clara.setup, found, QUESTIONS[:1], 99)[0]
+        hits = search.find(clara.model, clara.trees, found, QUESTIONS[:1], 99)[0]
         return [document.id for document in found.store.documents([hit.row for hit in hits])]
 
     best = ids()[0]
     found.refresh(write.delete(path, [best]))
     assert best not in ids() and len(ids()) == 8
     new = {"id": "new", "text": QUESTIONS[0]}
-    found.refresh(write.add(path, clara.setup, [new]))
+    found.refresh(write.add(path, clara.model, clara.trees, [new]))
     assert ids()[0] == "new" and len(ids()) == 9
     before = ids()
     found.refresh(write.compact(path))

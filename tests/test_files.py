@@ -114,7 +114,7 @@ def test_a_run_on_gs_is_resumed_and_read(bucket, tmp_path, monkeypatch, named):
     assert b"(alignment)/" in trace.read_bytes()
     assert [line["step"] for line in workdir_lib.read_metrics(workdir)] == [1, 2, 3, 4]
     (run / "checkpoints" / "9").mkdir()
-    assert load_setup(workdir).step == 4
+    assert load_setup(workdir).model.step == 4
     result = {
         "step": 4,
         "conditions": {"memory": {}},
@@ -211,13 +211,13 @@ def test_a_store_on_gs(bucket, tmp_path, monkeypatch):
     setup = setup_lib.create(tiny("", 1))
     name, options = "gs://bucket/stores/one", Store(part=3, batch=8)
     bucket.mkdir()
-    write.add(name, setup, texts[:4], options)
+    write.add(name, *setup, texts[:4], options)
     unfinished = bucket / "stores" / "one" / "parts" / "00002" / "memories"  # as a kill leaves it
     unfinished.mkdir(parents=True)
     (unfinished / "zarr.json").write_text("{")
-    remote = write.add(name, setup, texts, options)
-    local = write.add(tmp_path / "local", setup, texts[:4], options)
-    local = write.add(tmp_path / "local", setup, texts, options)
+    remote = write.add(name, *setup, texts, options)
+    local = write.add(tmp_path / "local", *setup, texts[:4], options)
+    local = write.add(tmp_path / "local", *setup, texts, options)
     assert remote.documents(range(7)) == local.documents(range(7))
     (first, block), *_ = remote.blocks(7)
     assert first == 0 and block.tobytes() == next(local.blocks(7))[1].tobytes()

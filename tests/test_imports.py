@@ -10,7 +10,7 @@ PACKAGE = ROOT / "clara_jax"
 
 # One row a layer; none of a row imports another of the same row, nor anything above it.
 LAYERS = (
-    ("text", "models", "errors", "progress"),
+    ("text", "models", "errors", "progress", "stages"),
     ("files", "distributed", "config_checks", "command_line"),
     ("config", "plotting"),
     ("interop", "sharding"),

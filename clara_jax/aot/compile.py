@@ -55,8 +55,8 @@ def compile_program(config: Config, target: chips.Target, name: str) -> dict[str
             f"config.mesh has {mesh.size} devices, --topology={target.name} "
             f"{len(target.devices)}: a slice is used whole; set one axis to -1"
         )
-    setup = setup_lib.abstract(config, mesh)
-    program = PROGRAMS[name](setup)
+    model, trees = setup_lib.abstract(config, mesh)
+    program = PROGRAMS[name](model, trees)
     start = time.perf_counter()
     lowered = program.function.lower(*program.arguments)
     try:
@@ -72,7 +72,7 @@ def compile_program(config: Config, target: chips.Target, name: str) -> dict[str
         "program": name,
         "stage": config.stage,
         "model": config.model.base or config.model.preset,
-        "parameters": parameters(setup),
+        "parameters": parameters(model),
         "mesh": dict(mesh.shape),
         "options": _options(config),
         "rows": program.rows,

@@ -3,6 +3,7 @@
 from typing import Any
 
 from clara_jax.config import Config
+from clara_jax.stages import STAGES
 
 _SPARE = 0.05  # share of HBM below which a program that fits is called tight
 
@@ -59,7 +60,7 @@ def advice(config: Config, found: dict[str, Any]) -> list[str]:
     if found["program"] == "train":
         if model.remat != "full":
             ways.append("--config.model.remat=full, or the names of fewer layers to keep")
-        if train.loss_chunks == 1 and config.stage != "contrastive":
+        if train.loss_chunks == 1 and STAGES[config.stage].answers:
             ways.append("--config.train.loss_chunks=8: logits come in blocks")
         if found["rows"] % (2 * train.accumulate * found["mesh"]["data"] * found["mesh"]["fsdp"]):
             ways.append("--config.train.batch_rows: fewer rows a step")

@@ -83,7 +83,7 @@ def _add(store: str, workdir: str, documents: str, base: str | None, config: Con
     new = sum(1 for _ in write.unknown(known, stream(documents)))
     logging.info("%s: %d documents are new", documents, new)
     del known
-    setup = load_setup(workdir, base)
+    model, trees = load_setup(workdir, base)
     progress, done = Progress(new, "compressing"), 0
 
     def report(finished: int) -> None:
@@ -92,7 +92,7 @@ def _add(store: str, workdir: str, documents: str, base: str | None, config: Con
         if distributed.is_first():
             progress.update(done)
 
-    write.add(store, setup, stream(documents), (config or Config()).store, report)
+    write.add(store, model, trees, stream(documents), (config or Config()).store, report)
     progress.close()
 
 

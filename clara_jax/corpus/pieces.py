@@ -4,7 +4,7 @@ import dataclasses
 
 from clara_jax.data import prompts, records
 from clara_jax.data.documents import Document, whole
-from clara_jax.runs.setup import Setup
+from clara_jax.runs.setup import Model
 from clara_jax.text import chunks
 
 
@@ -40,19 +40,19 @@ def digest(document: Document) -> bytes:
     return records.digest(document.whole)
 
 
-def rows(setup: Setup, document: Document) -> list[Row]:
+def rows(model: Model, document: Document) -> list[Row]:
     """A document as it is if it is within the limit, else in pieces that end with sentences."""
-    limit = setup.config.data.document_length
-    first = _row(setup, document, "", 0, document.title, document.text)
+    limit = model.config.data.document_length
+    first = _row(model, document, "", 0, document.title, document.text)
     if not first.cut:
         return [first]
 
     def size(text: str) -> int:
-        return len(setup.tokenizer.encode(text))
+        return len(model.tokenizer.encode(text))
 
     title, pieces = chunks.pieces(document.title, document.text, size, limit)
     found = [
-        _row(setup, document, f"#{number}", number, title, piece)
+        _row(model, document, f"#{number}", number, title, piece)
         for number, piece in enumerate(pieces)
     ]
     if title != document.title and found:
@@ -61,11 +61,11 @@ def rows(setup: Setup, document: Document) -> list[Row]:
     return found or [first]  # a long title without text
 
 
-def _row(setup: Setup, document: Document, suffix: str, chunk: int, title: str, text: str) -> Row:
-    tokenizer, limit = setup.tokenizer, setup.config.data.document_length
-    ids, is_cut = prompts.document_ids(tokenizer, setup.extra, whole(title, text), limit)
+def _row(model: Model, document: Document, suffix: str, chunk: int, title: str, text: str) -> Row:
+    tokenizer, limit = model.tokenizer, model.config.data.document_length
+    ids, is_cut = prompts.document_ids(tokenizer, model.extra, whole(title, text), limit)
     around = [1, tokenizer.bos_id is not None, tokenizer.eos_id is not None and not is_cut]
-    tokens = len(ids) - len(setup.extra.memory) - sum(around)
+    tokens = len(ids) - len(model.extra.memory) - sum(around)
     cut = len(tokenizer.encode(whole(title, text))) - tokens if is_cut else 0
     return Row(
         document.id + suffix, document.id, chunk, title, text, tokens, cut, digest(document), ids

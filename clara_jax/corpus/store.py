@@ -23,8 +23,9 @@ from clara_jax.corpus import format
 from clara_jax.corpus.format import MEMORIES, SCALES, Manifest
 from clara_jax.data.documents import whole
 from clara_jax.errors import UserError
+from clara_jax.models.clara import Trees
 from clara_jax.runs.fingerprint import fingerprint
-from clara_jax.runs.setup import Setup
+from clara_jax.runs.setup import Model
 
 _OTHER = {  # what differs between a store's model and another, the gravest first
     "base": "base weights",
@@ -162,13 +163,13 @@ class Store:
                 raise UserError(f"{self.path}: holds no document of the id {name!r}")
         return [row for name in ids for row in found[name]]
 
-    def check(self, setup: Setup) -> None:
+    def check(self, model: Model, trees: Trees) -> None:
         """Compares a model with the one that made this store.
 
         Raises:
             UserError: base, compressor, tokenizer or the layout of documents are others.
         """
-        self.check_fingerprint(fingerprint(setup), setup.config.model.param_dtype)
+        self.check_fingerprint(fingerprint(model, trees), model.config.model.param_dtype)
 
     def check_fingerprint(self, found: dict[str, str], held: str) -> None:
         """`check`, for a fingerprint and the dtype that the base is held in."""

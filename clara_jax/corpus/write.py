@@ -24,9 +24,10 @@ from clara_jax.corpus.store import Store
 from clara_jax.data.documents import Document, of_values
 from clara_jax.errors import UserError
 from clara_jax.inference.encode import encode_batches
+from clara_jax.models.clara import Trees
 from clara_jax.runs import abilities
 from clara_jax.runs.fingerprint import fingerprint
-from clara_jax.runs.setup import Setup
+from clara_jax.runs.setup import Model
 
 _COLUMNS = format.SCHEMA.names
 Known = dict[str, bytes]  # digests by id: of documents, and nothing for the ids of pieces
@@ -34,7 +35,8 @@ Known = dict[str, bytes]  # digests by id: of documents, and nothing for the ids
 
 def add(
     path: str | os.PathLike[str],
-    setup: Setup,
+    model: Model,
+    trees: Trees,
     documents: Iterable[Document | Mapping[str, Any] | str],
     options: config.Store | None = None,
     report: Callable[[int], None] = lambda documents: None,
@@ -46,7 +48,8 @@ def add(
 
     Args:
         path: of the store, local or on gs://.
-        setup: the model.
+        model: the model.
+        trees: its weights.
         documents: texts, or mappings like the lines of a file (`documents.stream`).
         options: `dtype` and `part` count for a new store only.
         report: called with the number of documents that are compressed, after each batch.
@@ -59,14 +62,14 @@ def add(
             be written, a document cannot be read, or has the id of another one. What was written
             before stays in the store.
     """
-    abilities.can(setup, "compress")
+    abilities.can(model, trees, "compress")
     path, options = files.normal(os.fspath(path)), options or config.Store()
-    made = fingerprint(setup)
-    with locks.changing(path, lambda: _manifest(setup, made, options)):
+    made = fingerprint(model, trees)
+    with locks.changing(path, lambda: _manifest(model, made, options)):
         store = Store(path)
-        store.check_fingerprint(made, setup.config.model.param_dtype)
-        writer = _Writer(store, setup, options, report)
-        for rows in _grouped(_new_rows(store, setup, documents), store.manifest.part):
+        store.check_fingerprint(made, model.config.model.param_dtype)
+        writer = _Writer(store, model, trees, options, report)
+        for rows in _grouped(_new_rows(store, model, documents), store.manifest.part):
             writer.write(rows)
         writer.commit()
     return Store(path)
@@ -149,12 +152,12 @@ def unknown(known: Known, documents: Iterable[Document]) -> Iterator[Document]:
 
 
 def _new_rows(
-    store: Store, setup: Setup, documents: Iterable[Document | Mapping[str, Any] | str]
+    store: Store, model: Model, documents: Iterable[Document | Mapping[str, Any] | str]
 ) -> Iterator[list[Row]]:
     """Rows of each document that is not in the store."""
     there = known(store)
     for document in unknown(there, of_values(documents)):
-        rows = pieces.rows(setup, document)
+        rows = pieces.rows(model, document)
         for row in rows:
             if row.id != row.parent and there.setdefault(row.id, b""):
                 raise UserError(
@@ -168,11 +171,17 @@ class _Writer:
     """Compresses rows and writes parts, each committed while the next one is being compressed."""
 
     def __init__(
-        self, store: Store, setup: Setup, options: config.Store, report: Callable[[int], None]
+        self,
+        store: Store,
+        model: Model,
+        trees: Trees,
+        options: config.Store,
+        report: Callable[[int], None],
     ):
         self._path, self._manifest = store.path, store.manifest
-        self._setup, self._bucket, self._report = setup, options.bucket, report
-        shards = setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
+        self._model, self._trees = model, trees
+        self._bucket, self._report = options.bucket, report
+        shards = model.mesh.shape["data"] * model.mesh.shape["fsdp"]
         self._batch = -(-options.batch // shards) * shards  # else every device does all of it
         self._written: tuple[Part, list[Any]] | None = None
 
@@ -227,7 +236,12 @@ class _Writer:
         if manifest.dtype == "int8":
             out[SCALES] = np.empty(shape[:2], np.float32)
         batches = encode_batches(
-            self._setup, "compressor", [row.ids for row in rows], self._batch, self._bucket
+            self._model,
+            self._trees,
+            "compressor",
+            [row.ids for row in rows],
+            self._batch,
+            self._bucket,
         )
         for index, memories_nMD in batches:
             if not np.isfinite(memories_nMD).all():
@@ -319,9 +333,9 @@ def _next_number(manifest: Manifest) -> int:
     return max([manifest.numbered, *(int(part.name) + 1 for part in manifest.parts)])
 
 
-def _manifest(setup: Setup, made: dict[str, str], options: config.Store) -> Manifest:
-    data = setup.config.data
+def _manifest(model: Model, made: dict[str, str], options: config.Store) -> Manifest:
+    data = model.config.data
     return Manifest(
-        made, len(setup.extra.memory), setup.model.d_model, options.dtype, data.rate,
+        made, len(model.extra.memory), model.architecture.d_model, options.dtype, data.rate,
         data.document_length, options.part,
     )  # fmt: skip

@@ -14,6 +14,7 @@ from clara_jax.data.sources import Source
 from clara_jax.data.tokenizer import Tokenizer
 from clara_jax.errors import UserError
 from clara_jax.models.config import ExtraTokens
+from clara_jax.stages import STAGES
 
 SAMPLE = 256  # records that are measured before training
 
@@ -55,10 +56,11 @@ def measure(
                     answers=answers)  # fmt: skip
     sample = np.random.default_rng(0).permutation(len(source))[:SAMPLE].tolist()
     picked = [reader.picked(i) for i in sample]
-    if config.stage == "contrastive" and not any(r.gold or r.teacher_scores for r in picked):
+    stage = STAGES[config.stage]
+    if not stage.answers and not any(r.gold or r.teacher_scores for r in picked):
         raise UserError(
             f"config.data.sources={data.sources}: no question has pos_index or teacher_scores, of "
-            "which config.stage=contrastive learns"
+            f"which config.stage={config.stage} learns"
         )
     if config.aux_contrastive and not any(record.gold for record in picked):
         raise UserError(
@@ -70,7 +72,7 @@ def measure(
         longest = [data.encoder_row] if data.encoder_row else packing.steps(smallest)
         # In instruct the longest twentieth may lose a document that is not gold; where candidates
         # are ranked, all of the sample's fit.
-        share = 0.95 if config.stage == "instruct" else 1.0
+        share = 1.0 if stage.ranks else 0.95
         total, encoder = min(
             (
                 int(np.quantile([_bins(few, row) for few in lengths], share, method="higher"))

@@ -29,11 +29,9 @@ from clara_jax.data.sources import Source
 from clara_jax.data.tokenizer import Tokenizer
 from clara_jax.errors import UserError
 from clara_jax.models.config import ExtraTokens
+from clara_jax.stages import STAGES
 
 Batch = dict[str, np.ndarray]
-
-# What each stage reads beside the documents: the question by itself, the prompt with the answer.
-SIDES = {"instruct": ("dec",), "e2e": ("qry", "dec"), "contrastive": ("qry",)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +105,7 @@ class Reader:
     def picked(self, index: int) -> QaRecord:
         """The record at a position with the documents that are used alone."""
         record, shuffle = self.source[index], None
-        if self.config.stage == "instruct":  # so that the gold document is not always the first
+        if STAGES[self.config.stage].instructs:  # so that the gold document is not always the first
             shuffle = random.Random(f"{self.config.seed} {index}")
         return restrict(record, pick(record, self.config.places, shuffle))
 
@@ -134,7 +132,7 @@ class Reader:
 
     def __call__(self, index: int) -> Batch | None:
         """One row, without the batch's axis; None (and a warning, once) if no label is left."""
-        sides, record = SIDES[self.config.stage], self.picked(index)
+        sides, record = STAGES[self.config.stage].sides, self.picked(index)
         out: Batch = {}
         if self.memories is not None:
             found = np.stack([self.memories[digest(d)] for d in record.documents])

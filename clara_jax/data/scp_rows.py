@@ -27,6 +27,7 @@ from clara_jax.data.packing import RowLengths
 from clara_jax.data.tokenizer import Tokenizer
 from clara_jax.errors import UserError
 from clara_jax.models.config import ExtraTokens
+from clara_jax.stages import STAGES
 
 Batch = dict[str, np.ndarray]
 
@@ -129,7 +130,7 @@ def open_data(config: Config) -> sources.Source:
 
 def form(config: Config) -> str:
     """The form of records that the stage reads."""
-    return "scp" if config.stage == "scp" else "qa"
+    return STAGES[config.stage].records
 
 
 def open_dev(config: Config) -> sources.Source:

@@ -11,6 +11,7 @@ import numpy as np
 from clara_jax import config as config_lib
 from clara_jax import files
 from clara_jax.config import Config
+from clara_jax.config_checks import METHOD, SCHEDULE, get
 from clara_jax.errors import UserError
 from clara_jax.evaluation import predictions, statistics
 from clara_jax.runs.workdir import labels, newest_path, read_evaluation
@@ -23,12 +24,6 @@ TESTED = {
     "recall@3": "recall@3",
     "recall@5": "recall@5",
 }
-# Options that runs of one method may differ in: where they lie, and how they were computed.
-_FREE = (
-    "seed", "init_from", "data.memories", "data.shards", "eval", "mesh", "serve", "store", "search",
-    "synthesis", "profile", "model.remat", "model.attention",
-)  # fmt: skip
-
 
 Values = dict[str, list[float]]  # of questions, by metric
 
@@ -253,13 +248,7 @@ def seed_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
 
 def method(config: Config) -> str:
     """All options that decide on what is measured but the seed, also of the runs started from."""
-    tree = dataclasses.asdict(config)
-    for name in _FREE:
-        *groups, last = name.split(".")
-        place = tree
-        for group in groups:
-            place = place[group]
-        place.pop(last)
+    tree = {name: get(config, name) for name in config_lib.tied(METHOD, SCHEDULE)}
     earlier = config.init_from
     path = os.path.join(earlier, "config.json") if earlier else ""
     if path and files.path(path).exists():

@@ -7,11 +7,12 @@ import numpy as np
 from clara_jax.data import prompts
 from clara_jax.inference.generate import Prompt, generate
 from clara_jax.inference.sampling import GREEDY, Sampling
-from clara_jax.runs.setup import Setup
+from clara_jax.models.clara import Trees
+from clara_jax.runs.setup import Model
 
 
 def answer_prompts(
-    setup: Setup,
+    model: Model,
     questions: Sequence[str],
     documents: Sequence[Sequence[str] | np.ndarray],
     told: Sequence[str] | None = None,
@@ -19,7 +20,7 @@ def answer_prompts(
     """Prompts of the later stages.
 
     Args:
-        setup: the model.
+        model: the model.
         questions: n texts.
         documents: for each question memories [K, M, D], which fill slots in their order; or texts,
             which stand there whole, a blank line between two; none at all is an empty list.
@@ -30,17 +31,18 @@ def answer_prompts(
     for question, given, answer in zip(questions, documents, told, strict=True):
         docs, vectors = "", None
         if isinstance(given, np.ndarray):
-            docs, vectors = prompts.slots(setup.extra, len(given)), np.concatenate(given)
+            docs, vectors = prompts.slots(model.extra, len(given)), np.concatenate(given)
         elif given:
             docs = "\n\n".join(given)
-        texts = setup.config.prompts
-        ids, _ = prompts.answer_prompt(setup.tokenizer, texts, docs, question, answer)
+        texts = model.config.prompts
+        ids, _ = prompts.answer_prompt(model.tokenizer, texts, docs, question, answer)
         asked.append(Prompt(ids, vectors))
     return asked
 
 
 def answers(
-    setup: Setup,
+    model: Model,
+    trees: Trees,
     asked: Sequence[Prompt],
     max_new_tokens: int,
     *,
@@ -52,7 +54,7 @@ def answers(
 ) -> list[str]:
     """Stripped texts after prompts, by default the line that ends one of `prompts.scp_question`."""
     generations = generate(
-        setup, asked, max_new_tokens,
+        model, trees, asked, max_new_tokens,
         role=role, stop=stop, sampling=sampling, batch=batch, report=report,
     )  # fmt: skip
     return [generation.text.strip() for generation in generations]

@@ -22,7 +22,7 @@ from clara_jax.models.clara import Trees
 from clara_jax.models.config import ExtraTokens, ModelConfig
 from clara_jax.models.decoder import EMPTY, Cache, Decoder, head_logits
 from clara_jax.models.layers import crosses
-from clara_jax.runs.setup import Setup
+from clara_jax.runs.setup import Model
 
 BUCKET = 64  # lengths of prompts are rounded up to multiples of it
 NONE = -1  # stands after the end of a generated row
@@ -197,7 +197,8 @@ class Generation:
 
 
 def generate(
-    setup: Setup,
+    model: Model,
+    trees: Trees,
     prompts: Sequence[Prompt],
     max_new_tokens: int,
     *,
@@ -210,7 +211,8 @@ def generate(
     """Decodes until the end token, a stop text, or `max_new_tokens`.
 
     Args:
-        setup: the model.
+        model: the model.
+        trees: its weights.
         prompts: any number of them.
         max_new_tokens: most tokens of a row.
         role: adapter to use; None: the plain base.
@@ -225,37 +227,37 @@ def generate(
         UserError: `stop` is neither a text nor several, or an answer may grow over the length at
             which the model changes its rotary frequencies.
     """
-    decoder, trees = setup.decoder, needed(setup.trees, role)
+    decoder, trees = model.decoder, needed(trees, role)
     for length in {len(prompt.tokens) for prompt in prompts}:
         # The newest token of all has no key yet.
-        if crosses(setup.model, length, length + max_new_tokens - 1):
-            edge = setup.model.rope_scaling.original_length
+        if crosses(model.architecture, length, length + max_new_tokens - 1):
+            edge = model.architecture.rope_scaling.original_length
             raise UserError(
                 f"max_new_tokens={max_new_tokens} after a prompt of {length} tokens crosses "
                 f"{edge}, the length at which this model's rotary frequencies change: ask for at "
                 f"most {edge - length + 1} new tokens, or give a prompt of more than {edge}"
             )
-    size = setup.model.vocab_size
+    size = model.architecture.vocab_size
     if "head" in trees["added"]:
         size += trees["added"]["head"].shape[1]
     stops = stop_texts(stop)
     stop_V = np.zeros(size, bool)
-    stop_V[stop_ids(setup.tokenizer, stops)] = True
+    stop_V[stop_ids(model.tokenizer, stops)] = True
     out: list[Generation | None] = [None] * len(prompts)
-    for index, arrays in prompt_batches(prompts, setup.extra, batch):
+    for index, arrays in prompt_batches(prompts, model.extra, batch):
         draws = sampling.draws(index, len(arrays.tokens_BT))
         tokens_BN = decode(
             decoder,
             trees,
-            put(setup, arrays),
+            put(model, arrays),
             stop_V,
             draws,
             role=role,
             max_new_tokens=max_new_tokens,
         )
-        for i, row in zip(index, to_host(setup, tokens_BN).tolist(), strict=False):
+        for i, row in zip(index, to_host(model, tokens_BN).tolist(), strict=False):
             tokens = [token for token in row if token != NONE]
-            out[i] = Generation(tokens, before_stop(setup.tokenizer.decode(tokens), stops))
+            out[i] = Generation(tokens, before_stop(model.tokenizer.decode(tokens), stops))
         report(len(index))
     return out
 
@@ -306,14 +308,14 @@ def needed(trees: Trees, role: str | None) -> Trees:
     return {k: v for k, v in trees.items() if k in ("base", "memory", "added", role)}
 
 
-def put(setup: Setup, tree: PromptBatch | np.ndarray) -> PromptBatch | jax.Array:
+def put(model: Model, tree: PromptBatch | np.ndarray) -> PromptBatch | jax.Array:
     """Numpy arrays onto the mesh: their rows shared out where these divide, else replicated."""
     rows = jax.tree.leaves(tree)[0].shape[0]
-    shards = setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
+    shards = model.mesh.shape["data"] * model.mesh.shape["fsdp"]
     layout = sharding.replicated if rows % shards else sharding.batch_sharding
-    return sharding.put_whole(layout(setup.mesh), tree)
+    return sharding.put_whole(layout(model.mesh), tree)
 
 
-def to_host(setup: Setup, array: jax.Array) -> np.ndarray:
+def to_host(model: Model, array: jax.Array) -> np.ndarray:
     """All of an array, whichever devices and processes hold it."""
-    return np.asarray(jax.device_put(array, sharding.replicated(setup.mesh)))
+    return np.asarray(jax.device_put(array, sharding.replicated(model.mesh)))

@@ -17,7 +17,7 @@ from clara_jax.inference.generate import needed, to_host
 from clara_jax.models.clara import Trees
 from clara_jax.models.config import ModelConfig
 from clara_jax.models.decoder import head_logits
-from clara_jax.runs.setup import Setup
+from clara_jax.runs.setup import Model
 
 _WORD = re.compile(r"\w+")
 
@@ -37,19 +37,22 @@ class Word:
     in_documents: bool = False
 
 
-def words(setup: Setup, memories_nMD: np.ndarray, count: int = 12) -> list[list[Word]]:
+def words(
+    model: Model, trees: Trees, memories_nMD: np.ndarray, count: int = 12
+) -> list[list[Word]]:
     """The words that score highest at any vector of each memory, the highest first.
 
     Args:
-        setup: the model.
+        model: the model.
+        trees: its weights.
         memories_nMD: memories, of queries or of documents.
         count: most words of each; of tokens that differ in case or blanks alone the first counts.
     """
-    trees = needed(setup.trees, None)
-    values, ids = _top(setup.model, trees, np.asarray(memories_nMD, np.float32), count=count)
-    values_nK, ids_nK = to_host(setup, values), to_host(setup, ids)
+    trees = needed(trees, None)
+    values, ids = _top(model.architecture, trees, np.asarray(memories_nMD, np.float32), count=count)
+    values_nK, ids_nK = to_host(model, values), to_host(model, ids)
     return [
-        _distinct(setup, scores, tokens, count)
+        _distinct(model, scores, tokens, count)
         for scores, tokens in zip(values_nK.tolist(), ids_nK.tolist(), strict=True)
     ]
 
@@ -84,12 +87,12 @@ def _top(
 
 
 def _distinct(
-    setup: Setup, scores: Sequence[float], tokens: Sequence[int], count: int
+    model: Model, scores: Sequence[float], tokens: Sequence[int], count: int
 ) -> list[Word]:
     found: dict[str, Word] = {}
     for score, token in sorted(zip(scores, tokens, strict=True), reverse=True):
         # Ids that only fill the head up have no text.
-        text = setup.tokenizer.decode([token]).strip() if token < setup.tokenizer.size else ""
+        text = model.tokenizer.decode([token]).strip() if token < model.tokenizer.size else ""
         if _WORD.fullmatch(text):
             found.setdefault(text.casefold(), Word(text, score))
         if len(found) == count:

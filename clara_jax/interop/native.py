@@ -17,11 +17,11 @@ import safetensors
 import safetensors.numpy
 
 from clara_jax import files
-from clara_jax.config import ADAPTERS
 from clara_jax.errors import UserError, reason
 from clara_jax.interop import adapters, peft
 from clara_jax.models.config import LoraConfig, ModelConfig
 from clara_jax.models.lora import init_adapter
+from clara_jax.stages import ADAPTERS
 
 WEIGHTS = "weights.safetensors"
 # A base that no hub holds, in the Hugging Face layout; how a config.json names it from beside it.

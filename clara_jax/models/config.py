@@ -124,6 +124,11 @@ class ModelConfig:
         return "bfloat16" if self.param_dtype == "int8" else self.param_dtype
 
 
+def _inherited(default: Any) -> Any:
+    """A field that no shape of an adapter gives away: who starts from one must know it."""
+    return dataclasses.field(default=default, metadata={"inherited": True})
+
+
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
     """Low-rank adapters: y = W x + alpha / rank * B (A dropout(x)).
@@ -131,10 +136,10 @@ class LoraConfig:
     `targets` is any subset of LINEAR_NAMES; the paper and the release adapt all of them.
     """
 
-    rank: int = 16
-    alpha: float = 32.0
+    rank: int = _inherited(16)
+    alpha: float = _inherited(32.0)
     dropout: float = 0.1
-    targets: tuple[str, ...] = LINEAR_NAMES
+    targets: tuple[str, ...] = _inherited(LINEAR_NAMES)
 
     def __post_init__(self) -> None:
         unknown = set(self.targets) - set(LINEAR_NAMES)

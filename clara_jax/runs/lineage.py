@@ -6,15 +6,14 @@ import os
 
 from clara_jax import config as config_lib
 from clara_jax import files
-from clara_jax.config import Config
+from clara_jax.config import OPTIONS, Config
 from clara_jax.config_checks import get
 from clara_jax.errors import UserError
 from clara_jax.interop import native
 from clara_jax.runs.checkpoint import newest_step
 
 # Options that the trees of earlier runs were trained with and that no shape gives away.
-INHERITED = ("data.document_length", "data.rate", "memory.positions")
-INHERITED_BY_ADAPTERS = ("lora.rank", "lora.alpha", "lora.targets")
+INHERITED = [name for name, option in OPTIONS.items() if option.inherited]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +68,9 @@ def lineage(config: Config, child: str = "") -> list[Run]:
         if any(files.absolute(workdir) == files.absolute(run.workdir) for run in runs):
             raise UserError(f"{workdir}: config.init_from leads back to itself")
         earlier = config_lib.load(os.path.join(workdir, "config.json"))
-        names = INHERITED + (INHERITED_BY_ADAPTERS if not earlier.train.full else ())
-        for name in config_lib.differences(earlier, config, names):
+        for name in config_lib.differences(earlier, config, INHERITED):
+            if earlier.train.full and name.startswith("lora."):
+                continue  # it trained no adapters
             raise UserError(
                 f"config.{name}={get(config, name)!r}, but config.init_from={workdir} was trained "
                 f"with {get(earlier, name)!r}; set the same"

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from clara_jax import config as config_lib
 from clara_jax import sharding
-from clara_jax.config import ADAPTERS, TRAINED, Config
+from clara_jax.config import Config
 from clara_jax.data.tokenizer import Tokenizer, load_tokenizer
 from clara_jax.errors import UserError
 from clara_jax.interop import base as base_lib
@@ -24,19 +24,21 @@ from clara_jax.models.decoder import Decoder, abstract_params, init_params
 from clara_jax.models.lora import init_adapter
 from clara_jax.runs.checkpoint import load_trees, newest_step
 from clara_jax.runs.lineage import Run, lineage
+from clara_jax.stages import ADAPTERS, STAGES
 
 
 @dataclasses.dataclass(frozen=True)
-class Setup:
-    """A model and its parts.
+class Model:
+    """All of a model but its weights, which functions take beside it as `trees` (`models.clara`).
+
+    Nothing in it is an array, so that functions under `jax.jit` may read it.
 
     Attributes:
         config: the run's config.
-        mesh: where the arrays lie.
+        mesh: the devices that arrays are sharded over.
         decoder: the module; apply it through `models.clara`.
         tokenizer: text to ids of the base vocabulary.
         extra: ids beyond it.
-        trees: all weights (`models.clara`), on the mesh.
         step: training steps that the trees have seen.
         base_trained: the base itself was trained to compress and to read, without adapters.
     """
@@ -46,14 +48,20 @@ class Setup:
     decoder: Decoder
     tokenizer: Tokenizer
     extra: ExtraTokens
-    trees: Trees
     step: int = 0
     base_trained: bool = False
 
     @property
-    def model(self) -> ModelConfig:
+    def architecture(self) -> ModelConfig:
         """The decoder's configuration."""
         return self.decoder.config
+
+
+class Loaded(NamedTuple):
+    """A model with its weights, on the mesh: `model, trees = restore(workdir)`."""
+
+    model: Model
+    trees: Trees
 
 
 def model_config(config: Config, platform: str = "cpu") -> ModelConfig:
@@ -102,7 +110,7 @@ def _architecture(config: Config) -> ModelConfig:
 
 def create(
     config: Config, mesh: Mesh | None = None, runs: Sequence[Run] = (), parts: Sequence[str] = ()
-) -> Setup:
+) -> Loaded:
     """Loads the base, or draws it at random, and makes fresh adapters and memory embeddings.
 
     Args:
@@ -121,25 +129,33 @@ def create(
             "set config.model.base to a model (directory, hub id or .gguf file), or for random "
             "weights config.model.tokenizer: no tokenizer is known"
         )
-    model = model_config(config, sharding.layout(mesh).platform)
+    architecture = model_config(config, sharding.layout(mesh).platform)
     tokenizer = load_tokenizer(name)
-    if tokenizer.size > model.vocab_size:
+    if tokenizer.size > architecture.vocab_size:
         raise UserError(
-            f"the tokenizer {name} has {tokenizer.size} tokens, the model only {model.vocab_size}"
+            f"the tokenizer {name} has {tokenizer.size} tokens, the model only "
+            f"{architecture.vocab_size}"
         )
-    decoder = Decoder(model, config.lora, sharding.layout(mesh))
     # What no run trains is as the first of them drew it.
     seed = runs[-1].config.seed if runs else config.seed
-    base = load_base(config, model, mesh, seed, parts)
-    own = () if config.train.full else TRAINED[config.stage]
+    base = load_base(config, architecture, mesh, seed, parts)
+    own = () if config.train.full else STAGES[config.stage].trained
     names = {*own, *(name for run in runs for name in run.trees)}
     adapters = [name for name in ADAPTERS if name in names]
-    trees = {"base": base, **fresh_trees(config, model, base, mesh, adapters, seed)}
-    extra = ExtraTokens(model.vocab_size, config.memory_tokens)
-    return Setup(config, mesh, decoder, tokenizer, extra, trees)
+    trees = {"base": base, **fresh_trees(config, architecture, base, mesh, adapters, seed)}
+    return Loaded(assemble(config, mesh, architecture, tokenizer), trees)
 
 
-def start(config: Config, workdir: str = "") -> Setup:
+def assemble(
+    config: Config, mesh: Mesh, architecture: ModelConfig, tokenizer: Tokenizer | None
+) -> Model:
+    """A model of these parts; without a tokenizer it is good for compiling alone."""
+    decoder = Decoder(architecture, config.lora, sharding.layout(mesh))
+    extra = ExtraTokens(architecture.vocab_size, config.memory_tokens)
+    return Model(config, mesh, decoder, tokenizer, extra)
+
+
+def start(config: Config, workdir: str = "") -> Loaded:
     """The model as this run's training begins: `create`, and the trees of `config.init_from`.
 
     The generator starts afresh instead if this run trains it and `config.generator_init` says so.
@@ -152,7 +168,7 @@ def start(config: Config, workdir: str = "") -> Setup:
         UserError: something that it starts from is missing or does not fit.
     """
     runs = lineage(config, workdir)
-    if config.stage in ("e2e", "contrastive") and not any(
+    if STAGES[config.stage].ranks and not any(
         {"compressor", "base"} & set(run.trees) for run in runs
     ):
         raise UserError(
@@ -160,7 +176,7 @@ def start(config: Config, workdir: str = "") -> Setup:
             "workdir of an scp or instruct run"
         )
     fresh = config.generator_init == "fresh" and "generator" in config.trained
-    return with_runs(create(config, runs=runs), runs, skip=("generator",) if fresh else ())
+    return with_runs(*create(config, runs=runs), runs, skip=("generator",) if fresh else ())
 
 
 def load_base(
@@ -216,45 +232,48 @@ def _fresh(
     return jax.tree.map(jnp.asarray, {**fresh, "memory": memory, "added": added})
 
 
-def abstract(config: Config, mesh: Mesh) -> Setup:
-    """A setup of shapes and shardings in place of weights, and no tokenizer: for compiling.
+def abstract(config: Config, mesh: Mesh) -> Loaded:
+    """A model with shapes and shardings in place of weights, and no tokenizer: for compiling.
 
     It has the adapters that the stage trains and, if the base is not trained, the compressor.
 
     Raises:
         UserError: the preset is unknown, or a dimension does not divide by the mesh.
     """
-    model = model_config(config, sharding.layout(mesh).platform)
-    adapters = () if config.train.full else {*TRAINED[config.stage], "compressor"} & {*ADAPTERS}
-    base = abstract_params(model)
-    trees = {
-        "base": base,
-        **jax.eval_shape(lambda base: _fresh(config, model, base, sorted(adapters), 0), base),
-    }
-    trees = {name: sharding.abstract(mesh, name, tree) for name, tree in trees.items()}
-    extra = ExtraTokens(model.vocab_size, config.memory_tokens)
-    return Setup(
-        config, mesh, Decoder(model, config.lora, sharding.layout(mesh)), None, extra, trees
+    architecture = model_config(config, sharding.layout(mesh).platform)
+    adapters = (
+        () if config.train.full else {*STAGES[config.stage].trained, "compressor"} & {*ADAPTERS}
     )
+    base = abstract_params(architecture)
+    fresh = jax.eval_shape(
+        lambda base: _fresh(config, architecture, base, sorted(adapters), 0), base
+    )
+    trees = {
+        name: sharding.abstract(mesh, name, tree) for name, tree in {"base": base, **fresh}.items()
+    }
+    return Loaded(assemble(config, mesh, architecture, None), trees)
 
 
-def with_runs(setup: Setup, runs: Sequence[Run], skip: tuple[str, ...] = ()) -> Setup:
+def with_runs(
+    model: Model, trees: Trees, runs: Sequence[Run], skip: tuple[str, ...] = ()
+) -> Loaded:
     """Puts in the trees that runs trained, each from the first of them that trained it.
 
     A reasoner that none of them trained becomes a copy of the compressor (paper), unless
     `config.reasoner_init` says random.
 
     Args:
-        setup: the model.
+        model: all but the weights.
+        trees: weights, of which those that a run trained are replaced.
         runs: the nearest first.
         skip: trees that are not read.
 
     Raises:
         UserError: a run has no checkpoint, or its trees do not fit this model.
     """
-    trees, taken = dict(setup.trees), set(skip)
+    trees, taken = dict(trees), set(skip)
     for run in runs:
-        if "base" in run.trees and setup.config.model.param_dtype == "int8":
+        if "base" in run.trees and model.config.model.param_dtype == "int8":
             raise UserError(
                 f"{run.workdir} trained the base itself, which config.model.param_dtype=int8 "
                 "cannot hold; set float32 or bfloat16"
@@ -264,22 +283,22 @@ def with_runs(setup: Setup, runs: Sequence[Run], skip: tuple[str, ...] = ()) -> 
             names = [name for name in names if name != "reasoner"]
         taken |= set(names)
         if names:
-            step, loaded = _load(run, {name: trees[name] for name in names}, setup)
+            step, loaded = _load(run, {name: trees[name] for name in names}, model)
             logging.info("weights: %s of %s, step %d", ", ".join(names), run.workdir, step)
             trees |= loaded
     copied = "reasoner" in trees and "reasoner" not in taken and "compressor" in trees
-    if copied and setup.config.reasoner_init == "copy":
+    if copied and model.config.reasoner_init == "copy":
         # A copy of its own, since the step gives the memory of what it trains away.
         trees["reasoner"] = jax.tree.map(jnp.copy, trees["compressor"])
-    base_trained = setup.base_trained or any("base" in run.trees for run in runs)
-    return dataclasses.replace(setup, trees=trees, base_trained=base_trained)
+    base_trained = model.base_trained or any("base" in run.trees for run in runs)
+    return Loaded(dataclasses.replace(model, base_trained=base_trained), trees)
 
 
-def _load(run: Run, expected: Trees, setup: Setup) -> tuple[int, Trees]:
+def _load(run: Run, expected: Trees, model: Model) -> tuple[int, Trees]:
     """Step and trees of a run, with the names, shapes and shardings of `expected`."""
     if run.is_native:
-        trees = native.read(run.workdir, expected, setup.model, setup.config.lora)
-        return native.step(run.workdir), put(setup.mesh, trees)
+        trees = native.read(run.workdir, expected, model.architecture, model.config.lora)
+        return native.step(run.workdir), put(model.mesh, trees)
     return load_trees(run.workdir, expected, run.step)
 
 
@@ -290,15 +309,15 @@ def put(mesh: Mesh, trees: Trees) -> Trees:
 
 
 def restore(
-    workdir: str, mesh: Mesh | None = None, parts: Sequence[str] = (), **model: Any
-) -> Setup:
+    workdir: str, mesh: Mesh | None = None, parts: Sequence[str] = (), **options: Any
+) -> Loaded:
     """The newest checkpoint of a run with everything it needs, ready for evaluation or inference.
 
     Args:
         workdir: of the run.
         mesh: devices; by default as in the run, or all in `fsdp` where that does not fit these.
         parts: of the base, as `load_base` takes them; all of a base that was trained itself.
-        **model: options of `config.model` that are not as in the run: `base`, where the base model
+        **options: those of `config.model` that are not as in the run: `base`, where the base model
             is now, `dtype`, `param_dtype` or `attention`. None: as in the run.
 
     Raises:
@@ -307,10 +326,10 @@ def restore(
     config = config_lib.load(os.path.join(workdir, "config.json"))
     own_base = config.model.base == native.OWN_BASE
     if own_base:
-        model["base"] = model.get("base") or os.path.join(workdir, native.BASE)
+        options["base"] = options.get("base") or os.path.join(workdir, native.BASE)
     if config.model.tokenizer == native.OWN_TOKENIZER:
-        model["tokenizer"] = os.path.join(workdir, native.TOKENIZER)
-    given = {name: value for name, value in model.items() if value is not None}
+        options["tokenizer"] = os.path.join(workdir, native.TOKENIZER)
+    given = {name: value for name, value in options.items() if value is not None}
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **given))
     config = config_lib.freeze(dataclasses.asdict(config))  # what was given is checked as well
     if mesh is None:
@@ -322,6 +341,7 @@ def restore(
     runs = [run, *lineage(config, workdir)]
     if any("base" in run.trees for run in runs):
         parts = ()
-    setup = with_runs(create(config, mesh, runs, parts), runs)
+    model, trees = with_runs(*create(config, mesh, runs, parts), runs)
     step = native.step(workdir) if run.is_native else newest_step(workdir)
-    return dataclasses.replace(setup, step=step, base_trained=setup.base_trained or own_base)
+    trained = model.base_trained or own_base
+    return Loaded(dataclasses.replace(model, step=step, base_trained=trained), trees)

@@ -116,7 +116,7 @@ class Asking:
 
     def result(self) -> schemas.Found:
         """The documents as they are sent."""
-        found, M = self.found, len(self._service.setup.extra.memory)
+        found, M = self.found, len(self._service.model.extra.memory)
         documents = [
             schemas.Document(
                 id=document.id, parent=document.parent, title=document.title, text=document.text,

@@ -16,7 +16,7 @@ from absl import logging
 
 from clara_jax.data import prompts
 from clara_jax.inference.sampling import before_stop, stop_ids
-from clara_jax.runs.setup import Setup
+from clara_jax.runs.setup import Model
 from clara_jax.serving.device_rows import DeviceRows
 from clara_jax.serving.metrics import Metrics
 from clara_jax.serving.slots import Choice, Slots
@@ -80,20 +80,20 @@ class Engine:
     Args:
         slots: on the devices.
         rows: memories on the devices.
-        setup: the model.
+        model: the model.
         read: reads memories [n, M, D] of rows of the store.
         metrics: of the server.
         started: called whenever a request waits no more, with whether it got a slot.
     """
 
     def __init__(
-        self, setup: Setup, slots: Slots, rows: DeviceRows,
+        self, model: Model, slots: Slots, rows: DeviceRows,
         read: Callable[[Sequence[int]], np.ndarray], metrics: Metrics,
         started: Callable[[bool], None] = lambda served: None,
     ):  # fmt: skip
-        self._setup, self._slots, self._rows, self._read = setup, slots, rows, read
+        self._model, self._slots, self._rows, self._read = model, slots, rows, read
         self._metrics, self._started = metrics, started
-        self._ends = set(stop_ids(setup.tokenizer))
+        self._ends = set(stop_ids(model.tokenizer))
         self._waiting: collections.deque[Request] = collections.deque()
         self._in: list[Request | None] = [None] * slots.count
         # Steps that run while their results are not read yet: arrays, and whose they are.
@@ -199,7 +199,7 @@ class Engine:
                 request.on_end(Broken("the memories of the documents could not be read"))
                 continue
             ids = np.asarray(request.ids[len(self._slots.prefix) :], np.int32)
-            vectors = vector_places(self._setup, ids, places)
+            vectors = vector_places(self._model, ids, places)
             choice = Choice.create(request.temperature, request.top_p, request.seed)
             token = self._slots.prefill(slot, ids, vectors, self._rows.table_RMD, choice)
             self._in[slot] = request
@@ -212,7 +212,7 @@ class Engine:
             request.reason = "stop"
         elif len(request.tokens) == request.max_new_tokens:
             request.reason = "length"
-        whole = self._setup.tokenizer.decode(request.tokens)
+        whole = self._model.tokenizer.decode(request.tokens)
         text = before_stop(whole, request.stop)
         if len(text) < len(whole):
             request.reason = "stop"
@@ -244,24 +244,24 @@ def _held_back(text: str, stops: Sequence[str]) -> int:
     return max(starts, default=0)
 
 
-def vector_places(setup: Setup, ids: np.ndarray, places: Sequence[int]) -> np.ndarray:
+def vector_places(model: Model, ids: np.ndarray, places: Sequence[int]) -> np.ndarray:
     """Which vector of the table, of M a place, fills each token's slot; int32, -1 elsewhere."""
-    M = len(setup.extra.memory)
+    M = len(model.extra.memory)
     vectors = np.full(len(ids), -1, np.int32)
-    slots = np.flatnonzero(setup.extra.is_memory(ids))
+    slots = np.flatnonzero(model.extra.is_memory(ids))
     if len(slots) != M * len(places):
         raise ValueError(f"a prompt has {len(slots)} slots for {len(places)} documents")
     vectors[slots] = (np.array(places, np.int32)[:, None] * M + np.arange(M)[None]).reshape(-1)
     return vectors
 
 
-def prompt_ids(setup: Setup, question: str, documents: int) -> list[int]:
+def prompt_ids(model: Model, question: str, documents: int) -> list[int]:
     """The prompt of a question and so many compressed documents."""
-    slots = prompts.slots(setup.extra, documents)
-    return prompts.answer_prompt(setup.tokenizer, setup.config.prompts, slots, question)[0]
+    slots = prompts.slots(model.extra, documents)
+    return prompts.answer_prompt(model.tokenizer, model.config.prompts, slots, question)[0]
 
 
-def common_prefix(setup: Setup) -> list[int]:
+def common_prefix(model: Model) -> list[int]:
     """What the prompts of all questions start with: all that comes before the first memory."""
-    ids = prompt_ids(setup, "?", 1)
-    return ids[: ids.index(setup.extra.memory[0])]
+    ids = prompt_ids(model, "?", 1)
+    return ids[: ids.index(model.extra.memory[0])]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clara_jax import sharding
-from clara_jax.runs.setup import Setup
+from clara_jax.runs.setup import Model
 
 _AT_ONCE = 8  # rows of one write
 
@@ -20,15 +20,15 @@ class DeviceRows:
     `place` is for one thread; `missing` for any.
 
     Args:
-        setup: the model.
+        model: the model.
         capacity: R.
         count: called with the hits and the misses of each use.
     """
 
-    def __init__(self, setup: Setup, capacity: int, count: Callable[[int, int], None]):
+    def __init__(self, model: Model, capacity: int, count: Callable[[int, int], None]):
         self.capacity, self._count = capacity, count
-        M, D = len(setup.extra.memory), setup.model.d_model
-        dtype, whole = jnp.dtype(setup.model.dtype), sharding.replicated(setup.mesh)
+        M, D = len(model.extra.memory), model.architecture.d_model
+        dtype, whole = jnp.dtype(model.architecture.dtype), sharding.replicated(model.mesh)
         make = jax.jit(lambda: jnp.zeros((capacity, M, D), dtype), out_shardings=whole)
         self.table_RMD = make()
         self._write = jax.jit(

@@ -15,7 +15,8 @@ from clara_jax.corpus.store import StoredDocument, open_store
 from clara_jax.inference import rank
 from clara_jax.inference.encode import encode_query
 from clara_jax.inference.generate import BUCKET
-from clara_jax.runs.setup import Setup
+from clara_jax.models.clara import Trees
+from clara_jax.runs.setup import Model
 
 MOST = 50  # documents that a question may ask for, and that a search always looks for
 TOGETHER = 4  # questions or texts that are encoded at once; one question alone has its own shape
@@ -29,20 +30,21 @@ class Corpus:
 
     Args:
         path: of the store.
-        setup: the model.
+        model: the model.
+        trees: its weights.
         config: `store` and `search` count.
 
     Raises:
         UserError: no such store, one that another model made, or one without a document.
     """
 
-    def __init__(self, path: str, setup: Setup, config: Config):
-        self._setup = setup
+    def __init__(self, path: str, model: Model, trees: Trees, config: Config):
+        self._model, self._trees = model, trees
         # In the shapes in which the server compresses anyway.
         self._options = dataclasses.replace(config.store, batch=TOGETHER, bucket=BUCKET)
         store = open_store(path)
-        store.check(setup)
-        self._search = Search(store, config.search, setup.mesh, setup.config.select.score)
+        store.check(model, trees)
+        self._search = Search(store, config.search, model.mesh, model.config.select.score)
 
     def __len__(self) -> int:
         """Documents, or pieces of long ones."""
@@ -50,11 +52,11 @@ class Corpus:
 
     def warm_up(self) -> None:
         """Compiles the scores of all numbers of candidates; the first searches do the rest."""
-        M, D = len(self._setup.extra.memory), self._setup.model.d_model
+        M, D = len(self._model.extra.memory), self._model.model.d_model
         count = 1
         while count < 2 * self._search.options.candidates:
             memories = np.zeros((count, M, D), np.float32)
-            score = self._setup.config.select.score
+            score = self._model.config.select.score
             rank.best(rank.scores(memories[0], memories, score), MOST)
             count *= 2
 
@@ -66,7 +68,7 @@ class Corpus:
             return self._search.search(queries_nMD, questions, top_k)
 
         def encode(texts: list[str]) -> np.ndarray:
-            return encode_query(self._setup, texts, len(texts))
+            return encode_query(self._model, self._trees, texts, len(texts))
 
         return self._search.search_twice(queries_nMD, questions, encode, top_k)
 
@@ -85,7 +87,7 @@ class Corpus:
             UserError: another document has that id, or another process changes the store.
         """
         path = self._path()
-        self._search.refresh(write.add(path, self._setup, documents, self._options))
+        self._search.refresh(write.add(path, self._model, self._trees, documents, self._options))
 
     def delete(self, ids: Sequence[str]) -> None:
         """Takes documents out.

@@ -51,9 +51,9 @@ def run(store: str, workdir: str, base: str | None = None, config: Config | None
     if jax.process_count() > 1:
         raise UserError("--mode=serve runs in one process; start one on each machine")
     token = read_token(config.serve)
-    setup = load_setup(workdir, base)
+    model, trees = load_setup(workdir, base)
     with locks.kept(store):
-        service = Service(setup, Corpus(store, setup, config), config.serve)
+        service = Service(model, trees, Corpus(store, model, trees, config), config.serve)
         server = Server(service, token)
         with server.bound() as sockets:
             service.start()

@@ -20,8 +20,9 @@ from clara_jax.corpus.format import Damaged
 from clara_jax.errors import UserError
 from clara_jax.inference import lens
 from clara_jax.inference.encode import encode_query
+from clara_jax.models.clara import Trees
 from clara_jax.runs import abilities
-from clara_jax.runs.setup import Setup
+from clara_jax.runs.setup import Model
 from clara_jax.serving.batching import (
     Broken,
     Cancelled,
@@ -85,7 +86,8 @@ class Service:
     """A model and a corpus, ready to answer.
 
     Args:
-        setup: the model.
+        model: the model.
+        trees: its weights.
         corpus: its documents.
         options: of `config.serve`.
 
@@ -93,19 +95,19 @@ class Service:
         UserError: the model cannot answer, or the options do not fit it.
     """
 
-    def __init__(self, setup: Setup, corpus: Corpus, options: Serve):
-        abilities.can(setup, "ask")
-        self.setup, self.corpus, self.options = setup, corpus, options
+    def __init__(self, model: Model, trees: Trees, corpus: Corpus, options: Serve):
+        abilities.can(model, trees, "ask")
+        self.model, self.trees, self.corpus, self.options = model, trees, corpus, options
         self.metrics = Metrics()
-        self.top_k = min(setup.config.select.k, MOST)
+        self.top_k = min(model.config.select.k, MOST)
         self._slots = Slots(
-            setup, common_prefix(setup), options.slots, options.prompt_tokens,
+            model, trees, common_prefix(model), options.slots, options.prompt_tokens,
             options.max_new_tokens,
         )  # fmt: skip
         # A prompt's documents are on the device together.
-        self._rows = DeviceRows(setup, max(options.cached, MOST), self.metrics.cache)
+        self._rows = DeviceRows(model, max(options.cached, MOST), self.metrics.cache)
         self.engine = Engine(
-            setup, self._slots, self._rows, corpus.memories, self.metrics, self._one_less
+            model, self._slots, self._rows, corpus.memories, self.metrics, self._one_less
         )
         self._jobs: collections.deque[Job] = collections.deque()
         self._changed = threading.Condition()
@@ -178,7 +180,7 @@ class Service:
 
     def compress(self, texts: Sequence[str]) -> "tuple[Job, Future]":
         """Memories of texts, `encode.Compressed`."""
-        return self._do(lambda: compress(self.setup, texts))
+        return self._do(lambda: compress(self.model, self.trees, texts))
 
     def add(self, documents: Sequence[dict[str, Any]]) -> "tuple[Job, Future]":
         """Adds documents to the corpus."""
@@ -286,7 +288,7 @@ class Service:
         documents = self.corpus.documents([hit.row for hit in hits]) if hits else []
         words: list[lens.Word] = []
         if job.words:
-            (words,) = lens.words(self.setup, query_MD[None])
+            (words,) = lens.words(self.model, self.trees, query_MD[None])
             texts = [f"{document.title} {document.text}" for document in documents]
             words = lens.mark(words, job.question, texts)
         request = job.request
@@ -294,7 +296,7 @@ class Service:
             if not hits:
                 raise Empty("the store holds no documents; add some")
             request.rows = [hit.row for hit in hits]
-            request.ids = prompt_ids(self.setup, job.question, len(hits))
+            request.ids = prompt_ids(self.model, job.question, len(hits))
             if (more := self.engine.check(request.ids)) > 0:
                 raise UserError(
                     f"the prompt is {more} tokens too long: ask a shorter question or for fewer "
@@ -310,16 +312,16 @@ class Service:
         filled = list(questions)
         if len(filled) > 1:
             filled += filled[:1] * (TOGETHER - len(filled))
-        queries = encode_query(self.setup, filled, len(filled))
+        queries = encode_query(self.model, self.trees, filled, len(filled))
         hits = self.corpus.find(queries, filled, MOST)
         return queries[: len(questions)], hits[: len(questions)]
 
     def _warm_up(self) -> None:
-        warm_up(self.setup)
+        warm_up(self.model, self.trees)
         self.corpus.warm_up()
         for texts in (["?"], ["?"] * TOGETHER):
             queries, _ = self._find(texts)
-        lens.words(self.setup, queries[:1])
+        lens.words(self.model, self.trees, queries[:1])
 
 
 def _told(error: Exception) -> Exception:

@@ -23,7 +23,7 @@ from clara_jax.models import clara
 from clara_jax.models.clara import Trees
 from clara_jax.models.decoder import EMPTY, Cache, Decoder, head_logits
 from clara_jax.models.layers import crosses
-from clara_jax.runs.setup import Setup
+from clara_jax.runs.setup import Model
 
 ROLE = "generator"
 
@@ -199,7 +199,8 @@ class Slots:
     """The slots on the devices, and the compiled programs.
 
     Args:
-        setup: the model.
+        model: the model.
+        trees: its weights.
         prefix: ids that all prompts start with.
         slots: B.
         prompt_tokens: most tokens of a prompt after the prefix.
@@ -210,21 +211,21 @@ class Slots:
     """
 
     def __init__(
-        self, setup: Setup, prefix: Sequence[int], slots: int, prompt_tokens: int,
+        self, model: Model, trees: Trees, prefix: Sequence[int], slots: int, prompt_tokens: int,
         max_new_tokens: int,
     ):  # fmt: skip
         self.prefix, self.count, self.max_new_tokens = list(prefix), slots, max_new_tokens
         self.buckets = buckets(prompt_tokens)
         first = len(self.prefix) + self.buckets[-1]
-        if crosses(setup.model, len(self.prefix), first + max_new_tokens):
+        if crosses(model.architecture, len(self.prefix), first + max_new_tokens):
             raise UserError(
                 f"config.serve.prompt_tokens={prompt_tokens} and max_new_tokens={max_new_tokens} "
                 "cross the length at which this model's rotary frequencies change; make them less"
             )
-        decoder, self._trees = setup.decoder, needed(setup.trees, ROLE)
-        self._whole = sharding.replicated(setup.mesh)
+        decoder, self._trees = model.decoder, needed(trees, ROLE)
+        self._whole = sharding.replicated(model.mesh)
         make = functools.partial(State.create, decoder, slots, first + max_new_tokens)
-        places = self._places(setup, jax.eval_shape(make))
+        places = self._places(model, jax.eval_shape(make))
         # Where results lie is fixed, so that the next call finds its arguments as the first did.
         self.state = jax.jit(make, out_shardings=places)()
         tokens = np.array([self.prefix], np.int32)
@@ -274,11 +275,11 @@ class Slots:
         for _ in range(tokens):
             jax.block_until_ready(self.step())
 
-    def _places(self, setup: Setup, state: State) -> State:
-        layout = setup.decoder.layout
+    def _places(self, model: Model, state: State) -> State:
+        layout = model.decoder.layout
 
         def place(*logical: str | None, shape: tuple[int, ...]) -> NamedSharding:
-            return NamedSharding(setup.mesh, layout.spec(shape, *logical))
+            return NamedSharding(model.mesh, layout.spec(shape, *logical))
 
         places = jax.tree.map(lambda x: self._whole, state)
         kv = place(None, "batch", "kv_heads", None, None, shape=state.cache.k.shape)

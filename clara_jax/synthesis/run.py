@@ -21,6 +21,7 @@ from absl import logging
 from clara_jax import config as config_lib
 from clara_jax import files
 from clara_jax.config import Config
+from clara_jax.config_checks import METHOD
 from clara_jax.endpoint import client as endpoint_lib
 from clara_jax.endpoint.asker import Asker
 from clara_jax.endpoint.client import Endpoint, Unavailable
@@ -34,9 +35,9 @@ from clara_jax.synthesis.prompts import KINDS, OWN
 LEFT = 1  # exit code where the same command has to be run again
 INTERRUPTED = 130
 # Options that change what a document gives; to change them in the middle would mix two runs.
-_BASIS = (
-    "task", "model", "temperature", "max_tokens", "rounds", "uncovered", "paraphrase", "language",
-)  # fmt: skip
+_BASIS = [
+    f.name for f in dataclasses.fields(config_lib.Synthesis) if f.metadata.get("ties") == METHOD
+]
 
 
 def run(

@@ -1,7 +1,6 @@
 """The training loop: each step is dispatched before the metrics of earlier ones are looked at."""
 
 import contextlib
-import dataclasses
 import fcntl
 import os
 import signal
@@ -18,8 +17,8 @@ from jax.experimental import multihost_utils
 
 from clara_jax import config as config_lib
 from clara_jax import distributed, files, sharding
-from clara_jax.config import Config
-from clara_jax.config_checks import get
+from clara_jax.config import Config, tied, with_options
+from clara_jax.config_checks import DRAW, METHOD, get
 from clara_jax.data import streams
 from clara_jax.errors import UserError
 from clara_jax.interop import native
@@ -27,7 +26,7 @@ from clara_jax.models.clara import Trees
 from clara_jax.progress import Progress
 from clara_jax.runs.checkpoint import Checkpoints, has_checkpoint
 from clara_jax.runs.lineage import save_origins
-from clara_jax.runs.setup import Setup, start
+from clara_jax.runs.setup import Model, start
 from clara_jax.training import writers
 from clara_jax.training.goodput import Goodput
 from clara_jax.training.inputs import open_inputs
@@ -41,18 +40,6 @@ from clara_jax.training.step import (
     init_optimizer,
     make_step,
 )
-
-# What a workdir's checkpoints and batches depend on; the rest may change when a run resumes.
-FIXED = (
-    "stage", "seed", "init_from", "generator_init", "reasoner_init", "model", "lora", "data",
-    "memory", "select", "prompts", "train.only", "train.full",
-)  # fmt: skip
-FREE = {
-    "model.remat",
-    "model.attention",
-    "data.tfds_dir",
-    "data.memories",
-}  # of these, what changes neither
 
 
 def train(config: Config, workdir: str) -> int:
@@ -73,16 +60,16 @@ def _train(config: Config, workdir: str) -> int:
     config = _with_shards(workdir, config)
     _check_same_run(workdir, config)
     writer = writers.MetricWriter(workdir, config.train.tensorboard)
-    setup = start(config, workdir)
-    inputs = open_inputs(setup, workdir)
+    model, trees = start(config, workdir)
+    inputs = open_inputs(model, trees, workdir)
     data = inputs.train
-    evaluate = None if inputs.held_out is None else held_out_loss(setup, inputs.held_out)
+    evaluate = None if inputs.held_out is None else held_out_loss(model, inputs.held_out)
 
     # Weights are this workdir's newest checkpoint's, else those that `start` gave.
-    trained = {name: setup.trees[name] for name in config.trained}
-    frozen = {name: tree for name, tree in setup.trees.items() if name not in trained}
+    trained = {name: trees[name] for name in config.trained}
+    frozen = {name: tree for name, tree in trees.items() if name not in trained}
     optimizer = make_optimizer(config)
-    opt_state = init_optimizer(setup, optimizer, trained)
+    opt_state = init_optimizer(model, optimizer, trained)
     first = 0
     with Checkpoints(workdir, config.train.keep_checkpoints) as checkpoints:
         restored = checkpoints.restore(trained, opt_state, data)
@@ -95,22 +82,22 @@ def _train(config: Config, workdir: str) -> int:
             config_lib.save(config, os.path.join(workdir, "config.json"))
             save_origins(workdir, config)
         state = (trained, opt_state)
-        step_fn = compile_step(setup, make_step(setup, optimizer), state)
+        step_fn = compile_step(model, make_step(model, optimizer), state)
         with _on_signal() as received:
             trace = Trace(workdir, config.profile, first, config.train.steps)
             return _loop(
-                setup, first, state, frozen, data, step_fn, checkpoints, evaluate, writer, received,
+                model, first, state, frozen, data, step_fn, checkpoints, evaluate, writer, received,
                 goodput, trace,
             )  # fmt: skip
 
 
 def _loop(
-    setup: Setup, first: int, state: Any, frozen: Trees, data: Iterator[Any], step_fn: Step,
+    model: Model, first: int, state: Any, frozen: Trees, data: Iterator[Any], step_fn: Step,
     checkpoints: Checkpoints, evaluate: Callable | None, writer: writers.MetricWriter,
     received: Callable[[int], int], goodput: Goodput, trace: Trace,
 ) -> int:  # fmt: skip
-    config = setup.config.train
-    progress = Progress(config.steps, f"training {setup.config.stage}", start=first)
+    config = model.config.train
+    progress = Progress(config.steps, f"training {model.config.stage}", start=first)
     throughput = _Throughput(config.batch_rows)
     # Steps that are dispatched and not looked at yet, with the throughput if they are to be logged.
     pending: list[tuple[int, Metrics, dict[str, float] | None]] = []
@@ -161,7 +148,7 @@ def _loop(
                 # Two steps in flight keep the device busy; more would delay a signal's checkpoint.
                 if len(pending) >= 2:
                     jax.block_until_ready(pending[-2][1])
-                batch = sharding.put_batch(setup.mesh, batch)
+                batch = sharding.put_batch(model.mesh, batch)
                 trace.before(done, state)
                 with jax.profiler.StepTraceAnnotation("train", step_num=done):
                     state, metrics = goodput.run(step_fn, state, frozen, batch, np.int32(done))
@@ -182,9 +169,9 @@ def _loop(
         report(done + 1)
         if done == 0:
             raise UserError(
-                f"config.data.sources={setup.config.data.sources} give no whole batch of "
+                f"config.data.sources={model.config.data.sources} give no whole batch of "
                 f"config.train.batch_rows={config.batch_rows} rows in config.data.epochs="
-                f"{setup.config.data.epochs}; take fewer rows or more epochs"
+                f"{model.config.data.epochs}; take fewer rows or more epochs"
             )
         with goodput.spent("checkpoints"):
             checkpoints.wait()
@@ -285,7 +272,7 @@ def _begun(workdir: str) -> Config | None:
 
 
 def _sharded(config: Config, shards: int) -> Config:
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, shards=shards))
+    return with_options(config, {"data.shards": shards})
 
 
 def _with_shards(workdir: str, config: Config) -> Config:
@@ -312,10 +299,9 @@ def _check_same_run(workdir: str, config: Config) -> None:
     earlier = _begun(workdir)
     if earlier is None:
         return
-    for name in config_lib.differences(earlier, config, FIXED):
-        if name not in FREE:
-            before, now = (get(c, name) for c in (earlier, config))
-            raise UserError(
-                f"{workdir} holds a run with config.{name}={before!r}, now it is {now!r}; use "
-                "another --workdir or the earlier options"
-            )
+    for name in config_lib.differences(earlier, config, tied(METHOD, DRAW)):
+        before, now = (get(c, name) for c in (earlier, config))
+        raise UserError(
+            f"{workdir} holds a run with config.{name}={before!r}, now it is {now!r}; use "
+            "another --workdir or the earlier options"
+        )

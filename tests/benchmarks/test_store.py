@@ -27,8 +27,8 @@ def test_both_ways_compress_the_same_documents(monkeypatch):
     monkeypatch.setattr(store, "REPEATS", 2)
     limit = 60 + FRAME + 3
     lengths = np.linspace(10, limit, 32).astype(int)
-    documents = [[1] * (n - 3) + list(setup.extra.memory) for n in lengths]
-    found = store.measure(setup, documents, Store(part=16, batch=4, bucket=8), 12)
+    documents = [[1] * (n - 3) + list(setup.model.extra.memory) for n in lengths]
+    found = store.measure(*setup, documents, Store(part=16, batch=4, bucket=8), 12)
     assert found.documents == 12
     assert found.possible == pytest.approx(32 * limit / lengths.sum())
     assert 1 < found.tokens < found.possible

@@ -99,7 +99,7 @@ def test_parquet_and_text_give_the_same_as_lines(workdir, file, tmp_path):
 def test_kill_9_and_again_is_the_same_store(workdir, file, tmp_path):
     """A process of the command line is killed when two parts are there."""
     whole = tmp_path / "whole"
-    write.add(whole, load_setup(workdir), compress.stream(file), small_parts().store)
+    write.add(whole, *load_setup(workdir), compress.stream(file), small_parts().store)
     store = tmp_path / "store"
     program = (
         "import sys, time\n"
@@ -133,7 +133,7 @@ def test_kill_9_and_again_is_the_same_store(workdir, file, tmp_path):
     assert 2 <= listed < 8
     done = []
     setup = load_setup(workdir)
-    write.add(store, setup, compress.stream(file), small_parts().store, done.append)
+    write.add(store, *setup, compress.stream(file), small_parts().store, done.append)
     assert sum(done) == len(TEXTS) - PART * listed
     assert content(store) == content(whole)
     assert np.isfinite(open_store(store).memories([0, 39])).all()

@@ -30,6 +30,7 @@ from clara_jax.interop.torch_zip import TorchFile
 from clara_jax.models.config import ModelConfig
 from clara_jax.runs import setup as setup_lib
 from clara_jax.runs.lineage import save_origins
+from clara_jax.stages import ADAPTERS
 from clara_jax.training.train import train
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -124,14 +125,16 @@ def logits_of(clara, ids, role):
     from clara_jax.models import clara as model_lib
     from clara_jax.models.decoder import head_logits
 
-    setup = clara.setup
+    setup = clara
     positions = np.arange(len(ids), dtype=np.int32)[None]
 
     @jax.jit
     def logits(trees, tokens):
-        x = model_lib.embed(setup.model, trees, tokens)
-        hidden, _ = model_lib.run(setup.decoder, trees, role, x, positions)
-        return head_logits(setup.model, trees["base"], hidden, trees["added"].get("head"))
+        x = model_lib.embed(setup.model.architecture, trees, tokens)
+        hidden, _ = model_lib.run(setup.model.decoder, trees, role, x, positions)
+        return head_logits(
+            setup.model.architecture, trees["base"], hidden, trees["added"].get("head")
+        )
 
     return np.asarray(logits(setup.trees, np.asarray(ids, np.int32)[None]))[0]
 
@@ -155,7 +158,7 @@ def test_the_release_gives_our_logits_in_torch(golden, tmp_path):
     missing = model.load_state_dict(files["decoder_first_last_layers.pth"], strict=False)
     assert not missing.unexpected_keys
     clara = clara_jax.load(imported / "stage2")
-    ids = clara.setup.tokenizer.encode([clara.setup.extra.enc, QUESTION, *clara.setup.extra.memory])
+    ids = clara.model.tokenizer.encode([clara.model.extra.enc, QUESTION, *clara.model.extra.memory])
     for theirs, ours in (
         ("encoder_adapter", "compressor"),
         ("query_reasoner_adapter", "reasoner"),
@@ -176,7 +179,7 @@ def test_peft_and_merged_give_our_logits_and_answers_in_torch(golden, tmp_path):
     transformers = pytest.importorskip("transformers")
     folder, imported = golden
     clara = clara_jax.load(imported / "stage2")
-    plain = clara.setup.tokenizer.encode(QUESTION)
+    plain = clara.model.tokenizer.encode(QUESTION)
     adapters = export(imported / "stage2", "peft", tmp_path / "peft")
     for name in ("compressor", "reasoner", "generator"):
         model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -196,7 +199,7 @@ def test_peft_and_merged_give_our_logits_and_answers_in_torch(golden, tmp_path):
     # Memories as prompt embeddings.
     documents = ["The bridge was opened in 1987 by Ada Holm.", "A dog sat there."]
     (given,) = clara.prompt_embeddings([QUESTION], [documents])
-    ids, _ = answer_prompts(clara.setup, [QUESTION], [clara.compress(documents)])[0].tokens, None
+    ids, _ = answer_prompts(clara.model, [QUESTION], [clara.compress(documents)])[0].tokens, None
     assert given.shape == (len(ids), 64)
     out = model.generate(
         inputs_embeds=torch.tensor(given)[None], max_new_tokens=8, do_sample=False,
@@ -326,7 +329,12 @@ def on_a_file(request, shared, tmp_path_factory):
     keys = iter(jax.random.split(jax.random.key(1), 1000))
     names = ("compressor", "reasoner", "generator", "memory", "added")
     fresh = setup_lib.fresh_trees(
-        config, setup.model, setup.trees["base"], setup.mesh, config_lib.ADAPTERS, 0
+        config,
+        setup.model.architecture,
+        setup.trees["base"],
+        setup.model.mesh,
+        ADAPTERS,
+        0,
     )
     trees = jax.tree.map(
         lambda x: np.asarray(x + 0.1 * jax.random.normal(next(keys), x.shape)),
@@ -425,10 +433,10 @@ def test_families_come_back_with_the_same_numbers(on_a_file, tmp_path, format):
             for key in first:
                 np.testing.assert_array_equal(first[key], second[key], err_msg=key)
     if format == "native":
-        assert clara_jax.load(made, base=base).setup.step == 7
+        assert clara_jax.load(made, base=base).model.step == 7
         jax.tree.map(
             np.testing.assert_array_equal,
-            native.read(made, trees, back.setup.model, back.setup.config.lora), trees,
+            native.read(made, trees, back.model.architecture, back.model.config.lora), trees,
         )  # fmt: skip
 
 

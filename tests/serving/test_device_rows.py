@@ -15,7 +15,7 @@ def test_rows_leave_by_least_recent_use_and_are_what_was_read(setup):
         reads.append(list(rows))
         return every[list(rows)]
 
-    rows = DeviceRows(setup, 12, lambda hits, misses: counted.append((hits, misses)))
+    rows = DeviceRows(setup.model, 12, lambda hits, misses: counted.append((hits, misses)))
 
     def place(wanted, given=()):
         places = rows.place(wanted, {row: every[row] for row in given}, read)

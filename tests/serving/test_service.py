@@ -51,7 +51,7 @@ class Asked:
 
 
 def expected(service, question, top_k=2, max_new_tokens=12, **how):
-    clara, corpus = Clara(service.setup), service.corpus
+    clara, corpus = Clara(service.model, service.trees), service.corpus
     query = clara.encode_query([question])
     (hits,) = corpus.find(query, [question], top_k)
     memories = corpus.rows_MD[[hit.row for hit in hits]]
@@ -61,7 +61,7 @@ def expected(service, question, top_k=2, max_new_tokens=12, **how):
 @pytest.fixture(scope="module")
 def answers(service):
     """What Clara answers, in one batch; computed before anything counts compilations."""
-    clara = Clara(service.setup)
+    clara = Clara(service.model, service.trees)
     hits = [
         service.corpus.find(clara.encode_query([question]), [question], 1 + i % 3)[0]
         for i, question in enumerate(QUESTIONS)
@@ -88,7 +88,7 @@ def test_many_at_once_are_answered_as_one_by_one_and_nothing_compiles(service, a
     assert asked[0].job.request.reason in ("stop", "length")
     assert max(len(a.pieces) for a in asked) > 3
     service.corpus.find(np.ones((3, 4, 128), np.float32), ["a"] * 3, 2)  # and it does count:
-    Clara(service.setup).answer_scp(["a b c"], ["a"], max_new_tokens=3)
+    Clara(service.model, service.trees).answer_scp(["a b c"], ["a"], max_new_tokens=3)
     assert service.metrics.compilations() > 0
 
 

@@ -1,7 +1,7 @@
 """Search in a store: candidates by keys and by words, re-scored exactly, in one hop or two.
 
-    search = Search(open_store("store"), setup.config.search, setup.mesh, setup.config.select.score)
-    find(setup, search, ["who wrote it ?"], top_k=5)  # [[Hit(row=17, score=0.83, by="both"), …]]
+    search = Search(open_store("store"), config.search, model.mesh, config.select.score)
+    find(model, trees, search, ["who wrote it ?"], top_k=5)  # [[Hit(row=17, score=0.83), …]]
 
 Candidates are the documents whose keys (keys.py) are nearest to the question's, those that
 share its words (words.py), or both lists fused by reciprocal ranks. The trained score, of
@@ -25,7 +25,8 @@ from clara_jax.corpus.search.nearest import Nearest
 from clara_jax.corpus.search.words import Words
 from clara_jax.inference import rank
 from clara_jax.inference.encode import encode_query
-from clara_jax.runs.setup import Setup
+from clara_jax.models.clara import Trees
+from clara_jax.runs.setup import Model
 
 _RRF = 60  # added to ranks before they are inverted, as is usual
 
@@ -234,12 +235,18 @@ def fused(lists: dict[str, Sequence[int]], most: int) -> dict[int, str]:
 
 
 def find(
-    setup: Setup, search: Search, questions: Sequence[str], top_k: int, batch: int = 16
+    model: Model,
+    trees: Trees,
+    search: Search,
+    questions: Sequence[str],
+    top_k: int,
+    batch: int = 16,
 ) -> list[list[Hit]]:
     """Documents for questions, in as many hops as `config.search.hops`.
 
     Args:
-        setup: the model, whose reasoner encodes the questions.
+        model: the model, whose reasoner encodes the questions.
+        trees: its weights.
         search: of a store that it made.
         questions: texts.
         top_k: documents of each, fewer where there are no more candidates.
@@ -248,11 +255,11 @@ def find(
     Raises:
         UserError: not a list of texts.
     """
-    queries_nMD = encode_query(setup, questions, batch)
+    queries_nMD = encode_query(model, trees, questions, batch)
     if search.options.hops == 1:
         return search.search(queries_nMD, questions, top_k)
 
     def encode(texts: list[str]) -> np.ndarray:
-        return encode_query(setup, texts, batch)
+        return encode_query(model, trees, texts, batch)
 
     return search.search_twice(queries_nMD, questions, encode, top_k)

@@ -26,7 +26,8 @@ from clara_jax.evaluation.fidelity.pieces import Pieces
 from clara_jax.evaluation.journal import Piece
 from clara_jax.inference import rank
 from clara_jax.inference.encode import compress
-from clara_jax.runs.setup import Setup
+from clara_jax.models.clara import Trees
+from clara_jax.runs.setup import Model
 
 SCORERS = ("memory", "base mean", "BM25")
 COPIES = ("paraphrase", "reordered", "one fact exchanged", "another document")
@@ -40,10 +41,12 @@ Pair = tuple[str, str, float]
 
 
 def pair_scores(
-    setup: Setup, pairs: Sequence[tuple[str, str]], pieces: Pieces | None, part: str
+    model: Model, trees: Trees, pairs: Sequence[tuple[str, str]], pieces: Pieces | None, part: str
 ) -> dict[str, list]:
     """How close the texts of each pair are, by each of SCORERS; `part` is for the progress."""
-    found = (pieces or Pieces()).each(part, pairs, partial(_vector_scores, setup), times=_TIMES)
+    found = (pieces or Pieces()).each(
+        part, pairs, partial(_vector_scores, model, trees), times=_TIMES
+    )
     # Their weights are of all words, whatever the pieces.
     words = bm25_scores([first for first, _ in pairs], pairs)
     return {
@@ -52,14 +55,14 @@ def pair_scores(
     }
 
 
-def _vector_scores(setup: Setup, pairs: Sequence[tuple[str, str]]) -> Piece:
+def _vector_scores(model: Model, trees: Trees, pairs: Sequence[tuple[str, str]]) -> Piece:
     """A piece of `pair_scores`, by what needs the model."""
     distinct = list(dict.fromkeys(text for pair in pairs for text in pair))
     row = {text: i for i, text in enumerate(distinct)}
-    memories_nMD = compress(setup, distinct, setup.config.eval.batch).memories
-    means_nD = asking.base_means(setup, distinct)
+    memories_nMD = compress(model, trees, distinct, model.config.eval.batch).memories
+    means_nD = asking.base_means(model, trees, distinct)
     means_nD /= np.maximum(np.linalg.norm(means_nD, axis=1, keepdims=True), 1e-12)
-    kind = setup.config.select.score
+    kind = model.config.select.score
     index = [(row[a], row[b]) for a, b in pairs]
     return {
         "memory": [float(rank.scores(memories_nMD[a], memories_nMD[[b]], kind)[0])
@@ -83,7 +86,11 @@ def changed(records: Sequence[ScpRecord], seed: int = 0) -> list[tuple[str, str,
 
 
 def changed_copies(
-    setup: Setup, records: Sequence[ScpRecord], pieces: Pieces | None = None, seed: int = 0
+    model: Model,
+    trees: Trees,
+    records: Sequence[ScpRecord],
+    pieces: Pieces | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Closeness of documents to their changed copies.
 
@@ -101,7 +108,7 @@ def changed_copies(
              for number, copy in enumerate(COPIES, 1) if texts[number]]  # fmt: skip
     kinds, pairs = zip(*named, strict=True)
     scores: dict[str, dict[str, list[float]]] = {}
-    for name, values in pair_scores(setup, pairs, pieces, "changed copies").items():
+    for name, values in pair_scores(model, trees, pairs, pieces, "changed copies").items():
         scores[name] = {copy: [] for copy in COPIES if copy in kinds}
         for copy, value in zip(kinds, values, strict=True):
             scores[name][copy].append(value)
@@ -122,12 +129,12 @@ def changed_copies(
 
 
 def human_scores(
-    setup: Setup, pairs: Sequence[Pair], pieces: Pieces | None = None, seed: int = 0
+    model: Model, trees: Trees, pairs: Sequence[Pair], pieces: Pieces | None = None, seed: int = 0
 ) -> dict[str, Any]:
     """Spearman's rank correlation of each of SCORERS with people's scores, with its interval."""
     scores = [score for *_, score in pairs]
     texts = [(first, second) for first, second, _ in pairs]
-    ours = pair_scores(setup, texts, pieces, "pairs that people scored")
+    ours = pair_scores(model, trees, texts, pieces, "pairs that people scored")
     return {
         "pairs": len(pairs),
         "spearman": {name: spearman(values, scores) for name, values in ours.items()},

@@ -53,16 +53,16 @@ def cost(config: Config) -> Cost:
             raise UserError(f"config.model.preset={config.model.preset!r} is unknown")
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, base=""))
     mesh = sharding.make_mesh(Mesh(data=1, fsdp=1, tensor=1), jax.devices()[:1])
-    setup = setup_lib.abstract(config, mesh)
-    batch = programs.batch_shapes(setup)
+    model, trees = setup_lib.abstract(config, mesh)
+    batch = programs.batch_shapes(model)
     tokens = sum(math.prod(x.shape) for name, x in batch.items() if name.endswith("_tokens"))
     steps = config.train.steps
     return Cost(
-        programs.parameters(setup),
-        sum(_count(setup.trees[name]) for name in config.trained if name in setup.trees),
+        programs.parameters(model),
+        sum(_count(trees[name]) for name in config.trained if name in trees),
         steps * tokens,
-        steps * programs.train_flops(setup, batch),
-        sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(setup.trees["base"])),
+        steps * programs.train_flops(model, batch),
+        sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(trees["base"])),
     )
 
 
