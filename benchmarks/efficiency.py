@@ -22,7 +22,6 @@ from benchmarks.measure import Program, measured
 from benchmarks.programs import DOCUMENT, QUESTION, Options, make_setup
 from benchmarks.speed import alone
 from clara_jax import files
-from clara_jax.data import prompts
 from clara_jax.data.prompts import FRAME
 from clara_jax.errors import UserError, command
 from clara_jax.evaluation.efficiency_table import HEAD, PAPER, Row, cells
@@ -99,7 +98,7 @@ def _asked(model: Model, work: Work, as_text: bool) -> tuple[list[generate.Promp
     if as_text:
         return [generate.Prompt(row) for row in tokens], None
     shape = (k * len(extra.memory), model.architecture.d_model)
-    slots = list(prompts.slots(extra, k))
+    slots = model.layout.slots(k)
     return [
         generate.Prompt(row[:TEMPLATE] + slots + row[TEMPLATE:], rng.standard_normal(shape, "f4"))
         for row in tokens

@@ -15,9 +15,10 @@ import numpy as np
 from benchmarks.measure import Program, Result, measured
 from clara_jax import sharding
 from clara_jax.config import Config, Data, Mesh, Model, Train
-from clara_jax.data import prompts, scp_rows
+from clara_jax.data import scp_rows
 from clara_jax.data.packing import PADDED_DECODER, Report, measure
 from clara_jax.data.prompts import FRAME
+from clara_jax.data.reader import Reader
 from clara_jax.inference import generate
 from clara_jax.models import clara
 from clara_jax.models.clara import Trees
@@ -136,7 +137,7 @@ def _dialogues(
 ) -> np.ndarray:
     """Random tokens [rows, length] with the slots of so many documents before position `end`."""
     tokens = rng.integers(0, extra.vocab_size, (rows, length), np.int32)
-    slots = prompts.slots(extra, documents)
+    slots = [*extra.memory, extra.sep] * documents
     tokens[:, end - len(slots) : end] = slots
     return tokens
 
@@ -278,8 +279,9 @@ def packing(options: Options) -> tuple[Result, Result, float, Report]:
     model, trees = make_setup(options)
     config, extra = model.config, model.extra
     source = scp_rows.open_data(config)
-    lengths = scp_rows.row_lengths(config, model.tokenizer, extra, source)
-    dataset = scp_rows.make_dataset(config, model.tokenizer, extra, source=source, lengths=lengths)
+    reader = Reader(source, model.layout, config)
+    lengths = scp_rows.row_lengths(reader)
+    dataset = scp_rows.make_dataset(reader, lengths)
     report = measure(dataset, config.data, extra)
     rows = max(1, round(PADDED_ROWS * TOKENS / (lengths.encoder + lengths.decoder)))
     first = [row for row, _ in zip(dataset, range(rows), strict=False)]

@@ -19,7 +19,6 @@ import numpy as np
 from clara_jax import config
 from clara_jax.corpus import write
 from clara_jax.corpus.store import Store
-from clara_jax.data import prompts
 from clara_jax.data.records import ScpRecord
 from clara_jax.errors import UserError
 from clara_jax.inference import checks, rank
@@ -200,16 +199,11 @@ class Clara:
         abilities.can(model, self.trees, "paraphrase")
         how = _how(max_new_tokens, temperature, top_p, seed, stop)
         memories = self._memories(checks.documents(model, "documents", documents))
-        slots = prompts.slots(model.extra)
+        slots = model.layout.slots()
         # The instruction depends on the data type alone.
         record = ScpRecord("paraphrase", (), ("",), "", "")
         asked = [
-            Prompt(
-                prompts.scp_prompt(
-                    model.tokenizer, model.config.prompts, record, slots, model.config.seed, i
-                ),
-                memory,
-            )
+            Prompt(model.layout.scp_prompt(record, slots, i), memory)
             for i, memory in enumerate(memories)
         ]
         return answers(model, self.trees, asked, **how, batch=self.batch)
@@ -224,11 +218,9 @@ class Clara:
         given = checks.documents(model, "documents", documents)
         if len(questions) != len(given):
             raise UserError(f"{len(questions)} questions for {len(given)} documents")
-        slots = prompts.slots(model.extra)
+        slots = model.layout.slots()
         asked = [
-            Prompt(
-                prompts.scp_question(model.tokenizer, model.config.prompts, slots, question), memory
-            )
+            Prompt(model.layout.scp_question(slots, question), memory)
             for question, memory in zip(questions, self._memories(given), strict=True)
         ]
         return answers(model, self.trees, asked, max_new_tokens, batch=self.batch)

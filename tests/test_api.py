@@ -11,10 +11,10 @@ import clara_jax
 from clara_jax import config as config_lib
 from clara_jax.api import Clara, compress
 from clara_jax.config import Data
-from clara_jax.data import prompts as prompts_lib
 from clara_jax.data.facts import FactsSource
+from clara_jax.data.prompts import TextLayout
 from clara_jax.errors import UserError
-from clara_jax.inference import encode, rank
+from clara_jax.inference import rank
 from clara_jax.inference.answers import answer_prompts, answers
 from clara_jax.inference.generate import Prompt, generate
 from clara_jax.models import clara as model_lib
@@ -56,7 +56,7 @@ def test_compress_keeps_order_and_shape(setup, caplog):
         return model_lib.encode(setup.model.decoder, trees, ids, positions, jnp.ones_like(ids))
 
     for document, memory in zip(DOCUMENTS, together.memories, strict=True):
-        ids, _ = prompts_lib.document_ids(setup.model.tokenizer, setup.model.extra, document, 40)
+        ids, _ = setup.model.layout.document_ids(document)
         hidden = np.asarray(encode(setup.trees, jnp.asarray(ids)[None]))
         np.testing.assert_allclose(memory, hidden[0, -4:], atol=1e-4)
     assert Clara(*setup).compress([]).shape == (0, 4, 128)
@@ -150,7 +150,7 @@ def joint(random_setup):
 
 
 def test_questions_are_read_by_the_reasoner(setup, joint, caplog):
-    queries = Clara(joint, batch=2).encode_query(QUESTIONS)
+    queries = Clara(*joint, batch=2).encode_query(QUESTIONS)
     assert queries.shape == (3, 4, 128) and queries.dtype == np.float32
     as_compressor = {**joint.trees, "compressor": joint.trees["reasoner"]}
     expected = Clara(dataclasses.replace(joint, trees=as_compressor)).compress(QUESTIONS)
@@ -159,14 +159,14 @@ def test_questions_are_read_by_the_reasoner(setup, joint, caplog):
     early = Clara(*setup).encode_query(QUESTIONS)
     np.testing.assert_allclose(early, Clara(*setup).compress(QUESTIONS), atol=1e-5)
     assert np.abs(early - queries).max() > 0.1
-    Clara(joint).encode_query([DOCUMENTS[4]])
+    Clara(*joint).encode_query([DOCUMENTS[4]])
     assert "1 of 1 questions cut to 40 tokens" in caplog.text
 
 
 @pytest.mark.parametrize("kind", scores_lib.KINDS)
 def test_rank_is_the_score_of_the_config(joint, kind):
-    select = dataclasses.replace(joint.config.select, score=kind)
-    config = dataclasses.replace(joint.config, select=select)
+    select = dataclasses.replace(joint.model.config.select, score=kind)
+    config = dataclasses.replace(joint.model.config, select=select)
     clara = Clara(dataclasses.replace(joint, config=config))
     found = clara.rank(QUESTIONS, CANDIDATES)
     assert found.shape == (3, 7) and found.dtype == np.float32
@@ -183,14 +183,14 @@ def test_rank_is_the_score_of_the_config(joint, kind):
 
 
 def test_a_shared_text_is_compressed_once(joint, monkeypatch):
-    read, original = [], encode.prompts.document_ids
+    read, original = [], TextLayout.document_ids
 
-    def counted(tokenizer, extra, text, length):
+    def counted(layout, text):
         read.append(text)
-        return original(tokenizer, extra, text, length)
+        return original(layout, text)
 
-    monkeypatch.setattr(encode.prompts, "document_ids", counted)
-    Clara(joint).ask(QUESTIONS, CANDIDATES, max_new_tokens=1)
+    monkeypatch.setattr(TextLayout, "document_ids", counted)
+    Clara(*joint).ask(QUESTIONS, CANDIDATES, max_new_tokens=1)
     assert sorted(read) == sorted([*QUESTIONS, *DOCUMENTS])
 
 
@@ -205,17 +205,13 @@ def test_best_is_the_order_of_select():
 
 
 def test_answer_reads_all_documents_in_order(joint):
-    clara = Clara(joint, batch=2)
+    clara = Clara(*joint, batch=2)
     texts = clara.answer(QUESTIONS, CANDIDATES, max_new_tokens=6)
     for question, documents, text in zip(QUESTIONS, CANDIDATES, texts, strict=True):
-        ids, _ = prompts_lib.answer_prompt(
-            joint.tokenizer,
-            joint.config.prompts,
-            prompts_lib.slots(joint.extra, len(documents)),
-            question,
-        )
+        layout = joint.model.layout
+        ids, _ = layout.answer_prompt(layout.slots(len(documents)), question)
         vectors = clara.compress(documents).reshape(-1, 128)
-        assert generate(joint, [Prompt(ids, vectors)], 6)[0].text.strip() == text
+        assert generate(*joint, [Prompt(ids, vectors)], 6)[0].text.strip() == text
     reversed_ = [documents[::-1] for documents in CANDIDATES]
     assert clara.answer(QUESTIONS, reversed_, max_new_tokens=6) != texts
     memories = [clara.compress(documents) for documents in CANDIDATES]
@@ -224,7 +220,7 @@ def test_answer_reads_all_documents_in_order(joint):
 
 
 def test_ask_answers_from_the_best(joint):
-    clara = Clara(joint, batch=2)
+    clara = Clara(*joint, batch=2)
     scores = clara.rank(QUESTIONS, CANDIDATES)
     found = clara.ask(QUESTIONS, CANDIDATES, top_k=3, max_new_tokens=6)
     chosen = []
@@ -241,7 +237,7 @@ def test_ask_answers_from_the_best(joint):
 
 
 def test_sampling_reaches_every_method(joint):
-    clara = Clara(joint)
+    clara = Clara(*joint)
     for use in (
         lambda **how: clara.paraphrase(DOCUMENTS[:3], 8, **how),
         lambda **how: clara.answer(QUESTIONS, CANDIDATES, 8, **how),
@@ -258,11 +254,11 @@ def test_sampling_reaches_every_method(joint):
 
 def test_prompts_of_full_texts(joint):
     for documents, docs in ((["a b", "c"], "a b\n\nc"), ([], "")):
-        ids, _ = prompts_lib.answer_prompt(joint.tokenizer, joint.config.prompts, docs, "who ?")
-        assert answer_prompts(joint, ["who ?"], [documents]) == [Prompt(ids)]
-    (prompt,) = answer_prompts(joint, ["who ?"], [DOCUMENTS[:2]])
-    plain = generate(joint, [prompt], 5, role=None)[0].text.strip()
-    assert answers(joint, [prompt], 5, role=None, stop="") == [plain]
+        ids, _ = joint.model.layout.answer_prompt(docs, "who ?")
+        assert answer_prompts(joint.model, ["who ?"], [documents]) == [Prompt(ids)]
+    (prompt,) = answer_prompts(joint.model, ["who ?"], [DOCUMENTS[:2]])
+    plain = generate(*joint, [prompt], 5, role=None)[0].text.strip()
+    assert answers(*joint, [prompt], 5, role=None, stop="") == [plain]
 
 
 MEMORY = np.zeros((2, 4, 128), np.float32)

@@ -12,9 +12,9 @@ from clara_jax import config as config_lib
 from clara_jax.corpus import write
 from clara_jax.corpus.search import search
 from clara_jax.data.facts import FactsSource
+from clara_jax.data.prompts import TextLayout
 from clara_jax.errors import UserError
 from clara_jax.exchange import export_model
-from clara_jax.inference import encode
 
 DOCUMENTS = [FactsSource(9, seed=3)[i].document for i in range(9)]
 QUESTIONS = ["who is this ?", "where does he live ?"]
@@ -55,14 +55,14 @@ def test_show():
 
 @pytest.mark.parametrize("stdin", [io.StringIO, Terminal])
 def test_many_questions_compress_once(workdir, file, capsys, monkeypatch, stdin):
-    read, original = [], encode.prompts.document_ids
+    read, original = [], TextLayout.document_ids
 
-    def counted(tokenizer, extra, text, length):
+    def counted(layout, text):
         read.append(text)
-        return original(tokenizer, extra, text, length)
+        return original(layout, text)
 
     monkeypatch.setattr(sys, "stdin", stdin("\n".join([QUESTIONS[0], " ", QUESTIONS[1]]) + "\n"))
-    monkeypatch.setattr(encode.prompts, "document_ids", counted)
+    monkeypatch.setattr(TextLayout, "document_ids", counted)
     assert ask.run(workdir, file, max_new_tokens=6) == 0
     assert sorted(read) == sorted([*QUESTIONS, *DOCUMENTS])
     printed = capsys.readouterr().out

@@ -16,6 +16,7 @@ import numpy as np
 from clara_jax import sharding
 from clara_jax.config import Config
 from clara_jax.corpus.search import nearest
+from clara_jax.data import batches
 from clara_jax.inference import encode, generate
 from clara_jax.models import clara
 from clara_jax.models.clara import Trees
@@ -101,7 +102,7 @@ def compress(model: Model, trees: Trees) -> Program:
     config = model.config
     trees = generate.needed(trees, "compressor")
     shape = (config.eval.batch, config.data.encoder_row or _document(config))
-    ids = _batch(model, {f"enc_{name}": shape for name in _IDS})
+    ids = _abstract(model, {f"enc_{name}": (shape, "int32") for name in _IDS})
     spread = config.memory.positions == "spread"
 
     @jax.jit
@@ -145,32 +146,24 @@ PROGRAMS: dict[str, Callable[[Model, Trees], Program]] = {
 
 
 def batch_shapes(model: Model) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch of the config's stage as shapes (data/scp_rows.py, data/question_rows.py)."""
+    """A batch of the config's stage as shapes."""
     config, data, stage = model.config, model.config.data, STAGES[model.config.stage]
-    encoder, decoder = data.encoder_row or _document(config), data.decoder_row or DECODER
-    B, N, M = config.train.batch_rows, config.places, config.memory_tokens
-    dec = {f"dec_{name}": decoder for name in (*_IDS, "targets", "slots")}
-    if stage.records == "scp":
-        if data.pack and not data.encoder_row and not data.decoder_row:
-            B *= EXAMPLES
-        return _batch(model, {
-            **{f"enc_{name}": (B, encoder) for name in _IDS},
-            **{name: (B, length) for name, length in dec.items()},
-        })  # fmt: skip
-    shapes: dict[str, tuple[int, ...]] = {name: (B, N) for name in ("doc_valid", "doc_gold")}
-    if stage.answers:
-        shapes |= {name: (B, length) for name, length in dec.items()}
-    if stage.ranks:
-        shapes |= {f"qry_{name}": (B, QUERY) for name in _IDS}
-    dtypes = {"doc_teacher": jnp.float32}
-    shapes["doc_teacher"] = (B, N)
-    if data.memories and stage.ranks:
-        dtypes["memories"] = jnp.dtype(model.architecture.dtype)
-        shapes["memories"] = (B, N, M, model.architecture.d_model)
-    else:
-        rows = -(-N // max(encoder // _document(config), 1))
-        shapes |= {f"enc_{name}": (B, rows, encoder) for name in _IDS} | {"doc_first": (B, N)}
-    return _batch(model, shapes, dtypes)
+    encoder, rows = data.encoder_row or _document(config), config.train.batch_rows
+    if stage.records == "scp" and data.pack and not data.encoder_row and not data.decoder_row:
+        rows *= EXAMPLES
+    in_a_row = max(encoder // _document(config), 1)  # documents
+    sizes = {
+        "B": rows,
+        "N": config.places,
+        "M": config.memory_tokens,
+        "D": model.architecture.d_model,
+        "G": -(-config.places // in_a_row),
+        "enc": encoder,
+        "qry": QUERY,
+        "dec": data.decoder_row or DECODER,
+    }
+    memories = model.architecture.dtype if data.memories and stage.ranks else ""
+    return _abstract(model, batches.shapes(stage, sizes, memories))
 
 
 def parameters(model: Model) -> int:
@@ -212,14 +205,10 @@ def _document(config: Config) -> int:
     return config.data.document_length + config.memory_tokens
 
 
-def _batch(
-    model: Model, shapes: dict[str, tuple[int, ...]], dtypes: dict[str, Any] | None = None
+def _abstract(
+    model: Model, shapes: dict[str, tuple[tuple[int, ...], str]]
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    dtypes = dtypes or {}
-    batch = {
-        name: jax.ShapeDtypeStruct(shape, dtypes.get(name, jnp.int32))
-        for name, shape in shapes.items()
-    }
+    batch = {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
     return sharding.abstract(model.mesh, "batch", batch)
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from clara_jax.data import prompts, records
+from clara_jax.data import records
 from clara_jax.data.documents import Document, whole
 from clara_jax.runs.setup import Model
 from clara_jax.text import chunks
@@ -62,8 +62,8 @@ def rows(model: Model, document: Document) -> list[Row]:
 
 
 def _row(model: Model, document: Document, suffix: str, chunk: int, title: str, text: str) -> Row:
-    tokenizer, limit = model.tokenizer, model.config.data.document_length
-    ids, is_cut = prompts.document_ids(tokenizer, model.extra, whole(title, text), limit)
+    tokenizer = model.tokenizer
+    ids, is_cut = model.layout.document_ids(whole(title, text))
     around = [1, tokenizer.bos_id is not None, tokenizer.eos_id is not None and not is_cut]
     tokens = len(ids) - len(model.extra.memory) - sum(around)
     cut = len(tokenizer.encode(whole(title, text))) - tokens if is_cut else 0

@@ -10,6 +10,7 @@ from absl import flags
 
 from clara_jax.config import Data
 from clara_jax.data.prompts import FRAME
+from clara_jax.errors import UserError
 from clara_jax.models.config import ExtraTokens
 
 LONGEST = 1024  # longest row that is chosen automatically; attention is quadratic in it
@@ -144,6 +145,22 @@ def measure(rows: Iterable[dict[str, np.ndarray]], data: Data, extra: ExtraToken
     total = sum(segments[side].size for side in _SIDES)
     rate = text / max(memory, 1)
     return Report(lengths, len(sample), examples, *padding, rate, padded / total, padded / used)
+
+
+def smallest_row(data: Data, extra: ExtraTokens) -> int:
+    """Tokens of the shortest encoder row that holds any document.
+
+    Raises:
+        UserError: `data.encoder_row` is set and shorter.
+    """
+    smallest = data.document_length + FRAME + len(extra.memory)
+    if 0 < data.encoder_row < smallest:
+        raise UserError(
+            f"config.data.encoder_row={data.encoder_row} is too short for a document of "
+            f"config.data.document_length={data.document_length} tokens; "
+            f"the smallest that fits is {smallest}"
+        )
+    return smallest
 
 
 def round_up(length: int) -> int:

@@ -43,14 +43,14 @@ def labelled_rows(
     Where the turn begins with the row of a question, as with a single question, one row does for
     both.
     """
-    tokenizer, texts = model.tokenizer, model.config.prompts
-    system, user = prompts.scp_turns(record, texts, docs, model.config.seed, 0)
+    tokenizer, layout = model.tokenizer, model.layout
+    system, user = layout.scp_turns(record, docs)
     turn = prompts.qa_text(record.questions, record.answers)
     whole, start = prompts.dialogue(tokenizer, system, user, turn)
     rows = [Labelled(Prompt(whole, vectors), turn=slice(start, len(whole)))]
     opened = tokenizer.chat(system, user)
     for question, answer in zip(record.questions, record.answers, strict=True):
-        asked = prompts.scp_question(tokenizer, texts, docs, question)
+        asked = layout.scp_question(docs, question)
         ids = tokenizer.encode([*opened, prompts.qa_text([question], [answer])])
         place = slice(prompts.common(asked, ids), len(ids))
         if rows[0].answer is None and whole[: len(ids)] == ids:

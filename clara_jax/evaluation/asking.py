@@ -104,10 +104,9 @@ def base_means(model: Model, trees: Trees, texts: Sequence[str]) -> np.ndarray:
 
     A text is read as far as the compressor reads it, without memory tokens.
     """
-    memory, limit = len(model.extra.memory), model.config.data.document_length
+    memory = len(model.extra.memory)
     ids = [
-        prompts.document_ids(model.tokenizer, model.extra, text, limit)[0][1:-memory]
-        for text in texts
+        model.layout.document_ids(text)[0][1:-memory] for text in texts
     ]  # without the tokens that the base does not know
     trees = generate.needed(trees, None)
     means = np.zeros((len(ids), model.architecture.d_model), np.float32)
@@ -123,18 +122,9 @@ def _prompt(
     model: Model, question: str, memories_KMD: np.ndarray, told: str | None = None
 ) -> tuple[Prompt, int]:
     """The prompt of the model's stage, and where the told answer begins in it."""
-    tokenizer, texts = model.tokenizer, model.config.prompts
-    vectors = np.concatenate(memories_KMD)
-    docs = prompts.slots(model.extra, len(memories_KMD))
-    if STAGES[model.config.stage].records != "scp":
-        ids, start = prompts.answer_prompt(tokenizer, texts, docs, question, told)
-        return Prompt(ids, vectors), start
-    asked = ids = prompts.scp_question(tokenizer, texts, docs, question)
-    if told is not None:
-        user = prompts.fill(texts.qa_user, docs=docs)
-        opened = tokenizer.chat(texts.qa_system, user)
-        ids = tokenizer.encode([*opened, prompts.qa_text([question], [told])])
-    return Prompt(ids, vectors), prompts.common(asked, ids)
+    docs, vectors = model.layout.slots(len(memories_KMD)), np.concatenate(memories_KMD)
+    made, place = prompt(model, question, docs, vectors, told)
+    return made, place.start
 
 
 @functools.partial(jax.jit, static_argnames="decoder")
@@ -186,21 +176,21 @@ def prompt(
     Args:
         model: the model.
         question: the question.
-        docs: what stands for the document: `prompts.slots(...)` or its text.
+        docs: what stands for the document: `layout.slots()` or its text.
         vectors: [S, D] for the slots; None: there are none.
         answer: that the assistant gives; None leaves it open.
 
     Returns:
         The prompt, and where the answer lies in it (at its end, empty, if it is open).
     """
-    tokenizer, texts = model.tokenizer, model.config.prompts
+    tokenizer, layout = model.tokenizer, model.layout
     if STAGES[model.config.stage].records != "scp":
-        ids, start = prompts.answer_prompt(tokenizer, texts, docs, question, answer)
+        ids, start = layout.answer_prompt(docs, question, answer)
         return Prompt(ids, vectors), slice(start, len(ids))
-    asked = prompts.scp_question(tokenizer, texts, docs, question)
+    asked = layout.scp_question(docs, question)
     if answer is None:
         return Prompt(asked, vectors), slice(len(asked), len(asked))
     record = ScpRecord("qa", (question,), (answer,), "", "")
-    opened = tokenizer.chat(*prompts.scp_turns(record, texts, docs, model.config.seed, 0))
+    opened = tokenizer.chat(*layout.scp_turns(record, docs))
     ids = tokenizer.encode([*opened, prompts.qa_text([question], [answer])])
     return Prompt(ids, vectors), slice(prompts.common(asked, ids), len(ids))

@@ -10,12 +10,12 @@ import os
 from clara_jax import distributed, sharding
 from clara_jax.config import Config
 from clara_jax.corpus.store import open_store
-from clara_jax.data import scp_rows
 from clara_jax.evaluation import candidates, joint, results, scp
 from clara_jax.evaluation.environment import environment
 from clara_jax.evaluation.journal import Journal
 from clara_jax.runs import fingerprint
 from clara_jax.runs import setup as setup_lib
+from clara_jax.stages import STAGES
 
 # By the form of the records that the stage reads.
 EVALUATIONS = {"scp": scp.evaluate, "qa": joint.evaluate}
@@ -62,7 +62,7 @@ def run(config: Config, workdir: str, base: str | None = None) -> int:
         basis["manifest"] = dataclasses.asdict(open_store(config.eval.store).manifest)
     journal = Journal(os.path.join(workdir, "eval"), basis)
     source = candidates.open_questions(config)
-    result = EVALUATIONS[scp_rows.form(config)](model, trees, source, journal)
+    result = EVALUATIONS[STAGES[config.stage].records](model, trees, source, journal)
     if distributed.is_first():
         print(results.table(result))
         told = {"model": weights, "settings": settings, "environment": environment()}

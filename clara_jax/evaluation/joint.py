@@ -211,8 +211,8 @@ def _compress(model: Model, trees: Trees, records: Sequence[QaRecord]) -> _Compr
     else:
         vectors = encode.compress(model, trees, documents, model.config.eval.batch).memories
         memories = dict(zip(map(digest, documents), vectors, strict=True))
-    length, M = model.config.data.document_length, len(model.extra.memory)
-    fed = [prompts.document_ids(model.tokenizer, model.extra, d, length) for d in documents]
+    M = len(model.extra.memory)
+    fed = [model.layout.document_ids(d) for d in documents]
     text = sum(len(ids) - M - FRAME for ids, _ in fed)
     return _Compressed(memories, sum(cut for _, cut in fed), text / (M * len(fed)))
 
@@ -264,8 +264,7 @@ def _evaluate_condition(
     for record, picked in zip(records, chosen, strict=True):
         documents = [record.documents[i] for i in picked]
         is_memory = condition.docs == "memory" and documents
-        length = model.config.data.document_length  # the text is what the compressor sees
-        heads = [model.tokenizer.head(d, length) for d in documents]
+        heads = [model.layout.head(d) for d in documents]  # what the compressor sees
         given.append(_stack(memories, documents) if is_memory else heads)
     asked = answers_lib.answer_prompts(model, [r.question for r in records], given)
     told = answers_lib.answer_prompts(

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from clara_jax import api
-from clara_jax.data import prompts, sources
+from clara_jax.data import sources
 from clara_jax.data.records import ScpRecord, digest
 from clara_jax.data.tokenizer import Parts
 from clara_jax.errors import UserError
@@ -147,7 +147,7 @@ def _evaluate_condition(
         docs, vectors = _docs(model, record, condition, memory)
         rows += labelled_rows(model, record, docs, vectors)
         for question in record.questions:
-            ids = prompts.scp_question(model.tokenizer, model.config.prompts, docs, question)
+            ids = model.layout.scp_question(docs, question)
             asked.append(Prompt(ids, vectors))
     options, role = model.config.eval, condition.role
     texts = answers.answers(
@@ -171,5 +171,5 @@ def _docs(
 ) -> tuple[Parts, np.ndarray | None]:
     """What stands for the document in a prompt, and the vectors of its slots."""
     if condition.docs == "memory":
-        return prompts.slots(model.extra), memory
+        return model.layout.slots(), memory
     return {"text": record.document, "nothing": ""}[condition.docs], None

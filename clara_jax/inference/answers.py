@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from clara_jax.data import prompts
 from clara_jax.inference.generate import Prompt, generate
 from clara_jax.inference.sampling import GREEDY, Sampling
 from clara_jax.models.clara import Trees
@@ -26,16 +25,15 @@ def answer_prompts(
             which stand there whole, a blank line between two; none at all is an empty list.
         told: answers that the assistant's turns hold; None leaves the turns open.
     """
-    asked = []
+    asked, layout = [], model.layout
     told = [None] * len(questions) if told is None else told
     for question, given, answer in zip(questions, documents, told, strict=True):
         docs, vectors = "", None
         if isinstance(given, np.ndarray):
-            docs, vectors = prompts.slots(model.extra, len(given)), np.concatenate(given)
+            docs, vectors = layout.slots(len(given)), np.concatenate(given)
         elif given:
             docs = "\n\n".join(given)
-        texts = model.config.prompts
-        ids, _ = prompts.answer_prompt(model.tokenizer, texts, docs, question, answer)
+        ids, _ = layout.answer_prompt(docs, question, answer)
         asked.append(Prompt(ids, vectors))
     return asked
 
@@ -52,7 +50,7 @@ def answers(
     batch: int = 16,
     report: Callable[[int], None] = lambda rows: None,
 ) -> list[str]:
-    """Stripped texts after prompts, by default the line that ends one of `prompts.scp_question`."""
+    """Stripped texts after prompts, by default up to the end of their line."""
     generations = generate(
         model, trees, asked, max_new_tokens,
         role=role, stop=stop, sampling=sampling, batch=batch, report=report,

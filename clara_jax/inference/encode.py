@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from clara_jax.data import prompts
 from clara_jax.data.batches import encoder_batches
 from clara_jax.data.prompts import FRAME
 from clara_jax.inference import checks
@@ -42,7 +41,7 @@ def compress(
     batch: int = 16,
     report: Callable[[int], None] = lambda documents: None,
 ) -> Compressed:
-    """Compresses documents in batches of like length.
+    """Compresses documents in batches of similar length.
 
     Args:
         model: the model.
@@ -87,7 +86,7 @@ def _encode(
     texts = checks.texts(what, texts)
     length = model.config.data.document_length
     M = len(model.extra.memory)
-    encoded = [prompts.document_ids(model.tokenizer, model.extra, text, length) for text in texts]
+    encoded = [model.layout.document_ids(text) for text in texts]
     memories = np.zeros((len(encoded), M, model.architecture.d_model), np.float32)
     rows = rows_for(len(encoded), batch)
     for index, memories_nMD in encode_batches(
@@ -110,13 +109,13 @@ def encode_batches(
     rows: int,
     bucket: int = 64,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Memories of documents in batches of like length.
+    """Memories of documents in batches of similar length.
 
     Args:
         model: the model.
         trees: its weights.
         role: whose adapter reads them.
-        documents: ids of each (`prompts.document_ids`).
+        documents: ids of each (`TextLayout.document_ids`).
         rows: documents of a batch.
         bucket: lengths are rounded up to a multiple of it.
 

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from clara_jax import config as config_lib
 from clara_jax import sharding
 from clara_jax.config import Config
+from clara_jax.data.prompts import TextLayout
 from clara_jax.data.tokenizer import Tokenizer, load_tokenizer
 from clara_jax.errors import UserError
 from clara_jax.interop import base as base_lib
@@ -55,6 +56,14 @@ class Model:
     def architecture(self) -> ModelConfig:
         """The decoder's configuration."""
         return self.decoder.config
+
+    @property
+    def layout(self) -> TextLayout:
+        """How texts become token ids."""
+        data, prompts = self.config.data, self.config.prompts
+        return TextLayout(
+            self.tokenizer, self.extra, prompts, data.document_length, self.config.seed
+        )
 
 
 class Loaded(NamedTuple):

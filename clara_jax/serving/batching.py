@@ -14,7 +14,6 @@ import jax
 import numpy as np
 from absl import logging
 
-from clara_jax.data import prompts
 from clara_jax.inference.sampling import before_stop, stop_ids
 from clara_jax.runs.setup import Model
 from clara_jax.serving.device_rows import DeviceRows
@@ -257,8 +256,7 @@ def vector_places(model: Model, ids: np.ndarray, places: Sequence[int]) -> np.nd
 
 def prompt_ids(model: Model, question: str, documents: int) -> list[int]:
     """The prompt of a question and so many compressed documents."""
-    slots = prompts.slots(model.extra, documents)
-    return prompts.answer_prompt(model.tokenizer, model.config.prompts, slots, question)[0]
+    return model.layout.answer_prompt(model.layout.slots(documents), question)[0]
 
 
 def common_prefix(model: Model) -> list[int]:

@@ -19,9 +19,11 @@ import numpy as np
 from absl import logging
 
 from clara_jax import distributed, files, sharding
+from clara_jax.config import Config
 from clara_jax.data import question_lengths, question_rows, scp_rows, sources
 from clara_jax.data.memories import MemoryFile
-from clara_jax.data.question_rows import Reader, Shapes
+from clara_jax.data.question_rows import QuestionRows
+from clara_jax.data.reader import Reader
 from clara_jax.data.records import QaRecord, digest
 from clara_jax.data.streams import Streams
 from clara_jax.errors import UserError
@@ -64,15 +66,14 @@ def open_inputs(model: Model, trees: Trees, workdir: str) -> Inputs:
             f"config.train.batch_rows / accumulate = {rows} rows do not divide by the "
             f"{shards} devices of config.mesh data x fsdp"
         )
-    source = scp_rows.open_data(config)
-    dev = _dev(model) if config.train.eval_every else None
+    reader = Reader(scp_rows.open_data(config), model.layout, config)
+    dev = Reader(_dev(config), model.layout, config) if config.train.eval_every else None
     if STAGES[config.stage].records == "scp":
-        return _open_scp(model, source, dev, rows)
-    return _open_questions(model, trees, workdir, source, dev, rows)
+        return _open_scp(model, reader, dev, rows)
+    return _open_questions(model, trees, workdir, reader, dev)
 
 
-def _dev(model: Model) -> sources.Source:
-    config = model.config
+def _dev(config: Config) -> sources.Source:
     source = scp_rows.open_dev(config)
     if 0 < config.eval.records < len(source):
         source = sources.Subset(source, np.arange(config.eval.records))
@@ -94,61 +95,37 @@ def _streams(model: Model, open_stream: Callable[..., Any]) -> Streams:
     )
 
 
-def _open_scp(
-    model: Model, source: sources.Source, dev: sources.Source | None, rows: int
-) -> Inputs:
-    config, shared = model.config, (model.config, model.tokenizer, model.extra)
-    lengths = scp_rows.row_lengths(*shared, source)
-    open_stream = functools.partial(
-        scp_rows.make_train_iterator, *shared, source=source, lengths=lengths
-    )
-    train = _streams(model, open_stream)
-    if dev is None:
-        return Inputs(train, None)
-    # In rows like those of training.
-    batches = scp_rows.eval_batches(
-        config, model.tokenizer, model.extra, source=dev, lengths=lengths, batch_rows=rows
-    )
-    return Inputs(train, batches)
+def _open_scp(model: Model, reader: Reader, dev: Reader | None, rows: int) -> Inputs:
+    lengths = scp_rows.row_lengths(reader)
+    open_stream = functools.partial(scp_rows.make_train_iterator, reader, lengths)
+    # Held-out rows are like those of training.
+    held_out = None if dev is None else scp_rows.eval_batches(dev, lengths, rows)
+    return Inputs(_streams(model, open_stream), held_out)
 
 
 def _open_questions(
-    model: Model,
-    trees: Trees,
-    workdir: str,
-    source: sources.Source,
-    dev: sources.Source | None,
-    rows: int,
+    model: Model, trees: Trees, workdir: str, reader: Reader, dev: Reader | None
 ) -> Inputs:
-    config = model.config
-    stage = STAGES[config.stage]
-    unlaid = Reader(source, model.tokenizer, model.extra, config, Shapes(1, 1, 1, 1))
-    answers = None
-    if config.data.answers == "teacher" and stage.instructs:
-        answers = teacher_answers(model, trees, unlaid, workdir)
+    config, stage = model.config, STAGES[model.config.stage]
     memories = None
+    if config.data.answers == "teacher" and stage.instructs:
+        answers = teacher_answers(model, trees, reader, workdir)
+        reader = dataclasses.replace(reader, answers=answers)
     if config.data.memories and stage.ranks:
-        every = [unlaid] if dev is None else [unlaid, dataclasses.replace(unlaid, source=dev)]
-        memories = compute_memories(
-            model,
-            trees,
-            (d for reader in every for record in _records(reader) for d in record.documents),
-        )
-    shapes = question_lengths.measure(
-        config, model.tokenizer, model.extra, source, compress=memories is None, answers=answers
-    )
-    reader = dataclasses.replace(unlaid, shapes=shapes, memories=memories, answers=answers)
-    train = _streams(
-        model, functools.partial(question_rows.make_train_iterator, reader, config.train.batch_rows)
-    )
+        records = (one.picked(i) for one in filter(None, (reader, dev)) for i in _places(one))
+        memories = compute_memories(model, trees, (d for r in records for d in r.documents))
+    shapes = question_lengths.measure(reader, compress=memories is None)
+    rows = QuestionRows(reader, shapes, memories)
+    train = _streams(model, functools.partial(question_rows.make_train_iterator, rows))
     if dev is None:
         return Inputs(train, None)
-    held_out = dataclasses.replace(reader, source=dev, answers=None, skipped=set())
-    return Inputs(train, question_rows.eval_batches(held_out, rows))
+    batch_rows = config.train.batch_rows // config.train.accumulate
+    held_out = question_rows.eval_batches(QuestionRows(dev, shapes, memories), batch_rows)
+    return Inputs(train, held_out)
 
 
-def _records(reader: Reader) -> Iterator[Any]:
-    return (reader.picked(i) for i in range(len(reader.source)))
+def _places(reader: Reader) -> range:
+    return range(len(reader.source))
 
 
 def compute_memories(model: Model, trees: Trees, documents: Iterable[str]) -> MemoryFile:
@@ -159,14 +136,9 @@ def compute_memories(model: Model, trees: Trees, documents: Iterable[str]) -> Me
     """
     config, architecture = model.config, model.architecture
     maker = {"fingerprint": fingerprint(model, trees)}
-    how = (
-        config.data.memories,
-        maker,
-        len(model.extra.memory),
-        architecture.d_model,
-        architecture.dtype,
-    )
-    file = distributed.first_alone(lambda: MemoryFile(*how))  # it may make the folder
+    M, D = len(model.extra.memory), architecture.d_model
+    open_file = functools.partial(MemoryFile, config.data.memories, maker, M, D, architecture.dtype)
+    file = distributed.first_alone(open_file)  # it may make the folder
     documents = list(dict.fromkeys(documents))
     # Another run may be adding memories: what is missing is what the first process misses.
     found = set(file.missing(documents))
@@ -184,7 +156,7 @@ def compute_memories(model: Model, trees: Trees, documents: Iterable[str]) -> Me
         progress.close()
     if jax.process_count() > 1:
         distributed.barrier("memories")
-        file = MemoryFile(*how)
+        file = open_file()
     logging.info("memories: %d documents in %s", len(file), config.data.memories)
     return file
 
@@ -232,8 +204,7 @@ def _appending(path: str, size: int) -> Iterator[Callable[[Any], None]]:
 
 def _teach(model: Model, trees: Trees, records: Sequence[Any]) -> list[str]:
     config = model.config
-    length = config.data.document_length
-    texts = [[model.tokenizer.head(d, length) for d in record.documents] for record in records]
+    texts = [[model.layout.head(d) for d in record.documents] for record in records]
     asked = answers_lib.answer_prompts(model, [record.question for record in records], texts)
     return answers_lib.answers(
         model, trees, asked, config.data.teacher_tokens, role=None, stop="", batch=config.eval.batch

@@ -19,7 +19,7 @@ def test_both_ways_compress_the_same_documents(monkeypatch):
     setup = create(config, make_mesh(Mesh(data=1, fsdp=1), jax.devices()[:1]))
     run, seen = store._run, []
 
-    def noted(setup, texts, batch, bucket):
+    def noted(model, trees, texts, batch, bucket):
         seen.append((bucket, texts))
         run(setup, texts, batch, bucket)
 

@@ -123,11 +123,11 @@ def test_losses_equal_a_plain_computation(setup, result, name):
             head_logits(setup.model.architecture, setup.trees["base"], hidden[0])
         )
 
-    tokenizer, texts = setup.model.tokenizer, setup.model.config.prompts
+    tokenizer = setup.model.tokenizer
     for record in [result[2][i] for i in range(3)]:
         memory = api.compress(*setup, [record.document]).memories[0]
         docs, vectors = {
-            "memory": (prompts_lib.slots(setup.model.extra), memory),
+            "memory": (setup.model.layout.slots(), memory),
             "text": (record.document, None),
             "nothing": ("", None),
         }[condition.docs]
@@ -145,7 +145,7 @@ def test_losses_equal_a_plain_computation(setup, result, name):
         whole, start = prompts_lib.dialogue(tokenizer, "", docs, turn)
         sums[0] += losses(whole, start, len(whole))
         for question, answer in zip(record.questions, record.answers, strict=True):
-            asked = prompts_lib.scp_question(tokenizer, texts, docs, question)
+            asked = setup.model.layout.scp_question(docs, question)
             ids = asked + tokenizer.encode(f" {answer}")
             sums[1] += losses(ids, len(asked), len(ids))
     values = result[0]["conditions"][name]
@@ -184,7 +184,7 @@ def test_answers_follow_the_memories(setup, result):
 def test_perfect_and_missing_answers_are_scored(setup, monkeypatch):
     record = FactsSource(4, 1)[0]
     monkeypatch.setattr(
-        api, "answers", lambda setup, asked, *_, **__: [*record.answers[:-1], "nothing"]
+        api, "answers", lambda model, trees, asked, *_, **__: [*record.answers[:-1], "nothing"]
     )
     values = evaluate(*setup, [record])["conditions"]["memory"]
     assert values["exact_match"] == values["f1"] == values["cover_exact_match"] == 0.8
@@ -332,7 +332,7 @@ def test_any_accepted_answer_counts_and_text_records_are_passed_over(setup, monk
     record = dataclasses.replace(
         FactsSource(4, 1)[0], questions=("who ?",), answers=("Sir Paul",), aliases=(("Paul",),)
     )
-    monkeypatch.setattr(api, "answers", lambda setup, asked, *_, **__: ["paul"] * len(asked))
+    monkeypatch.setattr(api, "answers", lambda model, trees, asked, *_, **__: ["paul"] * len(asked))
     result = evaluate(*setup, [record, dataclasses.replace(record, compress=False)])
     assert result["records"] == 1
     assert result["conditions"]["memory"]["exact_match"] == 1.0

@@ -100,12 +100,9 @@ def test_release_paraphrases(golden, load_release):
         prompts = Prompts(paraphrase_system=system, paraphrase_users=(user,))
         config = dataclasses.replace(clara.model.config, prompts=prompts)
         asked = Clara(dataclasses.replace(clara.model, config=config), clara.trees, batch=2)
-        ids = prompts_lib.scp_prompt(
-            asked.model.tokenizer,
-            prompts,
-            prompts_lib.ScpRecord("paraphrase", (), ("",), "", ""),
-            prompts_lib.slots(asked.model.extra),
-        )
+        layout = asked.model.layout
+        record = prompts_lib.ScpRecord("paraphrase", (), ("",), "", "")
+        ids = layout.scp_prompt(record, layout.slots())
         x = embeddings(asked, [Prompt(ids, memory) for memory in memories])
         rows = [
             i for i in range(4)
@@ -131,12 +128,8 @@ def test_release_answers_from_text(golden, load_release):
     setup = load_release("stage2")
     asked = []
     for i, example in enumerate(texts):
-        ids, _ = prompts_lib.answer_prompt(
-            setup.model.tokenizer,
-            setup.model.config.prompts,
-            prompts_lib.slots(setup.model.extra, 2),
-            example["question"],
-        )
+        layout = setup.model.layout
+        ids, _ = layout.answer_prompt(layout.slots(2), example["question"])
         vectors = arrays["stage1_2/memory"][2 * i : 2 * i + 2].reshape(8, -1)
         asked.append(Prompt(ids, vectors))
     for ours, theirs in zip(
@@ -148,7 +141,7 @@ def test_release_answers_from_text(golden, load_release):
         assert generation.tokens == arrays["gen_from_text/output_ids"][i].tolist()
         assert generation.text == scalars["gen_from_text/texts"][i]
     # The same through the interface: the documents are the first two of each question.
-    clara = Clara(*setup)
+    clara = Clara(setup.model, setup.trees)
     found = clara.answer(
         [example["question"] for example in texts],
         [example["docs"][:2] for example in texts],

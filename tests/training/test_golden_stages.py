@@ -16,7 +16,8 @@ import pytest
 
 from clara_jax.config import Mesh
 from clara_jax.data.question_lengths import measure
-from clara_jax.data.question_rows import Reader, Shapes
+from clara_jax.data.question_rows import QuestionRows, Shapes
+from clara_jax.data.reader import Reader
 from clara_jax.data.records import QaRecord
 from clara_jax.exchange import import_model
 from clara_jax.runs.setup import Loaded, restore
@@ -78,12 +79,11 @@ def lay_out(golden, setup: Loaded, records=None) -> tuple[dict, Reader]:
             )
             for r in records
         ]
-    shared = (setup.model.config, setup.model.tokenizer, setup.model.extra)
-    shapes = measure(*shared, records, compress=True)
-    reader = Reader(records, setup.model.tokenizer, setup.model.extra, setup.model.config, shapes)
+    reader = Reader(records, setup.model.layout, setup.model.config)
+    rows = QuestionRows(reader, measure(reader, compress=True))
     if setup.model.config.stage == "instruct":
         object.__setattr__(reader, "picked", records.__getitem__)  # in the order given
-    rows = [reader(i) for i in range(len(records))]
+    rows = [rows(i) for i in range(len(records))]
     return {k: jnp.asarray(np.stack([row[k] for row in rows])) for k in rows[0]}, reader
 
 
@@ -143,7 +143,7 @@ def test_token_ids_are_the_releases(golden, case):
         zip(get("enc_input_ids"), get("enc_attention_mask"), strict=True)
     ):
         document = golden.records[row // each].documents[row % each]
-        np.testing.assert_array_equal(reader.document_ids(document), ids[mask > 0])
+        np.testing.assert_array_equal(reader.layout.document_ids(document)[0], ids[mask > 0])
 
 
 def test_losses(golden, case):
@@ -261,7 +261,7 @@ def test_fewer_candidates_than_slots_and_padding_change_nothing(golden):
 
 def test_documents_that_do_not_fit_are_left_out_gold_ones_last(golden):
     setup = stage_setup(golden, "e2e")
-    row = Reader(golden.records, setup.model.tokenizer, setup.model.extra, setup.model.config,
-                 Shapes(2, 71, 96, 256))(2)  # fmt: skip
+    reader = Reader(golden.records, setup.model.layout, setup.model.config)
+    row = QuestionRows(reader, Shapes(2, 71, 96, 256))(2)
     assert row["doc_valid"].tolist() == [1, 1, 0, 0, 0]
     assert row["doc_gold"].tolist() == [1, 1, 0, 0, 0]  # two of its three gold documents

@@ -14,6 +14,7 @@ import pytest
 from clara_jax import config as config_lib
 from clara_jax.api import load
 from clara_jax.data import scp_rows
+from clara_jax.data.reader import Reader
 from clara_jax.errors import UserError
 from clara_jax.runs import setup as setup_lib
 from clara_jax.sharding import put_batch
@@ -38,7 +39,8 @@ def metrics(workdir) -> list[dict]:
 
 def prepared(config):
     setup = setup_lib.create(config)
-    data = scp_rows.make_train_iterator(config, setup.model.tokenizer, setup.model.extra)
+    reader = Reader(scp_rows.open_data(config), setup.model.layout, config)
+    data = scp_rows.make_train_iterator(reader, scp_rows.row_lengths(reader))
     names = config.trained
     trained = {k: v for k, v in setup.trees.items() if k in names}
     frozen = {k: v for k, v in setup.trees.items() if k not in names}

@@ -85,8 +85,7 @@ def read_back(
         `documents`, `means`, `intervals`, `samples`.
     """
     model = clara.model
-    limit = model.config.data.document_length
-    read = [model.tokenizer.head(record.document, limit) for record in records]
+    read = [model.layout.head(record.document) for record in records]
     wanted = [
         record.answers[0] if record.data_type == "paraphrase" else text
         for record, text in zip(records, read, strict=True)

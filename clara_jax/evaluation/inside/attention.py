@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clara_jax.data import prompts
 from clara_jax.data.batches import encoder_batches
 from clara_jax.errors import UserError
 from clara_jax.evaluation.inside.data import Given
@@ -113,12 +112,9 @@ def measure(model: Model, trees: Trees, given: Given) -> dict[str, Any]:
     Raises:
         UserError: no document has a token.
     """
-    length, M = model.config.data.document_length, len(model.extra.memory)
+    M = len(model.extra.memory)
     front = 1 + (model.tokenizer.bos_id is not None)
-    encoded = [
-        prompts.document_ids(model.tokenizer, model.extra, text, length)[0]
-        for text in given.documents
-    ]
+    encoded = [model.layout.document_ids(text)[0] for text in given.documents]
     encoded = [ids for ids in encoded if _end(model, ids, M) > front]
     if not encoded:
         raise UserError("attention: no document has a token; give others")

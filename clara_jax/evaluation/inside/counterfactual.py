@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from clara_jax import api
-from clara_jax.data import prompts
 from clara_jax.errors import UserError
 from clara_jax.evaluation import metrics, statistics
 from clara_jax.evaluation.asking import prompt
@@ -93,10 +92,9 @@ def _answers(
         distinct = list(dict.fromkeys(documents))
         memories = api.compress(model, trees, distinct, batch).memories
         row = {text: i for i, text in enumerate(distinct)}
-        docs = [(prompts.slots(model.extra), memories[row[text]]) for text in documents]
+        docs = [(model.layout.slots(), memories[row[text]]) for text in documents]
     else:
-        length = model.config.data.document_length
-        docs = [([model.tokenizer.head(text, length)], None) for text in documents]
+        docs = [([model.layout.head(text)], None) for text in documents]
     asked = [
         prompt(model, question, *doc)[0] for question, doc in zip(questions, docs, strict=True)
     ]

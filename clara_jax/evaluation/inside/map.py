@@ -16,7 +16,6 @@ import numpy as np
 from absl import logging
 
 from clara_jax import api
-from clara_jax.data import prompts
 from clara_jax.data.batches import encoder_batches
 from clara_jax.errors import UserError
 from clara_jax.evaluation import statistics
@@ -43,11 +42,8 @@ def text_means(
         documents: texts.
         role: whose adapter reads them; None: the plain base.
     """
-    length, M = model.config.data.document_length, len(model.extra.memory)
-    encoded = [
-        prompts.document_ids(model.tokenizer, model.extra, text, length)[0][:-M]
-        for text in documents
-    ]
+    M = len(model.extra.memory)
+    encoded = [model.layout.document_ids(text)[0][:-M] for text in documents]
     trees = generate.needed(trees, role)
     out = np.zeros((len(encoded), model.architecture.d_model), np.float32)
     rows = generate.rows_for(len(encoded), model.config.eval.batch)

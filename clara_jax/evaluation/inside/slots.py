@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from clara_jax import api
-from clara_jax.data import prompts
 from clara_jax.evaluation import statistics
 from clara_jax.evaluation.asking import prompt
 from clara_jax.evaluation.inside.data import Fact, Given, kinds
@@ -55,7 +54,7 @@ def scores(
         Log-probability in nats, and whether each token of it is the likeliest; both [n, 2 + 2 M],
         in the order of `kept_slots`.
     """
-    slots = prompts.slots(model.extra)
+    slots = model.layout.slots()
     rows = [prompt(model, f.question, slots, memories_NMD[f.row], f.answer) for f in facts]
     kept_AM = kept_slots(len(mean_MD))
     nats_nA = np.zeros((len(rows), len(kept_AM)))

@@ -118,11 +118,7 @@ def test_nats_are_those_of_the_answers(setup, stage):
     assert tokens.tolist() == [len(text.split()) + end for text in record.answers]
     assert len(costs) == 2 and (costs > 0).all()
     if stage == "scp":
-        from clara_jax.data import prompts
-
-        rows = labelled_rows(
-            setup.model, record, prompts.slots(setup.model.extra), given[0].memories[0]
-        )
+        rows = labelled_rows(setup.model, record, setup.model.layout.slots(), given[0].memories[0])
         total = cross_entropies(*setup, rows, "generator", lambda n: None)[0][1]
         assert costs.sum() == pytest.approx(total, rel=1e-4)
     words = ["cat", "dog", "owl", "fox"]
@@ -244,7 +240,7 @@ def test_order_words():
 
 def test_the_answer_to_which_first_turns_round_with_the_document(setup, monkeypatch):
     records = [ScpRecord("qa", ("q",), ("a",), text, "t") for text in (STORY, STORY + " So.")]
-    monkeypatch.setattr(order, "_read", lambda setup, texts: texts)
+    monkeypatch.setattr(order, "_read", lambda model, trees, texts: texts)
     reads = lambda s, questions, given, told: np.array(  # noqa: E731
         [text.index(name) for text, name in zip(given, told, strict=True)]
     )[None]

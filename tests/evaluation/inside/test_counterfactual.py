@@ -17,11 +17,9 @@ def test_follows(answer, expected):
 
 
 def test_a_model_that_repeats_the_text_follows_it(random_model, monkeypatch):
-    def repeat(setup, asked, max_new_tokens, batch):
+    def repeat(model, trees, asked, max_new_tokens, batch):
         assert max_new_tokens == 4
-        return [
-            "" if p.vectors is not None else setup.model.tokenizer.decode(p.tokens) for p in asked
-        ]
+        return ["" if p.vectors is not None else model.tokenizer.decode(p.tokens) for p in asked]
 
     monkeypatch.setattr(api, "answers", repeat)
     given = data.read(random_model.model, "facts:6:1", 6)
@@ -36,9 +34,11 @@ def test_a_model_that_repeats_the_text_follows_it(random_model, monkeypatch):
 
 def test_memories_are_those_of_the_changed_documents(random_model, monkeypatch):
     seen = []
-    monkeypatch.setattr(api, "answers", lambda s, asked, n, batch: [""] * len(asked))
+    monkeypatch.setattr(api, "answers", lambda m, t, asked, n, batch: [""] * len(asked))
     compress = api.compress
-    monkeypatch.setattr(api, "compress", lambda s, t, b: seen.append(list(t)) or compress(s, t))
+    monkeypatch.setattr(
+        api, "compress", lambda m, w, t, b: seen.append(list(t)) or compress(m, w, t)
+    )
     given = data.read(random_model.model, "facts:2:1", 2)
     counterfactual.measure(*random_model, given)
     assert seen[0] == list(given.documents)

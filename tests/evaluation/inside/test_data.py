@@ -3,7 +3,6 @@ import dataclasses
 import numpy as np
 import pytest
 
-from clara_jax.data import prompts
 from clara_jax.errors import UserError
 from clara_jax.evaluation.asking import place, prompt
 from clara_jax.evaluation.inside import data
@@ -60,7 +59,7 @@ def test_places_and_forms():
 @pytest.mark.parametrize("stage", ["scp", "e2e"])
 def test_prompts_hold_the_answer_at_their_end(random_model, stage):
     setup = random_model if stage == "scp" else later(random_model)
-    slots, vectors = prompts.slots(setup.model.extra), np.zeros((4, 128), np.float32)
+    slots, vectors = setup.model.layout.slots(), np.zeros((4, 128), np.float32)
     told, where = prompt(setup.model, "which city ?", slots, vectors, "bogton")
     opened, nothing = prompt(setup.model, "which city ?", slots, vectors)
     assert told.tokens[: where.start] == opened.tokens and told.vectors is vectors

@@ -23,7 +23,7 @@ def saying(random_model, monkeypatch):
 
     def use(queries):
         monkeypatch.setattr(
-            api, "compress", lambda setup, texts, batch: Compressed(vectors(texts), 0, 1.0)
+            api, "compress", lambda model, trees, texts, batch: Compressed(vectors(texts), 0, 1.0)
         )
         monkeypatch.setattr(api, "encode_query", lambda *_: vectors(queries))
 

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clara_jax.data import prompts
 from clara_jax.errors import UserError
 from clara_jax.evaluation.inside import map as map_lib
 from clara_jax.evaluation.inside.data import Given
@@ -22,9 +21,7 @@ def test_text_means_are_of_the_text_alone(random_model, role):
     found = map_lib.text_means(*random_model, DOCUMENTS, role)
     run = jax.jit(clara.run, static_argnums=(0, 2))
     for row, text in zip(found, DOCUMENTS, strict=True):
-        ids, _ = prompts.document_ids(
-            random_model.model.tokenizer, random_model.model.extra, text, 40
-        )
+        ids, _ = random_model.model.layout.document_ids(text)
         tokens = jnp.asarray(ids[:-4])[None]
         positions = jnp.arange(tokens.shape[1])[None]
         x = clara.embed(random_model.model.architecture, random_model.trees, tokens)

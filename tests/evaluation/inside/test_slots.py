@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from clara_jax import api
-from clara_jax.data import prompts
 from clara_jax.evaluation import asking
 from clara_jax.evaluation.inside import data
 from clara_jax.evaluation.inside import slots as slots_lib
@@ -22,7 +21,7 @@ def given(random_model):
 
 def by_hand(setup, fact, memory_MD):
     """Log-probability of the fact's answer: one row without padding."""
-    slots = prompts.slots(setup.model.extra)
+    slots = setup.model.layout.slots()
     prompt, where = asking.prompt(setup.model, fact.question, slots, memory_MD, fact.answer)
     tokens = np.asarray(prompt.tokens)
     x_BTD = np.array(clara.embed(setup.model.architecture, setup.trees, jnp.asarray(tokens)[None]))
@@ -61,7 +60,7 @@ def test_kept_slots():
 def test_panels_are_means_over_the_facts_of_a_column(random_model, given, monkeypatch):
     facts, M = given.facts, 4
 
-    def scores(setup, facts, memories, mean):
+    def scores(model, trees, facts, memories, mean):
         assert (mean == 0).all()
         nats = np.full((len(facts), 2 + 2 * M), -10.0)
         nats[:, 0] = -1
