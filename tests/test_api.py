@@ -153,7 +153,7 @@ def test_questions_are_read_by_the_reasoner(setup, joint, caplog):
     queries = Clara(*joint, batch=2).encode_query(QUESTIONS)
     assert queries.shape == (3, 4, 128) and queries.dtype == np.float32
     as_compressor = {**joint.trees, "compressor": joint.trees["reasoner"]}
-    expected = Clara(dataclasses.replace(joint, trees=as_compressor)).compress(QUESTIONS)
+    expected = Clara(*altered(joint, trees=as_compressor)).compress(QUESTIONS)
     np.testing.assert_allclose(queries, expected, atol=1e-4)
     # Without reasoner, as after scp, the compressor serves.
     early = Clara(*setup).encode_query(QUESTIONS)
@@ -167,7 +167,7 @@ def test_questions_are_read_by_the_reasoner(setup, joint, caplog):
 def test_rank_is_the_score_of_the_config(joint, kind):
     select = dataclasses.replace(joint.model.config.select, score=kind)
     config = dataclasses.replace(joint.model.config, select=select)
-    clara = Clara(dataclasses.replace(joint, config=config))
+    clara = Clara(*altered(joint, config=config))
     found = clara.rank(QUESTIONS, CANDIDATES)
     assert found.shape == (3, 7) and found.dtype == np.float32
     queries = clara.encode_query(QUESTIONS)

@@ -60,7 +60,7 @@ def run(
     if (format == "faiss") != (store is not None):
         raise UserError("--format=faiss writes the keys of a --store: give both, or neither")
     if store is not None:
-        return _keys(load_setup(workdir, base), store, output)
+        return _keys(*load_setup(workdir, base), store, output)
     with files.whole_folder(output, workdir) as folder:
         model, trees = load_setup(workdir, base, parts=_PARTS)
         if not model.config.model.base and not model.base_trained:  # random: no file has it

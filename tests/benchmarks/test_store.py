@@ -21,7 +21,7 @@ def test_both_ways_compress_the_same_documents(monkeypatch):
 
     def noted(model, trees, texts, batch, bucket):
         seen.append((bucket, texts))
-        run(setup, texts, batch, bucket)
+        run(model, trees, texts, batch, bucket)
 
     monkeypatch.setattr(store, "_run", noted)
     monkeypatch.setattr(store, "REPEATS", 2)
