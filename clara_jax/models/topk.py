@@ -161,17 +161,24 @@ def _successive(
     return _softmax(logits_BKN, left_BKN & valid_BN[:, None])
 
 
+# Ranks give the signs of the differences below. `jnp.abs` would take the sign of a candidate's
+# difference to itself, in which XLA may leave a rounding error in place of zero.
+
+
 def _softsort(
     logits_BN: jax.Array, ranks_BN: jax.Array, valid_BN: jax.Array, k: int
 ) -> jax.Array:  # fmt: skip
     best_BK = _sorted(logits_BN, ranks_BN, k)
-    return _softmax(-jnp.abs(best_BK[..., None] - logits_BN[:, None]), valid_BN[:, None])
+    sign_BKN = jnp.sign(jnp.arange(k)[None, :, None] - ranks_BN[:, None])
+    away_BKN = sign_BKN * (logits_BN[:, None] - best_BK[..., None])
+    return _softmax(-away_BKN, valid_BN[:, None])
 
 
 def _neuralsort(
     logits_BN: jax.Array, ranks_BN: jax.Array, valid_BN: jax.Array, k: int
 ) -> jax.Array:
-    pairs_BNN = jnp.abs(logits_BN[:, :, None] - logits_BN[:, None])
+    sign_BNN = jnp.sign(ranks_BN[:, None] - ranks_BN[:, :, None])
+    pairs_BNN = sign_BNN * (logits_BN[:, :, None] - logits_BN[:, None])
     apart_BN = jnp.sum(jnp.where(valid_BN[:, None], pairs_BNN, 0.0), axis=-1)
     count_B = valid_BN.sum(-1, keepdims=True)[..., None]
     scale_BK = (count_B + 1 - 2 * jnp.arange(1, k + 1)[None, :, None]).astype(jnp.float32)
