@@ -26,7 +26,7 @@ from clara_jax import sharding
 from clara_jax.interop.weights import TABLE, tensor_names
 from clara_jax.models.config import PRESETS, ModelConfig
 from clara_jax.models.decoder import abstract_params
-from clara_jax.runs import setup
+from clara_jax.runs import weights as weights_lib
 
 DEVICES = 8
 # How the measured runs hold the weights, and the mesh: (param_dtype, fsdp, tensor).
@@ -160,12 +160,12 @@ def measure(folder: str, param_dtype: str, fsdp: int, tensor: int) -> Import:
         model=config_lib.Model(base=folder, param_dtype=param_dtype),
         mesh=config_lib.Mesh(data=1, fsdp=fsdp, tensor=tensor),
     )
-    model = setup.model_config(config)
+    model = weights_lib.model_config(config)
     mesh = sharding.make_mesh(config.mesh)
     baseline = memory("RssAnon")
     start = time.perf_counter()
     with sampled() as seen:
-        base = jax.block_until_ready(setup.load_base(config, model, mesh))
+        base = jax.block_until_ready(weights_lib.load_base(config, model, mesh))
     seconds = time.perf_counter() - start
     destination = sum(
         shard.data.nbytes for x in jax.tree.leaves(base) for shard in x.addressable_shards

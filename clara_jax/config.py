@@ -353,6 +353,11 @@ class Config:
         return self.data.document_length // self.data.rate
 
     @property
+    def spread(self) -> bool:
+        """Whether the rotary positions of memory tokens are spread over their document."""
+        return self.memory.positions == "spread"
+
+    @property
     def places(self) -> int:
         """N, most documents of a question in training."""
         return self.select.k if STAGES[self.stage].instructs else self.select.candidates

@@ -103,7 +103,7 @@ def compress(model: Model, trees: Trees) -> Program:
     trees = generate.needed(trees, "compressor")
     shape = (config.eval.batch, config.data.encoder_row or _document(config))
     ids = _abstract(model, {f"enc_{name}": (shape, "int32") for name in _IDS})
-    spread = config.memory.positions == "spread"
+    spread = config.spread
 
     @jax.jit
     def function(trees: Any, *ids: jax.Array) -> jax.Array:

@@ -124,7 +124,7 @@ def encode_batches(
         processes get all of them.
     """
     trees, waiting = needed(trees, role), None
-    spread = model.config.memory.positions == "spread"
+    spread = model.config.spread
     for batch in encoder_batches(documents, rows, bucket):
         arrays = [put(model, x) for x in (batch.tokens, batch.positions, batch.segments)]
         begun = batch.index, encode_rows(model.decoder, role, spread, trees, *arrays)

@@ -66,9 +66,12 @@ def _layout(model: Model, adapted: bool) -> list[Any]:
     """How a document is laid out for adapters, or for a base that has none."""
     config = model.config
     return [
-        config.data.document_length, config.data.rate, config.memory.positions,
-        config.lora.scale if adapted else 0, _architecture(model.architecture),
-    ]  # fmt: skip
+        config.data.document_length,
+        config.data.rate,
+        config.memory.positions,
+        config.lora.scale if adapted else 0,
+        _architecture(model.architecture),
+    ]
 
 
 def _architecture(model: ModelConfig) -> dict[str, Any]:

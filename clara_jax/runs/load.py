@@ -9,6 +9,7 @@ from clara_jax.interop import base as base_lib
 from clara_jax.interop import clara_release
 from clara_jax.runs import release
 from clara_jax.runs import setup as setup_lib
+from clara_jax.runs import weights as weights_lib
 from clara_jax.runs.setup import Loaded
 
 
@@ -24,7 +25,7 @@ def load_setup(
         path: of the model.
         base: of the base model.
         param_dtype: of its weights.
-        parts: the only ones of the base's that are wanted (`setup.load_base`).
+        parts: the only ones of the base's that are wanted (`weights.load_base`).
     """
     for name, value in (("path", path), ("base", base or "")):
         if not isinstance(value, str | os.PathLike):
@@ -48,7 +49,7 @@ def _from_release(
     imported = release.read(path, base, param_dtype)
     config = imported.config
     mesh = sharding.make_mesh(config.mesh)
-    architecture = setup_lib.model_config(config, sharding.layout(mesh).platform)
+    architecture = weights_lib.model_config(config, sharding.layout(mesh).platform)
     model = setup_lib.assemble(config, mesh, architecture, imported.tokenizer)
-    base = setup_lib.load_base(config, architecture, mesh, parts=parts)
-    return Loaded(model, {**setup_lib.put(mesh, imported.release.trees), "base": base})
+    base = weights_lib.load_base(config, architecture, mesh, parts=parts)
+    return Loaded(model, {**weights_lib.put(mesh, imported.release.trees), "base": base})

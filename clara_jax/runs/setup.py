@@ -16,13 +16,11 @@ from clara_jax.config import Config
 from clara_jax.data.prompts import TextLayout
 from clara_jax.data.tokenizer import Tokenizer, load_tokenizer
 from clara_jax.errors import UserError
-from clara_jax.interop import base as base_lib
 from clara_jax.interop import native
-from clara_jax.models import clara
 from clara_jax.models.clara import Trees
-from clara_jax.models.config import PRESETS, ExtraTokens, ModelConfig
-from clara_jax.models.decoder import Decoder, abstract_params, init_params
-from clara_jax.models.lora import init_adapter
+from clara_jax.models.config import ExtraTokens, ModelConfig
+from clara_jax.models.decoder import Decoder, abstract_params
+from clara_jax.runs import weights
 from clara_jax.runs.checkpoint import load_trees, newest_step
 from clara_jax.runs.lineage import Run, lineage
 from clara_jax.stages import ADAPTERS, STAGES
@@ -73,50 +71,6 @@ class Loaded(NamedTuple):
     trees: Trees
 
 
-def model_config(config: Config, platform: str = "cpu") -> ModelConfig:
-    """The architecture: the base checkpoint's own, or the preset's; and how it is computed.
-
-    Args:
-        config: of the run.
-        platform: of the devices; it decides on the attention where the config says `auto`.
-
-    Raises:
-        UserError: no architecture is given, the preset is unknown, or the devices or the positions
-            of memory tokens do not allow the attention.
-    """
-    model = _architecture(config)
-    attention = config.model.attention
-    # The kernel counts a window's tokens by their order in the row, which `spread` departs from.
-    window = model.sliding_window
-    longest = config.data.document_length + config.memory_tokens
-    ordered = config.memory.positions == "after" or window is None or window >= longest
-    if attention == "auto":
-        attention = "splash" if platform == "tpu" and ordered else "xla"
-    if attention == "splash" and not ordered:
-        raise UserError(
-            "config.model.attention=splash cannot spread positions over documents longer than the "
-            f"model's window of {window} tokens; set auto"
-        )
-    if attention == "cudnn" and platform != "gpu":
-        raise UserError(
-            f"config.model.attention=cudnn needs a GPU, these devices are of a {platform}; set auto"
-        )
-    return dataclasses.replace(model, attention=attention)
-
-
-def _architecture(config: Config) -> ModelConfig:
-    how = {k: getattr(config.model, k) for k in ("dtype", "param_dtype", "remat")}
-    if config.model.base:
-        return dataclasses.replace(base_lib.read_config(config.model.base), **how)
-    if config.model.preset not in PRESETS:
-        raise UserError(
-            f"config.model.preset={config.model.preset!r} is unknown; known: {', '.join(PRESETS)}"
-        )
-    if config.model.vocab_size:
-        how["vocab_size"] = config.model.vocab_size
-    return dataclasses.replace(PRESETS[config.model.preset], **how)
-
-
 def create(
     config: Config, mesh: Mesh | None = None, runs: Sequence[Run] = (), parts: Sequence[str] = ()
 ) -> Loaded:
@@ -138,7 +92,7 @@ def create(
             "set config.model.base to a model (directory, hub id or .gguf file), or for random "
             "weights config.model.tokenizer: no tokenizer is known"
         )
-    architecture = model_config(config, sharding.layout(mesh).platform)
+    architecture = weights.model_config(config, sharding.layout(mesh).platform)
     tokenizer = load_tokenizer(name)
     if tokenizer.size > architecture.vocab_size:
         raise UserError(
@@ -147,11 +101,11 @@ def create(
         )
     # What no run trains is as the first of them drew it.
     seed = runs[-1].config.seed if runs else config.seed
-    base = load_base(config, architecture, mesh, seed, parts)
+    base = weights.load_base(config, architecture, mesh, seed, parts)
     own = () if config.train.full else STAGES[config.stage].trained
     names = {*own, *(name for run in runs for name in run.trees)}
     adapters = [name for name in ADAPTERS if name in names]
-    trees = {"base": base, **fresh_trees(config, architecture, base, mesh, adapters, seed)}
+    trees = {"base": base, **weights.fresh_trees(config, architecture, base, mesh, adapters, seed)}
     return Loaded(assemble(config, mesh, architecture, tokenizer), trees)
 
 
@@ -188,59 +142,6 @@ def start(config: Config, workdir: str = "") -> Loaded:
     return with_runs(*create(config, runs=runs), runs, skip=("generator",) if fresh else ())
 
 
-def load_base(
-    config: Config, model: ModelConfig, mesh: Mesh, seed: int = 0, parts: Sequence[str] = ()
-) -> Any:
-    """The base weights, read or, by the seed, drawn straight into their sharding.
-
-    Args:
-        config: of the run.
-        model: the architecture.
-        mesh: where they lie.
-        seed: of the draw.
-        parts: the only ones wanted, such as `embed` and `head`; all if none is named.
-    """
-    if config.model.base:
-        return base_lib.load_params(
-            config.model.base,
-            model,
-            lambda path, shape: sharding.array_sharding(mesh, f"base/{path}", shape),
-            parts,
-        )
-
-    def draw(rng: jax.Array) -> Any:
-        params = init_params(model, rng)
-        return {name: tree for name, tree in params.items() if not parts or name in parts}
-
-    rng = jax.random.key(seed)
-    shardings = sharding.shardings(mesh, "base", jax.eval_shape(draw, rng))
-    return jax.jit(draw, out_shardings=shardings)(rng)
-
-
-def fresh_trees(
-    config: Config, model: ModelConfig, base: Any, mesh: Mesh, adapters: Sequence[str], seed: int
-) -> Trees:
-    """Zero-effect adapters of these names and new memory embeddings, on the mesh."""
-    make = jax.jit(lambda base: _fresh(config, model, base, adapters, seed))
-    out = make(base)
-    return put(mesh, out)
-
-
-def _fresh(
-    config: Config, model: ModelConfig, base: Any, adapters: Sequence[str], seed: int
-) -> Trees:
-    rngs = jax.random.split(jax.random.key(config.seed + 1), len(ADAPTERS) + 1)
-    memory, added = clara.init_memory(
-        base, config.memory_tokens,
-        jax.random.split(jax.random.key(seed + 1), len(ADAPTERS) + 1)[-1],
-        config.memory.init, config.memory.init_noise,
-    )  # fmt: skip
-    fresh = {
-        name: init_adapter(model, config.lora, rngs[ADAPTERS.index(name)]) for name in adapters
-    }
-    return jax.tree.map(jnp.asarray, {**fresh, "memory": memory, "added": added})
-
-
 def abstract(config: Config, mesh: Mesh) -> Loaded:
     """A model with shapes and shardings in place of weights, and no tokenizer: for compiling.
 
@@ -249,13 +150,13 @@ def abstract(config: Config, mesh: Mesh) -> Loaded:
     Raises:
         UserError: the preset is unknown, or a dimension does not divide by the mesh.
     """
-    architecture = model_config(config, sharding.layout(mesh).platform)
+    architecture = weights.model_config(config, sharding.layout(mesh).platform)
     adapters = (
         () if config.train.full else {*STAGES[config.stage].trained, "compressor"} & {*ADAPTERS}
     )
     base = abstract_params(architecture)
     fresh = jax.eval_shape(
-        lambda base: _fresh(config, architecture, base, sorted(adapters), 0), base
+        lambda base: weights.fresh(config, architecture, base, sorted(adapters), 0), base
     )
     trees = {
         name: sharding.abstract(mesh, name, tree) for name, tree in {"base": base, **fresh}.items()
@@ -307,14 +208,8 @@ def _load(run: Run, expected: Trees, model: Model) -> tuple[int, Trees]:
     """Step and trees of a run, with the names, shapes and shardings of `expected`."""
     if run.is_native:
         trees = native.read(run.workdir, expected, model.architecture, model.config.lora)
-        return native.step(run.workdir), put(model.mesh, trees)
+        return native.step(run.workdir), weights.put(model.mesh, trees)
     return load_trees(run.workdir, expected, run.step)
-
-
-def put(mesh: Mesh, trees: Trees) -> Trees:
-    """Trees of host arrays, adapters and memory embeddings, on the mesh."""
-    return {name: jax.device_put(tree, sharding.shardings(mesh, name, tree))
-            for name, tree in trees.items()}  # fmt: skip
 
 
 def restore(

@@ -187,8 +187,9 @@ def teacher_answers(model: Model, trees: Trees, reader: Reader, workdir: str) ->
     filled = [text or reader.source[i].answers[0] for i, text in enumerate(answers)]
     logging.info(
         "teacher: %d answers, %d of them empty and replaced by the record's own",
-        total, sum(not text for text in answers),
-    )  # fmt: skip
+        total,
+        sum(not text for text in answers),
+    )
     return filled
 
 

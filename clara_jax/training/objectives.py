@@ -50,10 +50,7 @@ Objective = Callable[[Model, Trees, Batch, Draw], Found]
 def scp(model: Model, trees: Trees, batch: Batch, draw: Draw) -> Found:
     """SCP (paper, section 3.1): cross-entropy of the turn, and alignment of the memories."""
     rng_enc, rng_dec = _split(draw.rng, 2)
-    hidden_BTD = clara.encode(
-        model.decoder, trees, *(batch[f"enc_{x}"] for x in ("tokens", "positions", "segments")),
-        rng=rng_enc, spread=model.config.memory.positions == "spread",
-    )  # fmt: skip
+    hidden_BTD = _encoded(model, trees, _side(batch, "enc"), "compressor", rng_enc)
     answer_BTD = clara.generate_hidden(model.decoder, trees, batch, hidden_BTD, rng_dec)
     most = model.config.data.row_examples
     mse = _alignment(model, hidden_BTD, batch["enc_tokens"], batch["enc_segments"], most)
@@ -84,10 +81,8 @@ def e2e(model: Model, trees: Trees, batch: Batch, draw: Draw) -> Found:
     mask_BN = batch["doc_valid"] > 0
     with jax.named_scope("select"):
         tau = temperature(model.config, draw.tau, scores_BN, mask_BN)
-        weights_BKN, indices_BK = topk.select(
-            scores_BN, select.k, select.method, tau,
-            mask_BN=mask_BN, rng=rng_noise, compat=select.compat,
-        )  # fmt: skip
+        options = {"mask_BN": mask_BN, "rng": rng_noise, "compat": select.compat}
+        weights_BKN, indices_BK = topk.select(scores_BN, select.k, select.method, tau, **options)
         if draw.probe_BKN is not None:
             weights_BKN += draw.probe_BKN
         chosen_BKMD = topk.mix(weights_BKN, indices_BK, memories_BNMD)
@@ -206,16 +201,23 @@ def _split(rng: jax.Array | None, parts: int) -> list[jax.Array | None]:
     return [None] * parts if rng is None else list(jax.random.split(rng, parts))
 
 
+def _side(batch: Batch, side: str) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return batch[f"{side}_tokens"], batch[f"{side}_positions"], batch[f"{side}_segments"]
+
+
+def _encoded(
+    model: Model, trees: Trees, side: tuple[jax.Array, ...], role: str, rng: jax.Array | None
+) -> jax.Array:
+    return clara.encode(model.decoder, trees, *side, role=role, rng=rng, spread=model.config.spread)
+
+
 def _compressed(
     model: Model, trees: Trees, batch: Batch, rng: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Memories [B, N, M, D]; hidden states [B * G, T, D], tokens and segments of the documents."""
     B, G, T = batch["enc_tokens"].shape
-    tokens, positions, segments = (
-        batch[f"enc_{x}"].reshape(B * G, T) for x in ("tokens", "positions", "segments")
-    )
-    spread = model.config.memory.positions == "spread"
-    hidden = clara.encode(model.decoder, trees, tokens, positions, segments, rng=rng, spread=spread)
+    tokens, positions, segments = (x.reshape(B * G, T) for x in _side(batch, "enc"))
+    hidden = _encoded(model, trees, (tokens, positions, segments), "compressor", rng)
     M = len(model.extra.memory)
     index_BNM = batch["doc_first"][..., None] + jnp.arange(M)[None, None]
     flat_BSD = hidden.reshape(B, G * T, -1)
@@ -229,12 +231,8 @@ def _scores(
     model: Model, trees: Trees, batch: Batch, memories_BNMD: jax.Array, rng: jax.Array | None
 ) -> jax.Array:
     """Scores [B, N] of the candidates by the query reasoner."""
-    tokens = batch["qry_tokens"]
-    hidden_BTD = clara.encode(
-        model.decoder, trees, tokens, batch["qry_positions"], batch["qry_segments"],
-        role="reasoner", rng=rng, spread=model.config.memory.positions == "spread",
-    )  # fmt: skip
-    query_BMD = clara.memory_vectors(model.architecture, trees, hidden_BTD, tokens)
+    hidden_BTD = _encoded(model, trees, _side(batch, "qry"), "reasoner", rng)
+    query_BMD = clara.memory_vectors(model.architecture, trees, hidden_BTD, batch["qry_tokens"])
     with jax.named_scope("score"):
         return scores.score(query_BMD, memories_BNMD, model.config.select.score)
 

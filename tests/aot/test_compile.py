@@ -13,7 +13,7 @@ from clara_jax.config import Config, Data, Eval, Memory, Model, Prompts, Select,
 from clara_jax.config import Mesh as MeshConfig
 from clara_jax.errors import UserError
 from clara_jax.models.config import PRESETS
-from clara_jax.runs import setup as setup_lib
+from clara_jax.runs import weights as weights_lib
 from clara_jax.runs.lineage import Run
 from clara_jax.runs.setup import abstract, create
 from clara_jax.sharding import make_mesh
@@ -235,6 +235,6 @@ def test_attention_that_these_devices_or_positions_do_not_allow(monkeypatch):
     with pytest.raises(UserError, match=r"cannot spread positions .* window of 30 tokens"):
         abstract(spread, ONE)
     auto = dataclasses.replace(spread, model=tiny("scp").model)
-    assert setup_lib.model_config(auto, "tpu").attention == "xla"
-    assert setup_lib.model_config(tiny("scp"), "tpu").attention == "splash"
-    assert setup_lib.model_config(tiny("scp"), "gpu").attention == "xla"
+    assert weights_lib.model_config(auto, "tpu").attention == "xla"
+    assert weights_lib.model_config(tiny("scp"), "tpu").attention == "splash"
+    assert weights_lib.model_config(tiny("scp"), "gpu").attention == "xla"

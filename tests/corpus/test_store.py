@@ -17,7 +17,7 @@ from clara_jax.data.facts import FactsSource
 from clara_jax.errors import UserError
 from clara_jax.inference import encode
 from clara_jax.runs import fingerprint
-from clara_jax.runs.setup import put
+from clara_jax.runs.weights import put
 from clara_jax.sharding import make_mesh
 from tests.fixtures.models import altered
 

@@ -28,7 +28,9 @@ from clara_jax.interop import (
 )
 from clara_jax.interop.torch_zip import TorchFile
 from clara_jax.models.config import ModelConfig
+from clara_jax.models.decoder import init_params
 from clara_jax.runs import setup as setup_lib
+from clara_jax.runs import weights as weights_lib
 from clara_jax.runs.lineage import save_origins
 from clara_jax.stages import ADAPTERS
 from clara_jax.training.train import train
@@ -313,7 +315,7 @@ def on_a_file(request, shared, tmp_path_factory):
     """A run with random adapters on a base with a table larger than its tokenizer."""
     folder, model = tmp_path_factory.mktemp("family"), request.param
     base = folder / "base"
-    hf_write.save_params(base, setup_lib.init_params(model, jax.random.key(0)), model)
+    hf_write.save_params(base, init_params(model, jax.random.key(0)), model)
     (base / "config.json").write_text(json.dumps(hf_config.hf_config(model)))
     for file in (shared / "golden" / "base_mistral").glob("*token*"):
         (base / file.name).write_text(file.read_text())
@@ -328,7 +330,7 @@ def on_a_file(request, shared, tmp_path_factory):
     setup = setup_lib.create(config)
     keys = iter(jax.random.split(jax.random.key(1), 1000))
     names = ("compressor", "reasoner", "generator", "memory", "added")
-    fresh = setup_lib.fresh_trees(
+    fresh = weights_lib.fresh_trees(
         config,
         setup.model.architecture,
         setup.trees["base"],
