@@ -11,14 +11,18 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from clara_jax.errors import UserError
+from clara_jax import files
+from clara_jax.errors import UserError, reason
 
 DATA_TYPES = ("qa", "paraphrase", "reconstruction")
 _DOCUMENT_KEYS = ("docs", "context", "content")
+_RELEASE = re.compile(r"This a document about (.*?)\. ?\n ?(.*)", re.DOTALL)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _ANSWER_KEYS = ("answer", "answers", "golden_answers", "gold_answer")
 
 
@@ -67,8 +71,8 @@ class QaRecord:
         gold: positions in `documents` of those that hold the answer; empty where unknown.
         origin: where the record stands, as `file:line`.
         teacher_scores: one a document, from a reranker to learn from; empty where there are none.
-        candidates: so many documents, the first ones, may be chosen; 0: all. Those after them are
-            gold ones that a search did not find (evaluation/candidates.py).
+        candidates: number of documents, the first ones, that may be chosen; 0 = all. Those after
+            them are gold ones that a search did not find (evaluation/candidates.py).
     """
 
     question: str
@@ -108,6 +112,27 @@ def parse_line(line: str | bytes, origin: str) -> dict[str, Any]:
     return value
 
 
+def lines(path: str) -> Iterator[tuple[dict[str, Any], str]]:
+    """The objects of a JSONL file, each with its origin `file:line`; blank lines are left out.
+
+    Raises:
+        UserError: the file cannot be read, or a line is no JSON object, with its origin.
+    """
+    try:
+        with open(files.local(path), "rb") as f:
+            for number, line in enumerate(f, 1):
+                if line.strip():
+                    origin = f"{path}:{number}"
+                    yield parse_line(line, origin), origin
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror or reason(e)})") from e
+
+
+def write(path: str, values: Iterable[dict[str, Any]]) -> None:
+    """Writes objects as JSONL, all of the file or nothing; raises OSError."""
+    files.write(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
+
+
 def is_scp(value: dict[str, Any]) -> bool:
     """Whether a decoded line claims the scp form."""
     return "data_type" in value
@@ -115,11 +140,7 @@ def is_scp(value: dict[str, Any]) -> bool:
 
 def is_unicode(text: str) -> bool:
     """Whether a text can be encoded: JSON and Python allow halves of a surrogate pair alone."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return not _SURROGATE.search(text)
 
 
 def parse_scp(value: dict[str, Any], origin: str) -> ScpRecord:
@@ -153,7 +174,7 @@ def parse_scp(value: dict[str, Any], origin: str) -> ScpRecord:
         )
     _filled(questions, "question", origin)
     _filled(answers, "answer", origin)
-    aliases = value.get("aliases") or [[] for _ in questions]
+    aliases = value.get("aliases") or [[]] * len(questions)
     if not isinstance(aliases, list) or len(aliases) != len(questions):
         raise UserError(f"{origin}: aliases must hold a list of texts for each question")
     aliases = tuple(_texts({"aliases": texts}, "aliases", origin) for texts in aliases)
@@ -174,8 +195,8 @@ def parse_qa(value: dict[str, Any], origin: str) -> QaRecord:
     documents = _texts(value, _first_key(value, _DOCUMENT_KEYS, origin), origin)
     if not documents:
         raise UserError(f"{origin}: there are no documents")
-    answer = value[_first_key(value, _ANSWER_KEYS, origin)]
-    answers = [answer] if isinstance(answer, str) else answer
+    answers = value[_first_key(value, _ANSWER_KEYS, origin)]
+    answers = [answers] if isinstance(answers, str) else answers
     aliases = value.get("aliases", [])
     if not _is_texts(answers) or not answers or not _is_texts(aliases):
         raise UserError(f"{origin}: the answer must be a text or a list of texts")
@@ -198,24 +219,16 @@ def parse_qa(value: dict[str, Any], origin: str) -> QaRecord:
 
 def questions_of(record: ScpRecord) -> list[QaRecord]:
     """Each question of a qa record of the scp form, with its document as the only candidate."""
-    return [
-        QaRecord(question, (record.document,), accepted, (0,), record.origin)
-        for question, accepted in zip(record.questions, record.accepted, strict=False)
-    ]
+    pairs = zip(record.questions, record.accepted, strict=False)
+    return [QaRecord(q, (record.document,), accepted, (0,), record.origin) for q, accepted in pairs]
 
 
 def gold_records(record: QaRecord) -> list[ScpRecord]:
     """The question over each of its gold documents by itself, as scp records."""
     first, *aliases = record.answers
+    question, aliases = (record.question,), (tuple(aliases),)
     return [
-        ScpRecord(
-            data_type="qa",
-            questions=(record.question,),
-            answers=(first,),
-            document=record.documents[i],
-            origin=record.origin,
-            aliases=(tuple(aliases),),
-        )
+        ScpRecord("qa", question, (first,), record.documents[i], record.origin, aliases=aliases)
         for i in record.gold
     ]
 
@@ -223,6 +236,12 @@ def gold_records(record: QaRecord) -> list[ScpRecord]:
 def reconstruction(document: str, origin: str) -> ScpRecord:
     """The record that asks for a document word for word."""
     return ScpRecord("reconstruction", (), (document,), document, origin)
+
+
+def plain(document: str) -> str:
+    """A document as title, line end and text, where it has the words of the release's data."""
+    match = _RELEASE.fullmatch(document)
+    return f"{match[1]}\n{match[2]}" if match else document
 
 
 def title(document: str) -> str:
@@ -252,14 +271,13 @@ def _texts(value: dict[str, Any], key: str, origin: str) -> tuple[str, ...]:
 def _scores(scores: Any, documents: int, origin: str) -> tuple[float, ...]:
     try:
         numbers = isinstance(scores, list) and all(type(x) in (int, float) for x in scores)
-        found = tuple(map(float, scores)) if numbers else ()
+        if numbers and len(scores) in (0, documents) and all(map(math.isfinite, scores)):
+            return tuple(map(float, scores))
     except OverflowError:  # an integer of hundreds of digits
-        numbers = False
-    if not numbers or len(found) not in (0, documents) or not all(map(math.isfinite, found)):
-        raise UserError(
-            f"{origin}: teacher_scores must list a number for each of the {documents} documents"
-        )
-    return found
+        pass
+    raise UserError(
+        f"{origin}: teacher_scores must list a number for each of the {documents} documents"
+    )
 
 
 def _unicode(texts: Sequence[str], what: str, origin: str) -> None:

@@ -22,9 +22,14 @@ class Asker:
     """
 
     def __init__(
-        self, job: str, endpoint: Endpoint, store: Store, prompts: Prompts, options: Synthesis,
+        self,
+        job: str,
+        endpoint: Endpoint,
+        store: Store,
+        prompts: Prompts,
+        options: Synthesis,
         seed: int,
-    ):  # fmt: skip
+    ):
         self._job, self._endpoint, self._store, self._prompts = job, endpoint, store, prompts
         self._options, self._seed = options, seed
         self._kept = store.replies(job)

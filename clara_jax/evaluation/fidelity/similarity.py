@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from clara_jax import files
 from clara_jax.corpus.search.words import bm25_scores
 from clara_jax.data import records as records_lib
 from clara_jax.data.records import ScpRecord
-from clara_jax.data.tfds_source import decode, open_rows
+from clara_jax.data.tfds_source import open_rows, read_row
 from clara_jax.errors import UserError
 from clara_jax.evaluation import asking, statistics
 from clara_jax.evaluation.fidelity import copies
@@ -174,14 +173,9 @@ def read_pairs(name: str, count: int) -> list[Pair]:
     """
     if name.startswith("tfds:"):
         rows = open_rows(name.removeprefix("tfds:"))
-        values = ((decode(rows[i]), f"{name}:{i}") for i in range(len(rows)))
+        values = ((read_row(rows, i, name), f"{name}:{i}") for i in range(len(rows)))
     else:
-        try:
-            lines = files.read(name).splitlines()
-        except OSError as e:
-            raise UserError(f"{name}: cannot be read ({e.strerror or e})") from e
-        origins = ((line, f"{name}:{i}") for i, line in enumerate(lines, 1) if line.strip())
-        values = ((records_lib.parse_line(line, origin), origin) for line, origin in origins)
+        values = records_lib.lines(name)
     pairs = [_pair(value, origin) for value, origin in itertools.islice(values, count)]
     if len(pairs) < 3 or len({score for _, _, score in pairs}) < 2:
         raise UserError(f"{name}: three pairs or more, of differing scores, are needed")
