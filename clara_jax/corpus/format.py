@@ -8,11 +8,12 @@
 Local or on gs://: arrays by TensorStore's own drivers, the rest by clara_jax.files.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow
@@ -44,8 +45,24 @@ class Damaged(UserError):
     """A file of a store cannot be read or written, whatever is asked of the store."""
 
 
-class Busy(UserError):
-    """Another process uses the store."""
+@contextlib.contextmanager
+def damaged(what: str, advice: str = "") -> Iterator[None]:
+    """Turns an error of reading or writing files into `Damaged`: what failed, why, what helps."""
+    try:
+        yield
+    except (ValueError, OSError, pyarrow.ArrowException) as e:
+        raise Damaged(f"{what} ({reason(e)[:200]}){advice}") from e
+
+
+def unreadable(place: str) -> contextlib.AbstractContextManager[None]:
+    """`damaged` while a file or folder of a part is read."""
+    return damaged(f"{place}: this part of the store cannot be read")
+
+
+def writing(store: str) -> contextlib.AbstractContextManager[None]:
+    """`damaged` while a store is written: its disk may be full, or a permission missing."""
+    advice = "; make room and run the same command to go on"
+    return damaged(f"{store}: cannot be written", advice)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,7 +258,7 @@ def open_arrays(folder: str, manifest: Manifest, rows: int) -> dict[str, tensors
         Damaged: they are not there, or others.
     """
     expected = _arrays(manifest, rows)
-    with damaged(folder):
+    with unreadable(folder):
         opened = {name: _open(folder, name) for name in expected}
         arrays = {name: future.result() for name, future in opened.items()}
         for name, (dtype, shape) in expected.items():
@@ -258,22 +275,6 @@ def _arrays(manifest: Manifest, rows: int) -> dict[str, tuple[str, list[int]]]:
     if manifest.dtype == "int8":
         arrays[SCALES] = ("float32", [rows, M])
     return arrays
-
-
-class damaged:
-    """Makes what TensorStore raises while reading a part `Damaged`; a context manager."""
-
-    def __init__(self, folder: str):
-        self._folder = folder
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, ValueError | OSError):
-            raise Damaged(
-                f"{self._folder}: this part of the store cannot be read ({reason(error)[:200]})"
-            ) from error
 
 
 def write_table(folder: str, table: pyarrow.Table) -> None:
@@ -294,14 +295,12 @@ def read_table(folder: str, rows: int) -> pyarrow.Table:
         Damaged: they are not there, or not so many rows of a store.
     """
     path = os.path.join(folder, TABLE)
-    try:
+    with unreadable(path):
         with pyarrow.memory_map(files.local(path)) as source:
             table = pyarrow.ipc.open_file(source).read_all()
         if table.schema != SCHEMA or table.num_rows != rows:
             raise ValueError(f"not {rows} rows of a store")
         return table
-    except (OSError, ValueError, pyarrow.ArrowException) as e:
-        raise Damaged(f"{path}: this part of the store cannot be read ({reason(e)})") from e
 
 
 def part_of(name: str, table: pyarrow.Table) -> Part:

@@ -222,7 +222,7 @@ class Store:
         if self.dtype == "int8":
             out[SCALES] = np.empty((count, M), np.float32)
         for number, positions, reads in begun:
-            with format.damaged(self._folder(number)):
+            with format.unreadable(self._folder(number)):
                 for name, future in reads.items():
                     out[name][positions] = future.result()
         return out

@@ -187,7 +187,7 @@ class _Writer:
             compressed = self._compress(window)
             if number % jax.process_count() != jax.process_index():
                 continue
-            with locks.writing(self._path):
+            with format.writing(self._path):
                 if arrays is None:
                     arrays = format.create_arrays(folder, self._manifest, len(rows))
                     format.write_table(folder, table)
@@ -204,7 +204,7 @@ class _Writer:
         if self._written is None:
             return
         part, writes = self._written
-        with locks.writing(self._path):
+        with format.writing(self._path):
             for write in writes:
                 write.result()
         distributed.barrier("part")
@@ -215,7 +215,7 @@ class _Writer:
             ),
         )
         if distributed.is_first():
-            with locks.writing(self._path):
+            with format.writing(self._path):
                 format.write_manifest(self._path, self._manifest)
 
     def _compress(self, rows: Sequence[Row]) -> dict[str, np.ndarray]:
@@ -283,12 +283,12 @@ def _copied(store: Store, name: str, rows: Sequence[int]) -> Part:
     """Writes a part of rows of others."""
     folder = format.part_folder(store.path, name)
     table, size = store.take(rows, _COLUMNS), store.manifest.part
-    with locks.writing(store.path):
+    with format.writing(store.path):
         arrays = format.create_arrays(folder, store.manifest, len(rows))
         format.write_table(folder, table)
     for start in range(0, len(rows), size):
         stored = store.stored(rows[start : start + size])
-        with locks.writing(store.path):
+        with format.writing(store.path):
             for array, value in stored.items():
                 arrays[array][start : start + len(value)].write(value).result()
     return format.part_of(name, table)

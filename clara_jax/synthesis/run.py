@@ -25,7 +25,7 @@ from clara_jax.endpoint import client as endpoint_lib
 from clara_jax.endpoint.asker import Asker
 from clara_jax.endpoint.client import Endpoint, Unavailable
 from clara_jax.endpoint.prompts import Prompts
-from clara_jax.endpoint.replies import Store
+from clara_jax.endpoint.replies import Replies
 from clara_jax.errors import UserError
 from clara_jax.progress import Progress
 from clara_jax.synthesis import estimate, jobs, report
@@ -114,7 +114,7 @@ class _Run:
         basis |= {"seed": self._config.seed, "prompts": self._prompts.hash}
         found = jobs.collect(self._documents, self._config, self._corpus)
         first = next(found)  # so that a wrong name of a file makes no folder
-        with Store(self._output, basis) as store:
+        with Replies(self._output, basis) as store:
             self._total = jobs.save(self._output, itertools.chain([first], found))
             code = 0
             counts = asyncio.run(self._work(store))
@@ -131,7 +131,7 @@ class _Run:
             self._write(store, manifest)
         return code
 
-    async def _work(self, store: Store) -> dict[str, int]:
+    async def _work(self, store: Replies) -> dict[str, int]:
         async with Endpoint(self._options, KINDS) as endpoint:
             progress = Progress(self._total, "synthesis", self._count_done(store))
             todo = (job for job in jobs.load(self._output) if job["key"] not in store)
@@ -145,14 +145,14 @@ class _Run:
                 progress.close()
             return dict(endpoint.counts)
 
-    def _count_done(self, store: Store) -> int:
+    def _count_done(self, store: Replies) -> int:
         self._done = sum(job["key"] in store for job in jobs.load(self._output))
         if self._done:
             logging.info("%d of %d are done already", self._done, self._total)
         return self._done
 
     async def _worker(
-        self, todo: Iterator[jobs.Job], endpoint: Endpoint, store: Store, progress: Progress
+        self, todo: Iterator[jobs.Job], endpoint: Endpoint, store: Replies, progress: Progress
     ) -> None:
         """Takes one job after the other."""
         work = jobs.TASKS[self._options.task].work
@@ -177,7 +177,7 @@ class _Run:
             )
 
     def _manifest(
-        self, store: Store, url: str, counts: dict[str, int], left: int
+        self, store: Replies, url: str, counts: dict[str, int], left: int
     ) -> dict[str, Any]:
         options = dataclasses.asdict(self._options)
         for own in ("base_url", "model", "task"):
@@ -198,7 +198,7 @@ class _Run:
             "left_undone": left,
         }
 
-    def _write(self, store: Store, manifest: dict[str, Any]) -> None:
+    def _write(self, store: Replies, manifest: dict[str, Any]) -> None:
         """Writes the results, each file whole."""
         found = report.Report()
         with (
