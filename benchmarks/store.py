@@ -1,4 +1,4 @@
-"""How fast documents become a store, in batches of like length and each padded to the limit.
+"""How fast documents become a store, in batches of similar length and each padded to the limit.
 
 python -m benchmarks.store --workdir=RUN --documents=corpus.jsonl
 """
@@ -27,14 +27,14 @@ REPEATS = 5  # the median counts
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Speeds:
     """Medians of both ways.
 
     Attributes:
         documents: of the sample.
         tokens: tokens of all documents, each padded to the limit, over those of the batches.
         possible: the same if no batch had padding.
-        seconds: CPU seconds of the sample, in batches of like length and padded.
+        seconds: CPU seconds of the sample, in batches of similar length and padded.
         wall: seconds of the clock.
     """
 
@@ -53,7 +53,7 @@ class Found:
         rates = [self.documents / taken for taken in (*self.seconds, *self.wall)]
         return (
             f"{self.documents} documents, median of {REPEATS}: {rates[0]:.2f} a CPU second in "
-            f"batches of like length, {rates[1]:.2f} padded: {self.ratio:.2f}x (by the clock "
+            f"batches of similar length, {rates[1]:.2f} padded: {self.ratio:.2f}x (by the clock "
             f"{rates[2]:.2f} and {rates[3]:.2f} a second); tokens of all: {self.tokens:.2f}x, "
             f"{self.possible:.2f}x possible"
         )
@@ -61,7 +61,7 @@ class Found:
 
 def measure(
     model: Model, trees: Trees, documents: Sequence[Sequence[int]], options: Store, sample: int
-) -> Found:
+) -> Speeds:
     """Compresses some of the documents both ways in turns.
 
     The sample is some of the batches that the whole would be compressed in, evenly spread over
@@ -100,7 +100,7 @@ def measure(
         for way, clocks in zip(ways, taken, strict=True):
             clocks.append(_clock(way))
     medians = [[statistics.median(column) for column in zip(*c, strict=True)] for c in taken]
-    return Found(
+    return Speeds(
         sum(map(len, chosen)), len(documents) * limit / used, len(documents) * limit / read,
         (medians[0][0], medians[1][0]), (medians[0][1], medians[1][1]),
     )  # fmt: skip

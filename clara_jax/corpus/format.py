@@ -8,13 +8,15 @@
 Local or on gs://: arrays by TensorStore's own drivers, the rest by clara_jax.files.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.compute
 import tensorstore
@@ -26,7 +28,7 @@ VERSION = 1
 MANIFEST, PARTS, TABLE, MEMORIES, SCALES = (
     "manifest.json", "parts", "documents.arrow", "memories", "scales",
 )  # fmt: skip
-DTYPES = {"bfloat16": "bfloat16", "int8": "int8"}  # of memories on disk, as zarr names them
+DTYPES = ("bfloat16", "int8")  # of memories on disk, as zarr names them
 SCHEMA = pyarrow.schema([
     ("id", pyarrow.large_string()),  # of the row: the document's, or DOCUMENT#CHUNK
     ("parent", pyarrow.large_string()),  # of the document
@@ -44,12 +46,28 @@ class Damaged(UserError):
     """A file of a store cannot be read or written, whatever is asked of the store."""
 
 
-class Busy(UserError):
-    """Another process uses the store."""
+@contextlib.contextmanager
+def damaged(what: str, advice: str = "") -> Iterator[None]:
+    """Turns an error of reading or writing files into `Damaged`: what failed, why, what helps."""
+    try:
+        yield
+    except (ValueError, OSError, pyarrow.ArrowException) as e:
+        raise Damaged(f"{what} ({reason(e)[:200]}){advice}") from e
+
+
+def unreadable(place: str) -> contextlib.AbstractContextManager[None]:
+    """`damaged` while a file or folder of a part is read."""
+    return damaged(f"{place}: this part of the store cannot be read")
+
+
+def writing(store: str) -> contextlib.AbstractContextManager[None]:
+    """`damaged` while a store is written: its disk may be full, or a permission missing."""
+    advice = "; make room and run the same command to go on"
+    return damaged(f"{store}: cannot be written", advice)
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class StorePart:
     """Some rows of a store, which never change.
 
     Attributes:
@@ -69,11 +87,17 @@ class Part:
     text_bytes: int
 
 
+def _total(name: str) -> property:
+    """A number of all parts together."""
+    return property(lambda manifest: sum(getattr(part, name) for part in manifest.parts))
+
+
 @dataclasses.dataclass(frozen=True)
 class Manifest:
     """What a store is.
 
-    Counts include what has been deleted, until the store is compacted.
+    `rows`, `documents`, `fed_tokens`, `cut_tokens` and `text_bytes` are those of all parts, and
+    include what has been deleted, until the store is compacted.
 
     Attributes:
         fingerprint: of what made it (runs/fingerprint.py).
@@ -97,49 +121,41 @@ class Manifest:
     rate: int
     document_length: int
     part: int
-    parts: tuple[Part, ...] = ()
+    parts: tuple[StorePart, ...] = ()
     deleted: dict[str, int] = dataclasses.field(default_factory=dict)
     numbered: int = 0
     version: int = VERSION
 
-    def _sum(self, name: str) -> int:
-        return sum(getattr(part, name) for part in self.parts)
-
-    @property
-    def rows(self) -> int:
-        """Of all parts."""
-        return self._sum("rows")
-
-    @property
-    def documents(self) -> int:
-        """Of all parts."""
-        return self._sum("documents")
-
-    @property
-    def fed_tokens(self) -> int:
-        """Tokens of text that were read."""
-        return self._sum("fed_tokens")
-
-    @property
-    def cut_tokens(self) -> int:
-        """Tokens of text that were not."""
-        return self._sum("cut_tokens")
-
-    @property
-    def text_bytes(self) -> int:
-        """Of titles and texts."""
-        return self._sum("text_bytes")
+    rows = _total("rows")
+    documents = _total("documents")
+    fed_tokens = _total("fed_tokens")
+    cut_tokens = _total("cut_tokens")
+    text_bytes = _total("text_bytes")
 
     @property
     def realised_compression(self) -> float:
         """Tokens read over memory vectors: less than `rate`, as most texts are not full."""
         return self.fed_tokens / max(self.rows * self.memory_tokens, 1)
 
+    def arrays(self, rows: int) -> dict[str, tuple[str, list[int]]]:
+        """Dtype and shape of the arrays of a number of rows, by name."""
+        arrays = {MEMORIES: (self.dtype, [rows, self.memory_tokens, self.width])}
+        if self.dtype == "int8":
+            arrays[SCALES] = ("float32", [rows, self.memory_tokens])
+        return arrays
+
+    def empty(self, rows: int) -> dict[str, np.ndarray]:
+        """Arrays of a number of rows in main memory, not filled, by name."""
+        arrays = self.arrays(rows).items()
+        return {
+            name: np.empty(shape, tensorstore.dtype(dtype).numpy_dtype)
+            for name, (dtype, shape) in arrays
+        }
+
     @property
     def row_bytes(self) -> int:
         """Of a row's memory, its scales included."""
-        numbers = self.memory_tokens * self.width
-        return numbers + 4 * self.memory_tokens if self.dtype == "int8" else 2 * numbers
+        return sum(array.nbytes for array in self.empty(1).values())
 
     @property
     def memory_bytes(self) -> int:
@@ -165,14 +181,14 @@ def read_manifest(store: str) -> Manifest:
     if not files.path(path).exists():
         raise Damaged(f"{store}: no store there ({MANIFEST} is missing); --mode=compress makes one")
     try:
-        found = json.loads(files.read(path))
-        if found["version"] != VERSION:
+        values = json.loads(files.read(path))
+        if values["version"] != VERSION:
             raise UserError(
-                f"{store}: a store of version {found['version']!r}, this program knows {VERSION}"
+                f"{store}: a store of version {values['version']!r}, this program knows {VERSION}"
             )
-        del found["summary"]
-        parts = tuple(Part(**part) for part in found.pop("parts"))
-        manifest = Manifest(**found, parts=parts)
+        del values["summary"]
+        parts = tuple(StorePart(**part) for part in values.pop("parts"))
+        manifest = Manifest(**values, parts=parts)
         if not _is_sound(manifest):  # or parts that it should list might be taken for leftovers
             raise ValueError("values that no store has")
         return manifest
@@ -182,14 +198,14 @@ def read_manifest(store: str) -> Manifest:
 
 def _is_sound(manifest: Manifest) -> bool:
     """Whether a manifest's values are of the right kinds."""
-    sizes = (manifest.memory_tokens, manifest.width, manifest.rate, manifest.document_length,
-             manifest.part)  # fmt: skip
     if not (isinstance(manifest.deleted, dict) and isinstance(manifest.fingerprint, dict)):
         return False
+    sizes = (manifest.memory_tokens, manifest.width, manifest.rate, manifest.document_length,
+             manifest.part)  # fmt: skip
     counts = [manifest.numbered, *manifest.deleted.values()]
-    names = [part.name for part in manifest.parts]
     for part in manifest.parts:
         counts += dataclasses.astuple(part)[1:]
+    names = [part.name for part in manifest.parts]
     return (
         manifest.dtype in DTYPES
         and all(type(size) is int and size > 0 for size in sizes)
@@ -206,7 +222,7 @@ def write_manifest(store: str, manifest: Manifest) -> None:
 
 
 def part_folder(store: str, name: str) -> str:
-    """Where a part lies."""
+    """The folder of a part."""
     return os.path.join(store, PARTS, name)
 
 
@@ -218,11 +234,22 @@ def kvstore(folder: str) -> dict[str, str]:
     return {"driver": "file", "path": os.path.join(os.path.abspath(folder), "")}
 
 
+def create_part(
+    store: str, manifest: Manifest, name: str, table: pyarrow.Table
+) -> dict[str, tensorstore.TensorStore]:
+    """Writes the documents of a part; returns its arrays, by name, to write to."""
+    folder = part_folder(store, name)
+    with writing(store):
+        arrays = create_arrays(folder, manifest, table.num_rows)
+        write_table(folder, table)
+    return arrays
+
+
 def create_arrays(folder: str, manifest: Manifest, rows: int) -> dict[str, tensorstore.TensorStore]:
     """New arrays of a part, by name, to write to."""
     shard = max(1, min(rows, _SHARD // manifest.row_bytes))
     opened = {}
-    for name, (dtype, whole) in _arrays(manifest, rows).items():
+    for name, (dtype, whole) in manifest.arrays(rows).items():
         shape = whole[1:]
         metadata = {
             "shape": whole,
@@ -240,40 +267,15 @@ def open_arrays(folder: str, manifest: Manifest, rows: int) -> dict[str, tensors
     Raises:
         Damaged: they are not there, or others.
     """
-    expected = _arrays(manifest, rows)
-    with damaged(folder):
+    expected = manifest.arrays(rows)
+    with unreadable(folder):
         opened = {name: _open(folder, name) for name in expected}
         arrays = {name: future.result() for name, future in opened.items()}
         for name, (dtype, shape) in expected.items():
-            found = (arrays[name].dtype.name, list(arrays[name].shape))
-            if found != (dtype, shape):
-                raise ValueError(f"{name} are {found}, not {(dtype, shape)}")
+            there = (arrays[name].dtype.name, list(arrays[name].shape))
+            if there != (dtype, shape):
+                raise ValueError(f"{name} are {there}, not {(dtype, shape)}")
         return arrays
-
-
-def _arrays(manifest: Manifest, rows: int) -> dict[str, tuple[str, list[int]]]:
-    """Dtype and shape of a part's arrays, by name."""
-    M, D = manifest.memory_tokens, manifest.width
-    arrays = {MEMORIES: (DTYPES[manifest.dtype], [rows, M, D])}
-    if manifest.dtype == "int8":
-        arrays[SCALES] = ("float32", [rows, M])
-    return arrays
-
-
-class damaged:
-    """Makes what TensorStore raises while reading a part `Damaged`; a context manager."""
-
-    def __init__(self, folder: str):
-        self._folder = folder
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, ValueError | OSError):
-            raise Damaged(
-                f"{self._folder}: this part of the store cannot be read ({reason(error)[:200]})"
-            ) from error
 
 
 def write_table(folder: str, table: pyarrow.Table) -> None:
@@ -294,17 +296,15 @@ def read_table(folder: str, rows: int) -> pyarrow.Table:
         Damaged: they are not there, or not so many rows of a store.
     """
     path = os.path.join(folder, TABLE)
-    try:
+    with unreadable(path):
         with pyarrow.memory_map(files.local(path)) as source:
             table = pyarrow.ipc.open_file(source).read_all()
         if table.schema != SCHEMA or table.num_rows != rows:
             raise ValueError(f"not {rows} rows of a store")
         return table
-    except (OSError, ValueError, pyarrow.ArrowException) as e:
-        raise Damaged(f"{path}: this part of the store cannot be read ({reason(e)})") from e
 
 
-def part_of(name: str, table: pyarrow.Table) -> Part:
+def part_of(name: str, table: pyarrow.Table) -> StorePart:
     """What the manifest says of a part."""
 
     def total(values: Any) -> int:
@@ -313,19 +313,13 @@ def part_of(name: str, table: pyarrow.Table) -> Part:
     size = sum(total(pyarrow.compute.binary_length(table[column])) for column in ("title", "text"))
     firsts = total(pyarrow.compute.equal(table["chunk"], 0).cast(pyarrow.int64()))
     sums = (total(table[column]) for column in ("tokens", "cut"))
-    return Part(name, table.num_rows, firsts, *sums, size)
+    return StorePart(name, table.num_rows, firsts, *sums, size)
 
 
 def _sharded(inner: Sequence[int]) -> dict[str, Any]:
-    little = {"name": "bytes", "configuration": {"endian": "little"}}
-    checked = {"name": "crc32c"}
-    return {
-        "name": "sharding_indexed",
-        "configuration": {
-            "chunk_shape": list(inner), "codecs": [little, checked],
-            "index_codecs": [little, checked],
-        },
-    }  # fmt: skip
+    codecs = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+    configuration = {"chunk_shape": list(inner), "codecs": codecs, "index_codecs": codecs}
+    return {"name": "sharding_indexed", "configuration": configuration}
 
 
 def _open(folder: str, name: str, **made: Any) -> tensorstore.Future:

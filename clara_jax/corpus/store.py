@@ -13,7 +13,6 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pyarrow
 import pyarrow.compute
@@ -76,6 +75,7 @@ class Store:
         memory_tokens: M.
         width: D.
         dtype: of memories on disk, bfloat16 or int8.
+        parts: of the rows, in order.
         rows: of all parts, deleted ones included.
 
     Raises:
@@ -86,8 +86,9 @@ class Store:
         self.path = files.normal(os.fspath(path))
         self.manifest: Manifest = format.read_manifest(self.path)
         self.memory_tokens, self.width = self.manifest.memory_tokens, self.manifest.width
-        self.dtype, self.rows = self.manifest.dtype, self.manifest.rows
-        counts = [part.rows for part in self.manifest.parts]
+        self.dtype = self.manifest.dtype
+        self.parts, self.rows = self.manifest.parts, self.manifest.rows
+        counts = [part.rows for part in self.parts]
         self.starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])  # of the parts
         self._tables: dict[int, pyarrow.Table] = {}
         self._arrays: dict[int, dict[str, Any]] = {}
@@ -138,7 +139,7 @@ class Store:
 
     def texts(self) -> Iterator[str]:
         """Of all rows in order, titles as first lines, as the model read them."""
-        for number in range(len(self.manifest.parts)):
+        for number in range(len(self.parts)):
             table = self.table(number)
             columns = (table[name].to_pylist() for name in ("title", "text"))
             yield from map(whole, *columns)
@@ -149,19 +150,18 @@ class Store:
         Raises:
             UserError: an id is not there, or was deleted.
         """
-        found: dict[str, list[int]] = {name: [] for name in ids}
+        matches: dict[str, list[int]] = {name: [] for name in ids}
         for number, start in enumerate(self.starts[:-1]):
-            table = self.table(number)
-            matching = _is_in(table["id"], ids) | _is_in(table["parent"], ids)
-            for row in np.flatnonzero(matching).tolist():
+            table = self.table(number).select(["id", "parent"])
+            is_match_r = _is_in(table["id"], ids) | _is_in(table["parent"], ids)
+            for row in np.flatnonzero(is_match_r):
                 if self.alive_R[start + row]:
-                    for name in {table["id"][row].as_py(), table["parent"][row].as_py()}:
-                        if name in found:
-                            found[name].append(int(start) + row)
-        for name, rows in found.items():
+                    for name in {column[row].as_py() for column in table.columns} & set(matches):
+                        matches[name].append(int(start + row))
+        for name, rows in matches.items():
             if not rows:
                 raise UserError(f"{self.path}: holds no document of the id {name!r}")
-        return [row for name in ids for row in found[name]]
+        return [row for name in ids for row in matches[name]]
 
     def check(self, model: Model, trees: Trees) -> None:
         """Compares a model with the one that made this store.
@@ -171,10 +171,10 @@ class Store:
         """
         self.check_fingerprint(fingerprint(model, trees), model.config.model.param_dtype)
 
-    def check_fingerprint(self, found: dict[str, str], held: str) -> None:
-        """`check`, for a fingerprint and the dtype that the base is held in."""
+    def check_fingerprint(self, model: dict[str, str], held: str) -> None:
+        """`check`, for a model's fingerprint and the dtype that its base is held in."""
         for name, what in _OTHER.items():
-            if found[name] != self.manifest.fingerprint.get(name):
+            if model[name] != self.manifest.fingerprint.get(name):
                 hint = " (int8 is another base than the same in float32)" if held == "int8" else ""
                 raise UserError(
                     f"{self.path}: made by another model: other {what}{hint}; use the model that "
@@ -184,7 +184,7 @@ class Store:
     def table(self, number: int) -> pyarrow.Table:
         """The documents of a part."""
         if number not in self._tables:
-            rows = self.manifest.parts[number].rows
+            rows = self.parts[number].rows
             self._tables[number] = format.read_table(self._folder(number), rows)
         return self._tables[number]
 
@@ -208,36 +208,31 @@ class Store:
         begun = []
         for number, positions, inside in self._by_part(rows):
             if number not in self._arrays:
-                self._arrays[number] = format.open_arrays(
-                    self._folder(number), self.manifest, self.manifest.parts[number].rows
-                )
+                folder, count = self._folder(number), self.parts[number].rows
+                self._arrays[number] = format.open_arrays(folder, self.manifest, count)
             arrays = self._arrays[number]
             begun.append((number, positions, {n: a[inside].read() for n, a in arrays.items()}))
         return len(rows), begun
 
     def _end(self, count: int, begun: list[tuple[int, np.ndarray, dict]]) -> dict[str, np.ndarray]:
         """Waits for what was started."""
-        M, D = self.memory_tokens, self.width
-        kind = ml_dtypes.bfloat16 if self.dtype == "bfloat16" else np.int8
-        out = {MEMORIES: np.empty((count, M, D), kind)}
-        if self.dtype == "int8":
-            out[SCALES] = np.empty((count, M), np.float32)
+        out = self.manifest.empty(count)
         for number, positions, reads in begun:
-            with format.damaged(self._folder(number)):
+            with format.unreadable(self._folder(number)):
                 for name, future in reads.items():
                     out[name][positions] = future.result()
         return out
 
     def _floats(self, stored: dict[str, np.ndarray]) -> np.ndarray:
-        if self.dtype != "int8":
+        if SCALES not in stored:
             return stored[MEMORIES]
         return stored[MEMORIES] * stored[SCALES][..., None]  # float32
 
     def _folder(self, number: int) -> str:
-        return format.part_folder(self.path, self.manifest.parts[number].name)
+        return format.part_folder(self.path, self.parts[number].name)
 
     def _by_part(self, rows: Sequence[int]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Parts that rows lie in, positions among `rows`, and the rows' numbers inside the part."""
+        """Parts of rows, by number; positions among `rows`; and the rows' numbers in the part."""
         rows_n = np.asarray(rows, np.int64)
         if ((rows_n < 0) | (rows_n >= self.rows)).any():
             raise UserError(f"{self.path}: has rows 0 to {self.rows - 1}, not all of {rows_n}")

@@ -5,7 +5,6 @@ The folder holds `manifest.json` (who made them), `vectors.bin` (M * D numbers a
 so that a run that was killed goes on where it stopped.
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Sequence
@@ -89,9 +88,9 @@ class MemoryFile:
         Raises:
             UserError: they cannot be written, such as on a full disk.
         """
-        try:
-            with open(self._path(".lock"), "w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # another run may write here too
+        advice = "; make room and run the same command to go on"
+        with files.writing(f"{self._directory}: memories", advice):
+            with files.lock(self._path(".lock"), "", wait=True):  # another run may write here too
                 self._open()
                 new = [i for i, text in enumerate(documents) if digest(text) not in self._rows]
                 vectors = np.asarray(memories, self._dtype)[new]
@@ -100,11 +99,6 @@ class MemoryFile:
                 count = len(self._rows)
                 self._write("vectors.bin", count * self._bytes, vectors.tobytes())
                 self._write("digests.bin", count * _DIGEST, digests)
-        except OSError as e:
-            raise UserError(
-                f"{self._directory}: memories cannot be written ({e.strerror}); make room and run "
-                "the same command to go on"
-            ) from e
         self._open()
 
     def _write(self, name: str, start: int, data: bytes) -> None:

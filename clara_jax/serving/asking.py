@@ -8,8 +8,8 @@ from typing import Any
 
 from fastapi import HTTPException, Request
 
-from clara_jax.corpus.format import Busy
 from clara_jax.errors import UserError
+from clara_jax.files import Busy
 from clara_jax.serving import schemas
 from clara_jax.serving.batching import Broken, Cancelled, Late
 from clara_jax.serving.queueing import Full

@@ -9,7 +9,6 @@ import numpy as np
 from clara_jax.config import Config
 from clara_jax.corpus import write
 from clara_jax.corpus.format import Damaged
-from clara_jax.corpus.search import build
 from clara_jax.corpus.search.search import Hit, Search
 from clara_jax.corpus.store import StoredDocument, open_store
 from clara_jax.inference import rank
@@ -64,13 +63,11 @@ class Corpus:
         self, queries_nMD: np.ndarray, questions: Sequence[str], top_k: int
     ) -> list[list[Hit]]:
         """The best documents of each question, the best first."""
-        if self._search.options.hops == 1:
-            return self._search.search(queries_nMD, questions, top_k)
 
         def encode(texts: list[str]) -> np.ndarray:
             return encode_query(self._model, self._trees, texts, len(texts))
 
-        return self._search.search_twice(queries_nMD, questions, encode, top_k)
+        return self._search.search(queries_nMD, questions, top_k, encode)
 
     def memories(self, rows: Sequence[int]) -> np.ndarray:
         """Memories float32 [n, M, D] of rows."""
@@ -100,7 +97,6 @@ class Corpus:
     def _path(self) -> str:
         """Of the store, if it still is the one whose rows are known."""
         old = self._search.store
-        known = build.places(old)
-        if build.places(open_store(old.path))[: len(known)] != known:
+        if open_store(old.path).parts[: len(old.parts)] != old.parts:
             raise Damaged(f"{old.path}: is another store now, or compacted; start the server again")
         return old.path

@@ -27,7 +27,7 @@ from clara_jax.endpoint import client as endpoint_lib
 from clara_jax.endpoint.asker import Asker
 from clara_jax.endpoint.client import Endpoint, Unavailable
 from clara_jax.endpoint.prompts import Prompts
-from clara_jax.endpoint.replies import Store
+from clara_jax.endpoint.replies import Replies
 from clara_jax.errors import UserError
 from clara_jax.progress import Progress
 from clara_jax.synthesis import estimate, jobs, languages, report
@@ -113,7 +113,7 @@ class _Run:
         basis |= {"seed": self._config.seed, "prompts": self._prompts.hash}
         todo = jobs.collect(self._documents, self._config, self._corpus)
         first = next(todo)  # so that a wrong name of a file makes no folder
-        with Store(self._output, basis) as store:
+        with Replies(self._output, basis) as store:
             self._total = jobs.save(self._output, itertools.chain([first], todo))
             counts = asyncio.run(self._work(store))
             left = self._total - self._done
@@ -126,7 +126,7 @@ class _Run:
             self._write(store, self._manifest(store, url, counts, left))
         return LEFT if left else 0
 
-    async def _work(self, store: Store) -> dict[str, int]:
+    async def _work(self, store: Replies) -> dict[str, int]:
         async with Endpoint(self._options, KINDS) as endpoint:
             progress = Progress(self._total, "synthesis", self._count_done(store))
             todo = (job for job in jobs.load(self._output) if job["key"] not in store)
@@ -140,14 +140,14 @@ class _Run:
                 progress.close()
             return dict(endpoint.counts)
 
-    def _count_done(self, store: Store) -> int:
+    def _count_done(self, store: Replies) -> int:
         self._done = sum(job["key"] in store for job in jobs.load(self._output))
         if self._done:
             logging.info("%d of %d are done already", self._done, self._total)
         return self._done
 
     async def _worker(
-        self, todo: Iterator[jobs.Job], endpoint: Endpoint, store: Store, progress: Progress
+        self, todo: Iterator[jobs.Job], endpoint: Endpoint, store: Replies, progress: Progress
     ) -> None:
         """Takes one job after the other."""
         work = jobs.TASKS[self._options.task].work
@@ -172,7 +172,7 @@ class _Run:
             )
 
     def _manifest(
-        self, store: Store, url: str, counts: dict[str, int], left: int
+        self, store: Replies, url: str, counts: dict[str, int], left: int
     ) -> dict[str, Any]:
         options = dataclasses.asdict(self._options)
         for own in ("base_url", "model", "task"):
@@ -193,7 +193,7 @@ class _Run:
             "left_undone": left,
         }
 
-    def _write(self, store: Store, manifest: dict[str, Any]) -> None:
+    def _write(self, store: Replies, manifest: dict[str, Any]) -> None:
         """Writes the results, each file whole."""
         summary = report.Report()
         with (

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from clara_jax import distributed, files, sharding
+from clara_jax import distributed, ledger, sharding
 from clara_jax.config import Config
 from clara_jax.data import question_lengths, question_rows, scp_rows, sources
 from clara_jax.data.memories import MemoryFile
@@ -29,6 +29,7 @@ from clara_jax.data.streams import Streams
 from clara_jax.errors import UserError
 from clara_jax.inference import answers as answers_lib
 from clara_jax.inference import encode
+from clara_jax.ledger import Ledger
 from clara_jax.models.clara import Trees
 from clara_jax.progress import Progress
 from clara_jax.runs.fingerprint import fingerprint
@@ -174,13 +175,16 @@ def teacher_answers(model: Model, trees: Trees, reader: Reader, workdir: str) ->
     answers, size = _read_answers(path, model, reader)
     if len(answers) < total:
         progress = Progress(total, "teacher answers", start=len(answers))
-        with _appending(path, size) as write:
+        with contextlib.ExitStack() as stack:
+            # Without what a kill left of a line.
+            file = stack.enter_context(Ledger(path, size)) if distributed.is_first() else None
             for start in range(len(answers), total, _CHUNK):
                 part = range(start, min(start + _CHUNK, total))
                 records = [reader.picked(i) for i in part]
                 texts = _teach(model, trees, records)
                 for record, text in zip(records, texts, strict=True):
-                    write({"asked": _asked(model, record), "answer": text})
+                    if file is not None:
+                        file.append({"asked": _asked(model, record), "answer": text})
                 answers += texts
                 progress.update(part.stop)
         progress.close()
@@ -191,16 +195,6 @@ def teacher_answers(model: Model, trees: Trees, reader: Reader, workdir: str) ->
         sum(not text for text in answers),
     )
     return filled
-
-
-@contextlib.contextmanager
-def _appending(path: str, size: int) -> Iterator[Callable[[Any], None]]:
-    """Writes lines of JSON after the first `size` bytes of a file, in the first process alone."""
-    if not distributed.is_first():
-        yield lambda line: None
-        return
-    with files.Lines(path, size) as f:  # without what a kill left of a line
-        yield lambda line: f.write(json.dumps(line) + "\n")
 
 
 def _teach(model: Model, trees: Trees, records: Sequence[Any]) -> list[str]:
@@ -221,27 +215,18 @@ def _asked(model: Model, record: QaRecord) -> str:
 
 
 def _read_answers(path: str, model: Model, reader: Reader) -> tuple[list[str], int]:
-    """Answers that are there already, and the bytes of their whole lines."""
+    """Answers before the first damaged line of the file, and the bytes of their lines."""
     answers: list[str] = []
-    size = 0
-    if not files.path(path).exists():
-        return answers, size
-    with files.path(path).open("rb") as f:
-        for line in f:
-            try:
-                found = json.loads(line)
-                asked, answer = found["asked"], found["answer"]
-                whole = line.endswith(b"\n") and isinstance(answer, str)
-            except (ValueError, KeyError, TypeError):
-                whole = False
-            if not whole:
-                break  # cut short by a kill: made again from here on
-            number = len(answers)
-            if number >= len(reader.source) or asked != _asked(model, reader.picked(number)):
-                raise UserError(
-                    f"{path}:{number + 1}: the answer to another question, or under other options; "
-                    "use another --workdir, or remove the file to have the answers made again"
-                )
-            answers.append(answer)
-            size += len(line)
-    return answers, size
+
+    def take(line: ledger.Entry, _: int) -> None:
+        asked, answer, number = line["asked"], line["answer"], len(answers)
+        if not isinstance(answer, str):
+            raise ValueError("no text")
+        if number >= len(reader.source) or asked != _asked(model, reader.picked(number)):
+            raise UserError(
+                f"{path}:{number + 1}: the answer to another question, or under other options; "
+                "use another --workdir, or remove the file to have the answers made again"
+            )
+        answers.append(answer)
+
+    return answers, ledger.read(path, take)

@@ -1,7 +1,6 @@
 """A training run: what it starts from and resumes, and what ends it."""
 
 import contextlib
-import fcntl
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -118,20 +117,11 @@ def _on_signal() -> Iterator[Callable[[int], int]]:
 @contextlib.contextmanager
 def _lock(workdir: str) -> Iterator[None]:
     """Holds the workdir for one run: two would write the same files."""
-    if not distributed.is_first():
-        yield
-        return
-    files.make_folder(workdir)
-    if files.is_remote(workdir):  # object storage knows no locks
-        yield
-        return
-    with open(os.path.join(workdir, ".lock"), "w") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            raise UserError(
-                f"{workdir}: another run trains here; wait for it or use another --workdir"
-            ) from e
+    with contextlib.ExitStack() as stack:
+        if distributed.is_first():
+            files.make_folder(workdir)
+            problem = f"{workdir}: another run trains here; wait for it or use another --workdir"
+            stack.enter_context(files.lock(os.path.join(workdir, ".lock"), problem))
         yield
 
 

@@ -103,13 +103,13 @@ def test_kill_9_and_again_is_the_same_store(workdir, file, tmp_path):
     store = tmp_path / "store"
     program = (
         "import sys, time\n"
-        "from clara_jax.inference import compress, store_write\n"
+        "from clara_jax.corpus import compress, write as write_lib\n"
         "from clara_jax.config import Config, Store\n"
-        "begin = store_write._Writer.write\n"
+        "begin = write_lib._Writer.write\n"
         "def write(self, rows):\n"
         "    begin(self, rows)\n"
         "    time.sleep(0.2)\n"
-        "store_write._Writer.write = write\n"
+        "write_lib._Writer.write = write\n"
         f"options = Config(store=Store(part={PART}, batch={PART}))\n"
         "compress.run(*sys.argv[1:4], config=options)\n"
     )
