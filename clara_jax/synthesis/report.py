@@ -9,6 +9,7 @@ from absl import logging
 from clara_jax import files
 from clara_jax.errors import UserError
 from clara_jax.plotting import pyplot, save
+from clara_jax.text.markdown import table
 
 KINDS = ("simple", "complex")
 _HISTOGRAMS = {
@@ -117,7 +118,7 @@ class Report:
         for title, (head, body) in tables.items():
             body = [row for row in body if row[1] not in (0, "")]
             if body:
-                parts.append(f"## {title}\n\n{_table([head, *body])}")
+                parts.append(f"## {title}\n\n{table(head, body)}")
         return "\n\n".join(parts) + "\n"
 
     def plot(self, path: str) -> None:
@@ -157,8 +158,3 @@ def _quantile(histogram: dict[int, int], share: float) -> int:
         if left <= 0:
             return number
     return max(histogram)
-
-
-def _table(rows: list[tuple[Any, ...]]) -> str:
-    lines = ["| " + " | ".join(str(cell).replace("|", "/") for cell in row) + " |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
