@@ -31,7 +31,7 @@ from clara_jax.models.clara import Trees
 from clara_jax.models.config import PRESETS
 from clara_jax.models.decoder import Cache
 from clara_jax.runs.setup import Model
-from clara_jax.text.markdown import markdown
+from clara_jax.text.markdown import table
 
 TEMPLATE = 47  # tokens of the default prompt with SmolLM2's tokenizer, without documents, question
 
@@ -145,8 +145,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for rate in (None, *args.rate):  # minutes each, for a large model
         rows.append(alone(measure, options, work, rate))
         print(f"{rows[-1].name}: {rows[-1].answer:.3g} s an answer", file=sys.stderr, flush=True)
-    text = markdown(HEAD, cells(rows))
-    text += f"\n\n{PAPER}\n\n{markdown(*paper.seconds(args.rate))}"
+    text = table(HEAD, cells(rows))
+    text += f"\n\n{PAPER}\n\n{table(*paper.seconds(args.rate))}"
     print(text)
     if args.output:
         files.write(f"{args.output}.md", text + "\n")

@@ -15,6 +15,7 @@ from clara_jax.config_checks import METHOD, SCHEDULE, get
 from clara_jax.errors import UserError
 from clara_jax.evaluation import predictions, statistics
 from clara_jax.runs.workdir import labels, newest_path, read_evaluation
+from clara_jax.text.markdown import Table
 
 # What is tested, where the questions of both runs have it; and how it is called in tables.
 TESTED = {
@@ -162,41 +163,50 @@ def unlike(runs: Sequence[Run]) -> str:
     return f"Not evaluated alike, means do not compare: {'; '.join(parts)}." if parts else ""
 
 
-def interval_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
-    """Head and cells: means of the tested metrics of each run, with 95 % intervals."""
-    shown = [metric for metric in TESTED if any(metric in run.values for run in runs)]
-    cells = [[run.label, *(_with_interval(run.lines, run.own, m) for m in shown)] for run in runs]
-    return ["", *(TESTED[metric] for metric in shown)], cells
+def interval_table(runs: Sequence[Run]) -> Table:
+    """Means of the tested metrics of each run, with 95 % intervals."""
+    return _means([""], [([run.label], run.lines, run.own) for run in runs])
 
 
-def file_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
-    """Head and cells: as `interval_table` for each file of questions, which is a data set mostly.
+def file_table(runs: Sequence[Run]) -> Table:
+    """As `interval_table` for each file of questions, which is a data set mostly.
 
-    No cell where all questions of a run come from one file.
+    No row where all questions of a run come from one file.
     """
-    parts: list[tuple[str, str, list[predictions.Line], str]] = []
+    parts = []
     for run in runs:
-        groups: dict[str, list[predictions.Line]] = {}
+        files_of: dict[str, list[predictions.Line]] = {}
         for line in run.lines:
-            groups.setdefault(str(line.get("origin", "")).rpartition(":")[0], []).append(line)
-        if len(groups) > 1:
-            names = labels(list(groups))
+            files_of.setdefault(str(line.get("origin", "")).rpartition(":")[0], []).append(line)
+        if len(files_of) > 1:
             parts += [
-                (run.label, f"{name} ({len(lines)})", lines, run.own)
-                for name, lines in zip(names, groups.values(), strict=True)
+                ([run.label, f"{name} ({len(lines)})"], lines, run.own)
+                for name, lines in zip(labels(list(files_of)), files_of.values(), strict=True)
             ]
-    shown = [m for m in TESTED if any(m in predictions.values(*part[2:]) for part in parts)]
-    cells = [
-        [label, name, *(_with_interval(lines, own, m) for m in shown)]
-        for label, name, lines, own in parts
-    ]
-    return ["", "questions of", *(TESTED[metric] for metric in shown)], cells
+    return _means(["", "questions of"], parts)
 
 
-def test_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
-    """Head and cells of `tests`; no cell where there is one run."""
-    head = [f"{runs[0].label} less", "", "questions", "difference", "95 %", "p"]
-    cells = [
+def _means(
+    head: list[str], parts: Sequence[tuple[list[str], Sequence[predictions.Line], str]]
+) -> Table:
+    """Means over parts of predictions: first cells, lines, and the condition."""
+    known = [predictions.values(lines, own) for _, lines, own in parts]
+    shown = [metric for metric in TESTED if any(metric in values for values in known)]
+    rows = [[*first, *(_mean(lines, own, m) for m in shown)] for first, lines, own in parts]
+    return Table([*head, *(TESTED[metric] for metric in shown)], rows)
+
+
+def _mean(lines: Sequence[predictions.Line], condition: str, metric: str) -> str:
+    """A mean with its interval, and the number of questions where not all lines have it."""
+    mean = predictions.mean(lines, condition, metric)
+    if mean is None:
+        return ""
+    return str(mean) + f" of {mean.lines} questions" * (mean.lines < len(lines))
+
+
+def test_table(runs: Sequence[Run]) -> Table:
+    """The results of `tests`; no row where there is one run."""
+    rows = [
         [
             test.other,
             TESTED[test.metric],
@@ -207,7 +217,7 @@ def test_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
         ]
         for test in tests(runs)
     ]
-    return head, cells
+    return Table([f"{runs[0].label} less", "", "questions", "difference", "95 %", "p"], rows)
 
 
 def p_value(p: float) -> str:
@@ -215,35 +225,36 @@ def p_value(p: float) -> str:
     return f"{p:.4f}" if p >= 0.001 else "< 0.001"
 
 
-def seed_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
-    """Head and cells: mean ± sd of runs that differ in seed alone; no cell where none do.
+def seed_table(runs: Sequence[Run]) -> Table:
+    """Mean ± standard deviation of runs that differ in seed alone; no row where none do.
 
     They were evaluated alike, on the same questions. Of runs of one seed the first counts.
     """
     groups: dict[Any, dict[int, list[Run]]] = {}  # by seed
     for run in runs:
         if run.config is not None:
-            asked = frozenset(predictions.by_question(run.lines))
-            key = method(run.config), json.dumps(settings(run)), asked
+            questions = frozenset(predictions.by_question(run.lines))
+            key = method(run.config), json.dumps(settings(run)), questions
             groups.setdefault(key, {}).setdefault(run.config.seed, []).append(run)
-    several = [group for group in groups.values() if len(group) > 1]
-    counted = [[same[0].values for same in group.values()] for group in several]
+    several = [list(group.values()) for group in groups.values() if len(group) > 1]
+    counted = [[first.values for first, *_ in group] for group in several]
     shown = [m for m in TESTED if any(all(m in v for v in values) for values in counted)]
-    cells = []
+    rows = []
     for group, values in zip(several, counted, strict=True):
         names = [
-            same[0].label + "".join(f" (not {run.label}, of the same seed)" for run in same[1:])
-            for same in group.values()
+            first.label + "".join(f" (not {run.label}, of the same seed)" for run in others)
+            for first, *others in group
         ]
-        row = [", ".join(names), str(len(group))]
-        for metric in shown:
-            has = [v[metric] for v in values if metric in v]
-            # Of other numbers of gold documents recall does not compare.
-            same = len(has) == len(group) and len({len(each) for each in has}) == 1
-            means = [np.mean(each) for each in has]
-            row.append("{:.3f} ± {:.3f}".format(*statistics.over_seeds(means)) if same else "")
-        cells.append(row)
-    return ["runs that differ in seed alone", "seeds", *(TESTED[m] for m in shown)], cells
+        rows.append([", ".join(names), str(len(group)), *(_over_seeds(values, m) for m in shown)])
+    return Table(["runs that differ in seed alone", "seeds", *(TESTED[m] for m in shown)], rows)
+
+
+def _over_seeds(values: Sequence[Values], metric: str) -> str:
+    """Empty where not all have it, or of other numbers of questions, which do not compare."""
+    if len({len(each.get(metric, ())) for each in values}) > 1 or metric not in values[0]:
+        return ""
+    means = [np.mean(each[metric]) for each in values]
+    return "{:.3f} ± {:.3f}".format(*statistics.over_seeds(means))
 
 
 def method(config: Config) -> str:
@@ -256,13 +267,3 @@ def method(config: Config) -> str:
     elif earlier:
         tree["from"] = earlier
     return json.dumps(tree, sort_keys=True)
-
-
-def _with_interval(lines: Sequence[predictions.Line], condition: str, metric: str) -> str:
-    """A mean with its interval, and its number of questions where not all lines have it."""
-    values = predictions.values(lines, condition).get(metric)
-    if not values:
-        return ""
-    low, high = predictions.interval(lines, condition, metric)
-    some = f" of {len(values)} questions" if len(values) < len(lines) else ""
-    return f"{np.mean(values):.3f} ({low:.3f}-{high:.3f}){some}"

@@ -10,7 +10,7 @@ from absl import logging
 from clara_jax import files
 from clara_jax.errors import UserError
 from clara_jax.plotting import pyplot, save
-from clara_jax.text.markdown import markdown
+from clara_jax.text.markdown import table
 
 KINDS = ("simple", "complex")
 _HISTOGRAMS = {
@@ -114,9 +114,9 @@ class Report:
             f"{manifest['tokens']['in']:,} in and {manifest['tokens']['out']:,} out."
         ]
         for title, (head, body) in tables.items():
-            cells = [[str(cell).replace("|", "/") for cell in row] for row in body if row[1]]
-            if cells:
-                parts.append(f"## {title}\n\n{markdown(head, cells)}")
+            body = [row for row in body if row[1] not in (0, "")]
+            if body:
+                parts.append(f"## {title}\n\n{table(head, body)}")
         return "\n\n".join(parts) + "\n"
 
     def plot(self, path: str) -> None:

@@ -16,7 +16,7 @@ from clara_jax.errors import UserError
 from clara_jax.evaluation.sweep.plan import Planned
 from clara_jax.models.config import PRESETS
 from clara_jax.runs import setup as setup_lib
-from clara_jax.text.markdown import markdown
+from clara_jax.text.markdown import table
 
 UTILISATION = 0.4  # of a chip's peak, which the hours suppose
 
@@ -90,7 +90,7 @@ def cost_table(planned: Sequence[Planned], chip: str) -> str:
         ])  # fmt: skip
     cells.append(["all", "", "", "", "", "", f"{total / 1e15:,.3g}", f"{_hours(total, chip):,.3g}"])
     return (
-        f"{markdown(head, cells)}\n\nTraining alone, parameters times tokens; hours of one "
+        f"{table(head, cells)}\n\nTraining alone, parameters times tokens; hours of one "
         f"{chip} at {UTILISATION:.0%} of its peak. Nothing is measured."
     )
 
