@@ -1,4 +1,4 @@
-"""Search among many documents, in time and recall: `… evaluation.benchmark search`.
+"""Search among many documents, in time and recall: `python -m benchmarks.speed search`.
 
 The memories are made up, like those of a trained model in their spectrum. On 4,308 passages that
 SmolLM2 compressed 16 times (M * D = 9,216) the mean has a norm of 0.77 beside unit vectors, the

@@ -283,10 +283,9 @@ def write_table(folder: str, table: pyarrow.Table) -> None:
     out = pyarrow.BufferOutputStream()
     with pyarrow.ipc.new_file(out, SCHEMA) as writer:
         writer.write_table(table.combine_chunks())
-    path = files.path(os.path.join(folder, TABLE))
     if not files.is_remote(folder):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(out.getvalue().to_pybytes())
+        os.makedirs(folder, exist_ok=True)
+    files.write(os.path.join(folder, TABLE), out.getvalue().to_pybytes())
 
 
 def read_table(folder: str, rows: int) -> pyarrow.Table:

@@ -9,6 +9,7 @@ A row is a document, or a piece of a long one. Its number stays until the store 
 
 import dataclasses
 import functools
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -122,14 +123,12 @@ class Store:
             The block's first row, and memories [b <= size, M, D]: bfloat16, or float32 of a store
             that holds int8.
         """
-        waiting = None
-        for first in range(0, self.rows, size):
-            begun = first, self._begin(range(first, min(first + size, self.rows)))
-            if waiting is not None:
-                yield waiting[0], self._floats(self._end(*waiting[1]))
-            waiting = begun
-        if waiting is not None:
-            yield waiting[0], self._floats(self._end(*waiting[1]))
+        starts = range(0, self.rows, size)
+        reads = (
+            (first, self._begin(range(first, min(first + size, self.rows)))) for first in starts
+        )
+        for (first, begun), _ in itertools.pairwise(itertools.chain(reads, [None])):
+            yield first, self._floats(self._end(*begun))
 
     def documents(self, rows: Sequence[int]) -> list[StoredDocument]:
         """What rows hold, in the order that they are named in."""

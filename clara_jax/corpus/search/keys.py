@@ -59,10 +59,10 @@ class Basis:
 
     def documents(self, memories_bMD: np.ndarray) -> np.ndarray:
         """Keys float32 [b, K] of documents' memories, of any float dtype."""
-        return np.asarray(document_keys(memories_bMD, self._components, self.offset_K, self.score))
+        return self.queries(memories_bMD) - self.offset_K
 
     def queries(self, memories_nMD: np.ndarray) -> np.ndarray:
-        """Keys float32 [n, K] of queries' memories."""
+        """Keys float32 [n, K] of queries' memories, of any float dtype."""
         return np.asarray(query_keys(memories_nMD, self._components, self.score))
 
     @functools.cached_property
@@ -98,15 +98,6 @@ def unit_vectors(memories_bMD: jax.Array, score: str) -> jax.Array:
 
 def _normalised(x: jax.Array) -> jax.Array:
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), _EPS)
-
-
-@functools.partial(jax.jit, static_argnames="score")
-def document_keys(
-    memories_bMD: jax.Array, components_XK: jax.Array, offset_K: jax.Array, score: str
-) -> jax.Array:
-    """Keys float32 [b, K] of documents (module docstring)."""
-    with _exact():
-        return unit_vectors(memories_bMD, score) @ components_XK - offset_K[None]
 
 
 @functools.partial(jax.jit, static_argnames="score")
