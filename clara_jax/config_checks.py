@@ -18,17 +18,11 @@ NOTHING = "nothing"  # neither weights nor batches
 
 
 class Allowed(NamedTuple):
-    """Values that an option may have.
+    """Values that an option may have."""
 
-    Attributes:
-        accepts: whether a value is one of them.
-        says: what an error says of a value that is not.
-        names: all of them, where they are names.
-    """
-
-    accepts: Callable[[Any], bool]
-    says: str
-    names: tuple[str, ...] = ()
+    accepts: Callable[[Any], bool]  # whether a value is one of them
+    says: str  # what an error says of a value that is not
+    names: tuple[str, ...] = ()  # all of them, where they are names
 
 
 AT_LEAST_1 = Allowed(lambda x: x >= 1, "must be at least 1")
@@ -49,19 +43,12 @@ FOLDER = Allowed(
 
 
 class Option(NamedTuple):
-    """One option.
+    """One option."""
 
-    Attributes:
-        default: its value where nothing else is said.
-        allowed: what its value must be, besides its type.
-        ties: what depends on it: METHOD, DRAW, SCHEDULE or NOTHING.
-        inherited: a run that starts from another must have the same value.
-    """
-
-    default: Any
-    allowed: tuple[Allowed, ...]
-    ties: str
-    inherited: bool
+    default: Any  # its value where nothing else is said
+    allowed: tuple[Allowed, ...]  # what its value must be, besides its type
+    ties: str  # what depends on it: METHOD, DRAW, SCHEDULE or NOTHING
+    inherited: bool  # a run that starts from another must have the same value
 
 
 def option(default: Any, *allowed: Allowed, ties: str = "", inherited: bool = False) -> Any:

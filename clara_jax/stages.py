@@ -19,21 +19,17 @@ PER = {
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A stage of training.
+    """A stage of training."""
 
-    Attributes:
-        records: form of its records: `scp`, a document and what is asked about it, or `qa`, a
-            question with its documents.
-        sides: of a batch, beside the documents: `qry`, the question by itself, which the reasoner
-            reads, and `dec`, prompt and answer, which the generator reads.
-        trained: trees that it trains. Everything else is frozen, and has neither gradient nor
-            optimizer state.
-        losses: weight of each mean in the loss, a number or the dotted name of an option.
-    """
-
+    # form of its records: `scp`, a document and what is asked about it, or `qa`, a question with
+    # its documents
     records: str
+    # of a batch, beside the documents: `qry`, the question by itself, which the reasoner reads, and
+    # `dec`, prompt and answer, which the generator reads
     sides: tuple[str, ...]
+    # trees that it trains. Everything else is frozen, and has neither gradient nor optimizer state.
     trained: tuple[str, ...]
+    # weight of each mean in the loss, a number or the dotted name of an option
     losses: dict[str, float | str]
 
     @property

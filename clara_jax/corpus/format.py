@@ -68,23 +68,14 @@ def writing(store: str) -> contextlib.AbstractContextManager[None]:
 
 @dataclasses.dataclass(frozen=True)
 class StorePart:
-    """Some rows of a store, which never change.
+    """Some rows of a store, which never change."""
 
-    Attributes:
-        name: of its folder.
-        rows: how many.
-        documents: that they are of.
-        fed_tokens: of text, that the model read.
-        cut_tokens: that it did not: of long titles, and of words that no piece holds.
-        text_bytes: of titles and texts in UTF-8.
-    """
-
-    name: str
-    rows: int
-    documents: int
-    fed_tokens: int
-    cut_tokens: int
-    text_bytes: int
+    name: str  # of its folder
+    rows: int  # how many
+    documents: int  # that they are of
+    fed_tokens: int  # of text, that the model read
+    cut_tokens: int  # that it did not: of long titles, and of words that no piece holds
+    text_bytes: int  # of titles and texts in UTF-8
 
 
 def _total(name: str) -> property:
@@ -98,33 +89,21 @@ class Manifest:
 
     `rows`, `documents`, `fed_tokens`, `cut_tokens` and `text_bytes` are those of all parts, and
     include what has been deleted, until the store is compacted.
-
-    Attributes:
-        fingerprint: of what made it (runs/fingerprint.py).
-        memory_tokens: M.
-        width: D.
-        dtype: of memories on disk.
-        rate: `config.data.rate` of the model.
-        document_length: most tokens of a row's text.
-        part: rows of a part, about.
-        parts: in the order of their rows.
-        deleted: documents that are no more, with the number of parts that this is said of: one of
-            the same id may have been added later.
-        numbered: parts that there ever were, so that no name is given twice.
-        version: of this layout.
     """
 
-    fingerprint: dict[str, str]
-    memory_tokens: int
-    width: int
-    dtype: str
-    rate: int
-    document_length: int
-    part: int
-    parts: tuple[StorePart, ...] = ()
+    fingerprint: dict[str, str]  # of what made it (runs/fingerprint.py)
+    memory_tokens: int  # M
+    width: int  # D
+    dtype: str  # of memories on disk
+    rate: int  # `config.data.rate` of the model
+    document_length: int  # most tokens of a row's text
+    part: int  # rows of a part, about
+    parts: tuple[StorePart, ...] = ()  # in the order of their rows
+    # documents that are no more, with the number of parts that this is said of: one of the same id
+    # may have been added later
     deleted: dict[str, int] = dataclasses.field(default_factory=dict)
-    numbered: int = 0
-    version: int = VERSION
+    numbered: int = 0  # parts that there ever were, so that no name is given twice
+    version: int = VERSION  # of this layout
 
     rows = _total("rows")
     documents = _total("documents")

@@ -14,16 +14,11 @@ class NewRow(StoredDocument):
     """A row that is to be stored; fields beside `ids` are columns of the store's table.
 
     A very long title is shortened.
-
-    Attributes:
-        cut: tokens of title and text that are not read.
-        digest: of the whole document.
-        ids: the compressor's input.
     """
 
-    cut: int
-    digest: bytes
-    ids: list[int]
+    cut: int  # tokens of title and text that are not read
+    digest: bytes  # of the whole document
+    ids: list[int]  # the compressor's input
 
 
 def digest(document: Document) -> bytes:

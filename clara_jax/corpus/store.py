@@ -37,23 +37,14 @@ _OTHER = {  # what differs between a store's model and another, the gravest firs
 
 @dataclasses.dataclass(frozen=True)
 class StoredDocument:
-    """A row of a store.
+    """A row of a store."""
 
-    Attributes:
-        id: of the row: that of the document, or `DOCUMENT#CHUNK` for a piece of a long one.
-        parent: id of the document.
-        chunk: which piece of it, from 0.
-        title: of the document; may be empty.
-        text: without the title.
-        tokens: of title and text, that the model read.
-    """
-
-    id: str
-    parent: str
-    chunk: int
-    title: str
-    text: str
-    tokens: int
+    id: str  # of the row: that of the document, or `DOCUMENT#CHUNK` for a piece of a long one
+    parent: str  # id of the document
+    chunk: int  # which piece of it, from 0
+    title: str  # of the document; may be empty
+    text: str  # without the title
+    tokens: int  # of title and text, that the model read
 
     @property
     def whole(self) -> str:

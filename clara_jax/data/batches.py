@@ -20,17 +20,11 @@ Batch = dict[str, np.ndarray]
 
 
 class Key(NamedTuple):
-    """An array of a batch.
+    """An array of a batch."""
 
-    Attributes:
-        axes: names of its axes.
-        dtype: its own; empty: that of the model's activations.
-        padding: what a row that only fills a batch holds.
-    """
-
-    axes: tuple[str, ...]
-    dtype: str = "int32"
-    padding: int = 0
+    axes: tuple[str, ...]  # names of its axes
+    dtype: str = "int32"  # its own; empty: that of the model's activations
+    padding: int = 0  # what a row that only fills a batch holds
 
 
 def _side(side: str, *axes: str) -> dict[str, Key]:
@@ -108,20 +102,14 @@ def whole_batches(rows: list[Batch], batch_rows: int) -> list[Batch]:
 
 @dataclasses.dataclass(frozen=True)
 class EncoderBatch:
-    """One document a row, int32.
+    """One document a row, int32."""
 
-    Attributes:
-        tokens: [B, T].
-        segments: [B, T], 1 at a document's tokens and 0 at padding, which fills whole rows at the
-            end of the last batch.
-        positions: [B, T].
-        index: [n <= B], which document each of the first n rows holds.
-    """
-
-    tokens: np.ndarray
+    tokens: np.ndarray  # [B, T]
+    # [B, T], 1 at a document's tokens and 0 at padding, which fills whole rows at the end of the
+    # last batch
     segments: np.ndarray
-    positions: np.ndarray
-    index: np.ndarray
+    positions: np.ndarray  # [B, T]
+    index: np.ndarray  # [n <= B], which document each of the first n rows holds
 
 
 def encoder_batches(

@@ -22,19 +22,12 @@ _HEADING = re.compile(r"#{1,6}\s+(.*?)\s*#*$")
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A document, or a piece of one that is within a limit.
+    """A document, or a piece of one that is within a limit."""
 
-    Attributes:
-        id: as given; else a digest of title and text.
-        title: may be empty.
-        text: without the title.
-        origin: file and line, for messages.
-    """
-
-    id: str
-    title: str
-    text: str
-    origin: str = ""
+    id: str  # as given; else a digest of title and text
+    title: str  # may be empty
+    text: str  # without the title
+    origin: str = ""  # file and line, for messages
 
     @property
     def whole(self) -> str:

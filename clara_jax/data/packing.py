@@ -33,28 +33,18 @@ class RowLengths:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a sample of rows holds; see `measure`.
+    """What a sample of rows holds; see `measure`."""
 
-    Attributes:
-        lengths: of the rows.
-        rows: measured.
-        examples: in those rows.
-        encoder_padding: share of the encoder's tokens that is padding.
-        decoder_padding: share of the decoder's.
-        rate: realised compression rate, tokens of a document's text over memory tokens.
-        token_ratio: tokens of the same examples, each padded to the longest document and
-            PADDED_DECODER tokens, over the tokens of these rows.
-        possible_ratio: the same if no row had any padding.
-    """
-
-    lengths: RowLengths
-    rows: int
-    examples: int
-    encoder_padding: float
-    decoder_padding: float
-    rate: float
+    lengths: RowLengths  # of the rows
+    rows: int  # measured
+    examples: int  # in those rows
+    encoder_padding: float  # share of the encoder's tokens that is padding
+    decoder_padding: float  # share of the decoder's
+    rate: float  # realised compression rate, tokens of a document's text over memory tokens
+    # tokens of the same examples, each padded to the longest document and PADDED_DECODER tokens,
+    # over the tokens of these rows
     token_ratio: float
-    possible_ratio: float
+    possible_ratio: float  # the same if no row had any padding
 
     def __str__(self) -> str:
         return (

@@ -28,40 +28,25 @@ class NoLabelError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One document with its prompt and answer, before packing; every array is int32 [T].
+    """One document with its prompt and answer, before packing; every array is int32 [T]."""
 
-    Attributes:
-        enc_tokens: the compressor's input, memory tokens at its end; empty for plain text.
-        dec_tokens: the generator's input, memory ids at its slots.
-        dec_targets: the token that each position must predict, NO_LABEL where there is no loss.
-        document_cut: the document was longer than the limit.
-        answer_cut: the answer was longer than the row.
-    """
-
-    enc_tokens: np.ndarray
-    dec_tokens: np.ndarray
+    enc_tokens: np.ndarray  # the compressor's input, memory tokens at its end; empty for plain text
+    dec_tokens: np.ndarray  # the generator's input, memory ids at its slots
+    # the token that each position must predict, NO_LABEL where there is no loss
     dec_targets: np.ndarray
-    document_cut: bool
-    answer_cut: bool
+    document_cut: bool  # the document was longer than the limit
+    answer_cut: bool  # the answer was longer than the row
 
 
 @dataclasses.dataclass(frozen=True)
 class TextLayout:
-    """How texts are laid out as token ids.
+    """How texts are laid out as token ids."""
 
-    Attributes:
-        tokenizer: of the base model.
-        extra: ids beyond the vocabulary.
-        prompts: texts of the prompts.
-        document_length: most tokens of a document's text.
-        seed: of the choice among the paraphrase instructions.
-    """
-
-    tokenizer: Tokenizer
-    extra: ExtraTokens
-    prompts: Prompts
-    document_length: int
-    seed: int = 0
+    tokenizer: Tokenizer  # of the base model
+    extra: ExtraTokens  # ids beyond the vocabulary
+    prompts: Prompts  # texts of the prompts
+    document_length: int  # most tokens of a document's text
+    seed: int = 0  # of the choice among the paraphrase instructions
 
     def document_ids(self, document: str, limit: int | None = None) -> tuple[list[int], bool]:
         """The compressor's input for one text, a document or a question.

@@ -20,33 +20,21 @@ from clara_jax.stages import STAGES
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """Lengths of a question's rows.
+    """Lengths of a question's rows."""
 
-    Attributes:
-        groups: rows of documents, G.
-        encoder: tokens of each.
-        query: tokens of the question by itself.
-        decoder: tokens of prompt and answer.
-    """
-
-    groups: int
-    encoder: int
-    query: int
-    decoder: int
+    groups: int  # rows of documents, G
+    encoder: int  # tokens of each
+    query: int  # tokens of the question by itself
+    decoder: int  # tokens of prompt and answer
 
 
 @dataclasses.dataclass(frozen=True)
 class QuestionRows:
-    """Lays out the question at a position; processes that prepare data get copies.
+    """Lays out the question at a position; processes that prepare data get copies."""
 
-    Attributes:
-        reader: of the records.
-        shapes: of the rows.
-        memories: of all documents of the source; None: they are compressed in the step.
-    """
-
-    reader: Reader
-    shapes: Shapes
+    reader: Reader  # of the records
+    shapes: Shapes  # of the rows
+    # of all documents of the source; None: they are compressed in the step
     memories: MemoryFile | None = None
 
     def __call__(self, index: int) -> Batch | None:

@@ -16,18 +16,12 @@ from clara_jax.stages import STAGES
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """Reads and tokenises the record at a position; processes that prepare data get copies.
+    """Reads and tokenises the record at a position; processes that prepare data get copies."""
 
-    Attributes:
-        source: records of the form that the stage reads.
-        layout: of texts.
-        config: of the run.
-        answers: to train on in place of the records' own, by position; None: their own.
-    """
-
-    source: Source
-    layout: TextLayout
-    config: Config
+    source: Source  # records of the form that the stage reads
+    layout: TextLayout  # of texts
+    config: Config  # of the run
+    # to train on in place of the records' own, by position; None: their own
     answers: Sequence[str] | None = None
     _skipped: set[int] = dataclasses.field(default_factory=set)
     _counts: dict[str, int] = dataclasses.field(default_factory=dict)

@@ -28,24 +28,16 @@ _ANSWER_KEYS = ("answer", "answers", "golden_answers", "gold_answer")
 
 @dataclasses.dataclass(frozen=True)
 class ScpRecord:
-    """One document and what is to be said about it.
+    """One document and what is to be said about it."""
 
-    Attributes:
-        data_type: one of DATA_TYPES.
-        questions: empty unless `data_type` is qa.
-        answers: one a question, or the one text that a paraphrase or reconstruction must give.
-        document: text of the document, its title on the first line.
-        origin: where the record stands, as `file:line`.
-        compress: whether the generator gets memories of the document, or its plain text.
-        aliases: for each question what else is accepted as its answer; empty if nothing is.
-    """
-
-    data_type: str
-    questions: tuple[str, ...]
+    data_type: str  # one of DATA_TYPES
+    questions: tuple[str, ...]  # empty unless `data_type` is qa
+    # one a question, or the one text that a paraphrase or reconstruction must give
     answers: tuple[str, ...]
-    document: str
-    origin: str
-    compress: bool = True
+    document: str  # text of the document, its title on the first line
+    origin: str  # where the record stands, as `file:line`
+    compress: bool = True  # whether the generator gets memories of the document, or its plain text
+    # for each question what else is accepted as its answer; empty if nothing is
     aliases: tuple[tuple[str, ...], ...] = ()
 
     @property
@@ -62,25 +54,18 @@ class ScpRecord:
 
 @dataclasses.dataclass(frozen=True)
 class QaRecord:
-    """One question over several documents.
+    """One question over several documents."""
 
-    Attributes:
-        question: the question.
-        documents: candidates.
-        answers: every accepted answer, the first is the one to train on.
-        gold: positions in `documents` of those that hold the answer; empty where unknown.
-        origin: where the record stands, as `file:line`.
-        teacher_scores: one a document, from a reranker to learn from; empty where there are none.
-        candidates: number of documents, the first ones, that may be chosen; 0 = all. Those after
-            them are gold ones that a search did not find (evaluation/candidates.py).
-    """
-
-    question: str
-    documents: tuple[str, ...]
-    answers: tuple[str, ...]
+    question: str  # the question
+    documents: tuple[str, ...]  # candidates
+    answers: tuple[str, ...]  # every accepted answer, the first is the one to train on
+    # positions in `documents` of those that hold the answer; empty where unknown
     gold: tuple[int, ...]
-    origin: str
+    origin: str  # where the record stands, as `file:line`
+    # one a document, from a reranker to learn from; empty where there are none
     teacher_scores: tuple[float, ...] = ()
+    # number of documents, the first ones, that may be chosen; 0 = all. Those after them are gold
+    # ones that a search did not find (evaluation/candidates.py).
     candidates: int = 0
 
     @property

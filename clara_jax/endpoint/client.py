@@ -40,19 +40,12 @@ class Unavailable(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What came back.
+    """What came back."""
 
-    Attributes:
-        value: the JSON in its shape; None where it is not that.
-        error: why not.
-        tokens_in: of the request, as the server counts.
-        tokens_out: of the reply.
-    """
-
-    value: dict[str, Any] | None
-    error: str
-    tokens_in: int
-    tokens_out: int
+    value: dict[str, Any] | None  # the JSON in its shape; None where it is not that
+    error: str  # why not
+    tokens_in: int  # of the request, as the server counts
+    tokens_out: int  # of the reply
 
 
 class Endpoint:

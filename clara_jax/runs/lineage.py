@@ -18,17 +18,11 @@ INHERITED = [name for name, option in OPTIONS.items() if option.inherited]
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run whose trained trees are read.
+    """A run whose trained trees are read."""
 
-    Attributes:
-        workdir: of the run.
-        config: of the run.
-        step: of the checkpoint to read; None: the newest.
-    """
-
-    workdir: str
-    config: Config
-    step: int | None = None
+    workdir: str  # of the run
+    config: Config  # of the run
+    step: int | None = None  # of the checkpoint to read; None: the newest
 
     @property
     def is_native(self) -> bool:

@@ -31,23 +31,15 @@ class Model:
     """All of a model but its weights, which functions take beside it as `trees` (`models.clara`).
 
     Nothing in it is an array, so that functions under `jax.jit` may read it.
-
-    Attributes:
-        config: the run's config.
-        mesh: the devices that arrays are sharded over.
-        decoder: the module; apply it through `models.clara`.
-        tokenizer: text to ids of the base vocabulary.
-        extra: ids beyond it.
-        step: training steps that the trees have seen.
-        base_trained: the base itself was trained to compress and to read, without adapters.
     """
 
-    config: Config
-    mesh: Mesh
-    decoder: Decoder
-    tokenizer: Tokenizer
-    extra: ExtraTokens
-    step: int = 0
+    config: Config  # the run's config
+    mesh: Mesh  # the devices that arrays are sharded over
+    decoder: Decoder  # the module; apply it through `models.clara`
+    tokenizer: Tokenizer  # text to ids of the base vocabulary
+    extra: ExtraTokens  # ids beyond it
+    step: int = 0  # training steps that the trees have seen
+    # the base itself was trained to compress and to read, without adapters
     base_trained: bool = False
 
     @property

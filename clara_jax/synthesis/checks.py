@@ -49,34 +49,23 @@ _JUDGEMENT = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A question with its answer.
+    """A question with its answer."""
 
-    Attributes:
-        question: the question.
-        answer: as short as possible, from the document alone.
-        kind: `simple`, of one fact, or `complex`, of several from different places.
-        round: in which it was asked for, from 0.
-    """
-
-    question: str
-    answer: str
-    kind: str = "simple"
-    round: int = 0
+    question: str  # the question
+    answer: str  # as short as possible, from the document alone
+    kind: str = "simple"  # `simple`, of one fact, or `complex`, of several from different places
+    round: int = 0  # in which it was asked for, from 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Checks:
-    """What was found about the questions of one document.
+    """What was found about the questions of one document."""
 
-    Attributes:
-        flags: for each pair the reasons against it; empty where there are none.
-        coverage: share of the document's entities, numbers and dates that any pair mentions.
-        uncovered: those that none does.
-    """
-
+    # for each pair the reasons against it; empty where there are none
     flags: tuple[tuple[str, ...], ...]
+    # share of the document's entities, numbers and dates that any pair mentions
     coverage: dict[str, float]
-    uncovered: dict[str, tuple[str, ...]]
+    uncovered: dict[str, tuple[str, ...]]  # those that none does
 
     def as_json(self) -> dict[str, Any]:
         """What goes into a record's report."""
@@ -89,21 +78,14 @@ class Checks:
 
 @dataclasses.dataclass(frozen=True)
 class Paraphrase:
-    """What was found about a paraphrase.
+    """What was found about a paraphrase."""
 
-    Attributes:
-        flags: the reasons against it.
-        lost: entities, numbers and dates of the document that it does not mention.
-        added: those that are its own.
-        length_ratio: its words, of the document's.
-        copied: share of its runs of words that are the document's.
-    """
-
-    flags: tuple[str, ...]
+    flags: tuple[str, ...]  # the reasons against it
+    # entities, numbers and dates of the document that it does not mention
     lost: dict[str, tuple[str, ...]]
-    added: dict[str, tuple[str, ...]]
-    length_ratio: float
-    copied: float
+    added: dict[str, tuple[str, ...]]  # those that are its own
+    length_ratio: float  # its words, of the document's
+    copied: float  # share of its runs of words that are the document's
 
     def as_json(self) -> dict[str, Any]:
         """What goes into a record's report."""

@@ -61,17 +61,11 @@ Date = tuple[int | None, int | None, int | None]  # year, month, day
 
 @dataclasses.dataclass(frozen=True)
 class Mentions:
-    """What a text mentions.
+    """What a text mentions."""
 
-    Attributes:
-        entities: names as they stand there, the same name once.
-        numbers: their values; years are numbers too.
-        dates: year, month and day, each None where it is left open.
-    """
-
-    entities: tuple[str, ...]
-    numbers: frozenset[float]
-    dates: frozenset[Date]
+    entities: tuple[str, ...]  # names as they stand there, the same name once
+    numbers: frozenset[float]  # their values; years are numbers too
+    dates: frozenset[Date]  # year, month and day, each None where it is left open
 
 
 @functools.lru_cache(maxsize=4096)

@@ -41,15 +41,10 @@ _CHUNK = 128  # documents or prompts between writes
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What a run reads.
+    """What a run reads."""
 
-    Attributes:
-        train: this process's rows of each batch; has `get_state` and `set_state`.
-        held_out: whole batches of the first `eval.records` dev records; None unless
-            `train.eval_every`.
-    """
-
-    train: Iterator[Any]
+    train: Iterator[Any]  # this process's rows of each batch; has `get_state` and `set_state`
+    # whole batches of the first `eval.records` dev records; None unless `train.eval_every`
     held_out: list[dict[str, np.ndarray]] | None
 
 

@@ -26,33 +26,20 @@ from clara_jax.training.step import Metrics, Step
 
 @dataclasses.dataclass
 class Loop:
-    """The training loop.
+    """The training loop."""
 
-    Attributes:
-        model: what is trained.
-        step_fn: the compiled step.
-        frozen: trees that are not trained.
-        data: this process's rows of each batch.
-        evaluate: gives the held-out losses of all trees; None: it is not asked for.
-        checkpoints: of the workdir.
-        writer: of metrics.
-        goodput: counts where the time goes.
-        trace: of a few steps.
-        state: trained trees and optimizer state, after `done` steps.
-        done: steps that were dispatched.
-    """
-
-    model: Model
-    step_fn: Step
-    frozen: Trees
-    data: Iterator[Any]
+    model: Model  # what is trained
+    step_fn: Step  # the compiled step
+    frozen: Trees  # trees that are not trained
+    data: Iterator[Any]  # this process's rows of each batch
+    # gives the held-out losses of all trees; None: it is not asked for
     evaluate: Callable[[Trees], dict[str, float]] | None
-    checkpoints: Checkpoints
-    writer: writers.MetricWriter
-    goodput: Goodput
-    trace: Trace
-    state: Any
-    done: int
+    checkpoints: Checkpoints  # of the workdir
+    writer: writers.MetricWriter  # of metrics
+    goodput: Goodput  # counts where the time goes
+    trace: Trace  # of a few steps
+    state: Any  # trained trees and optimizer state, after `done` steps
+    done: int  # steps that were dispatched
 
     def __post_init__(self):
         train = self.model.config.train

@@ -24,16 +24,11 @@ Sums = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """What a step draws or sets anew; None and zero without training.
+    """What a step draws or sets anew; None and zero without training."""
 
-    Attributes:
-        rng: generator of dropout and of selection noise; None: neither.
-        tau: temperature of the relaxed selection.
-        probe_BKN: zeros added to the selection's weights, whose gradient is then known.
-    """
-
-    rng: jax.Array | None = None
-    tau: float | jax.Array = 0.02
+    rng: jax.Array | None = None  # generator of dropout and of selection noise; None: neither
+    tau: float | jax.Array = 0.02  # temperature of the relaxed selection
+    # zeros added to the selection's weights, whose gradient is then known
     probe_BKN: jax.Array | None = None
 
 

@@ -40,19 +40,13 @@ _ROWS = 1024  # documents whose memories are in memory at once
 
 
 class SearchableStore(Protocol):
-    """What search needs of a store, such as a `store.Store`.
+    """What search needs of a store, such as a `store.Store`."""
 
-    Attributes:
-        path: of a folder for the keys.
-        parts: of the rows, in order. After compaction other parts may have the same names.
-        rows: of all parts.
-        alive_R: which rows may be found, bool [rows].
-    """
-
-    path: str
-    rows: int
+    path: str  # of a folder for the keys
+    rows: int  # of all parts
+    # of the rows, in order. After compaction other parts may have the same names.
     parts: Sequence[StorePart]
-    alive_R: np.ndarray
+    alive_R: np.ndarray  # which rows may be found, bool [rows]
 
     def memories(self, rows: Sequence[int]) -> np.ndarray:
         """Memories float32 [n, M, D] of rows."""

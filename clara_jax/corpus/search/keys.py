@@ -32,19 +32,12 @@ _exact = functools.partial(jax.default_matmul_precision, "highest")
 
 @dataclasses.dataclass(frozen=True)
 class Basis:
-    """Where keys come from.
+    """Where keys come from."""
 
-    Attributes:
-        score: a key of models/scores.KINDS.
-        components_XK: float32, orthonormal columns, the largest variance first.
-        offset_K: float32, the mean document's key.
-        variance: share of the documents' variance that the components keep.
-    """
-
-    score: str
-    components_XK: np.ndarray
-    offset_K: np.ndarray
-    variance: float
+    score: str  # a key of models/scores.KINDS
+    components_XK: np.ndarray  # float32, orthonormal columns, the largest variance first
+    offset_K: np.ndarray  # float32, the mean document's key
+    variance: float  # share of the documents' variance that the components keep
 
     @property
     def key(self) -> int:
