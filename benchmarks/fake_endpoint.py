@@ -22,11 +22,18 @@ from typing import Any
 
 FAULTS = ("malformed", "cut", "length", "429", "500", "closed", "timeout")
 KEY = {  # of the reply's shape that a prompt states, in the order in which they are looked for
-    '"support"': "support", '"equivalence"': "equivalence", '"faithfulness"': "faithfulness",
-    '"verdicts"': "validate", '"answers"': "answers", '"covered"': "coverage",
-    '"nothing_lost"': "check_paraphrase", '"paraphrase"': "paraphrase", '"answer"': "instruct",
-    "two or more facts": "complex", '"questions"': "simple",
-}  # fmt: skip
+    '"support"': "support",
+    '"equivalence"': "equivalence",
+    '"faithfulness"': "faithfulness",
+    '"verdicts"': "validate",
+    '"answers"': "answers",
+    '"covered"': "coverage",
+    '"nothing_lost"': "check_paraphrase",
+    '"paraphrase"': "paraphrase",
+    '"answer"': "instruct",
+    "two or more facts": "complex",
+    '"questions"': "simple",
+}
 
 
 def luck(text: str, one_in: int) -> bool:

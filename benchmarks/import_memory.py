@@ -93,11 +93,16 @@ def write_checkpoint(
         file_bytes: most bytes of a file's tensors, unless one alone has more.
     """
     config = {
-        "model_type": "llama", "vocab_size": model.vocab_size, "hidden_size": model.d_model,
-        "intermediate_size": model.d_ff, "num_hidden_layers": model.n_layers,
-        "num_attention_heads": model.n_heads, "num_key_value_heads": model.n_kv_heads,
-        "head_dim": model.head_dim, "tie_word_embeddings": model.tied_embeddings,
-    }  # fmt: skip
+        "model_type": "llama",
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.d_model,
+        "intermediate_size": model.d_ff,
+        "num_hidden_layers": model.n_layers,
+        "num_attention_heads": model.n_heads,
+        "num_key_value_heads": model.n_kv_heads,
+        "head_dim": model.head_dim,
+        "tie_word_embeddings": model.tied_embeddings,
+    }
     (folder / "config.json").write_text(json.dumps(config))
     files: list[dict[str, tuple[int, ...]]] = [{}]
     held = 0

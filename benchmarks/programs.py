@@ -42,8 +42,13 @@ QUERY_ROW, ANSWER_ROW = 64, 192  # of the reasoner, of the generator: prompt and
 ANSWERS, NEW_TOKENS = 4, 64  # answered at once, tokens of each
 # The PyTorch release on two cores, float32, in u; e2e compresses and pads to 1,043 tokens there.
 RELEASE = {
-    "1 row": 47.0, "4 rows": 163.0, "compress": 7.5, "e2e": 340.0, "prompts": 13.0, "answer": 80.0,
-}  # fmt: skip
+    "1 row": 47.0,
+    "4 rows": 163.0,
+    "compress": 7.5,
+    "e2e": 340.0,
+    "prompts": 13.0,
+    "answer": 80.0,
+}
 RELEASE_MODEL = "smollm2_135m"
 
 
@@ -75,7 +80,10 @@ def make_setup(options: Options, remat: str = "none", stage: str = "scp", **data
     config = Config(
         stage=stage,
         model=Model(
-            preset=options.preset, base=options.base, dtype=options.dtype, remat=remat,
+            preset=options.preset,
+            base=options.base,
+            dtype=options.dtype,
+            remat=remat,
             tokenizer="" if options.base else "facts",
         ),
         data=Data(
@@ -83,7 +91,7 @@ def make_setup(options: Options, remat: str = "none", stage: str = "scp", **data
             | data
         ),
         train=Train(loss_chunks=options.chunks),
-    )  # fmt: skip
+    )
     mesh = sharding.make_mesh(Mesh(data=1, fsdp=1, tensor=1), jax.devices()[:1])
     earlier = dataclasses.replace(config, stage="scp")  # which trained the compressor
     return create(config, mesh, [Run("", earlier)] if stage != "scp" else [])
@@ -97,8 +105,12 @@ def random_batch(extra: ExtraTokens, rows: int) -> dict[str, np.ndarray]:
     dec = _dialogues(rng, extra, rows, PADDED_DECODER, PROMPT - 1, documents=1)
     slots = _slots(extra, dec)
     slots[slots >= 0] += enc.shape[1] - M
-    return {"dec_slots": slots, "dec_targets": _labels(dec, PROMPT), **_side("enc", enc),
-            **_side("dec", dec)}  # fmt: skip
+    return {
+        "dec_slots": slots,
+        "dec_targets": _labels(dec, PROMPT),
+        **_side("enc", enc),
+        **_side("dec", dec),
+    }
 
 
 def question_batch(model: setup_lib.Model, compress: bool) -> dict[str, np.ndarray]:
@@ -219,9 +231,12 @@ def compress(options: Options) -> Result:
 
     compiled = memories.lower(trees, *arrays).compile()
     program = Program(
-        "compress, 1 document", compiled, lambda: compiled(trees, *arrays),
-        batch["enc_tokens"].size, release(options, "compress"),
-    )  # fmt: skip
+        "compress, 1 document",
+        compiled,
+        lambda: compiled(trees, *arrays),
+        batch["enc_tokens"].size,
+        release(options, "compress"),
+    )
     whole = measured(program)[0]
     return dataclasses.replace(
         whole,

@@ -76,8 +76,9 @@ def measure(
     """
     limit = model.config.data.document_length + FRAME + len(model.extra.memory)
     parts = [documents[i : i + options.part] for i in range(0, len(documents), options.part)]
-    batches = [(part, b) for part in parts for b in encoder_batches(part, options.batch,
-                                                                    options.bucket)]  # fmt: skip
+    batches = [
+        (part, b) for part in parts for b in encoder_batches(part, options.batch, options.bucket)
+    ]
     used = sum(batch.tokens.size for _, batch in batches)
     read = sum(map(len, documents))
     batches.sort(key=lambda pair: pair[1].tokens.shape[1])
@@ -101,9 +102,12 @@ def measure(
             clocks.append(_clock(way))
     medians = [[statistics.median(column) for column in zip(*c, strict=True)] for c in taken]
     return Speeds(
-        sum(map(len, chosen)), len(documents) * limit / used, len(documents) * limit / read,
-        (medians[0][0], medians[1][0]), (medians[0][1], medians[1][1]),
-    )  # fmt: skip
+        sum(map(len, chosen)),
+        len(documents) * limit / used,
+        len(documents) * limit / read,
+        (medians[0][0], medians[1][0]),
+        (medians[0][1], medians[1][1]),
+    )
 
 
 def _run(

@@ -70,9 +70,15 @@ def draw(found: Table, candidates: Sequence[int], title: str, path: str) -> None
     for ax, quantity in zip(axes, ("error", "cosine", "mass"), strict=True):
         for i, (name, values) in enumerate(found[quantity].items()):
             ax.plot(
-                candidates, values, label=name, color=COLOURS[i % len(COLOURS)],
-                marker="os^Dv<"[i % 6], ls="--" if i % 2 else "-", lw=1.6, ms=5,
-            )  # fmt: skip
+                candidates,
+                values,
+                label=name,
+                color=COLOURS[i % len(COLOURS)],
+                marker="os^Dv<"[i % 6],
+                ls="--" if i % 2 else "-",
+                lw=1.6,
+                ms=5,
+            )
         ax.set(xscale="log", xlabel="candidates", ylim=(min(0.0, *ax.get_ylim()), None))
         ax.set_title(topk.QUANTITIES[quantity], fontsize=10)
         ax.set_xticks(candidates, [str(N) for N in candidates])

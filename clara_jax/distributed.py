@@ -160,8 +160,10 @@ def _announce_loss(where: str) -> Callable[[], None]:
     )
     shell = subprocess.Popen(
         ["sh", "-c", 'read -r bye || printf "%s\\n" "$0" >&2', line],
-        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
     def farewell() -> None:
         shell.communicate(b"bye\n")

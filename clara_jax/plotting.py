@@ -45,9 +45,11 @@ def heat_map(
     image = axes.imshow(values, cmap="Blues", vmin=0, vmax=most, aspect="auto")
     axes.set_title(title, fontsize=FONT + 2)
     axes.set_xticks(
-        range(values.shape[1]), columns or [""] * values.shape[1],
-        rotation=90 if turned else 0, fontsize=FONT,
-    )  # fmt: skip
+        range(values.shape[1]),
+        columns or [""] * values.shape[1],
+        rotation=90 if turned else 0,
+        fontsize=FONT,
+    )
     axes.set_yticks(range(len(rows)), rows, fontsize=FONT)  # none: the picture beside has them
     axes.tick_params(length=0)
     if numbers and values.size <= _MOST_NUMBERS:

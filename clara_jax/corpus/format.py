@@ -26,19 +26,25 @@ from clara_jax.errors import UserError, reason
 
 VERSION = 1
 MANIFEST, PARTS, TABLE, MEMORIES, SCALES = (
-    "manifest.json", "parts", "documents.arrow", "memories", "scales",
-)  # fmt: skip
+    "manifest.json",
+    "parts",
+    "documents.arrow",
+    "memories",
+    "scales",
+)
 DTYPES = ("bfloat16", "int8")  # of memories on disk, as zarr names them
-SCHEMA = pyarrow.schema([
-    ("id", pyarrow.large_string()),  # of the row: the document's, or DOCUMENT#CHUNK
-    ("parent", pyarrow.large_string()),  # of the document
-    ("chunk", pyarrow.int32()),  # from 0
-    ("title", pyarrow.large_string()),
-    ("text", pyarrow.large_string()),
-    ("tokens", pyarrow.int32()),  # that were read
-    ("cut", pyarrow.int32()),  # that were not
-    ("digest", pyarrow.binary(16)),  # of the whole document, to know it again
-])  # fmt: skip
+SCHEMA = pyarrow.schema(
+    [
+        ("id", pyarrow.large_string()),  # of the row: the document's, or DOCUMENT#CHUNK
+        ("parent", pyarrow.large_string()),  # of the document
+        ("chunk", pyarrow.int32()),  # from 0
+        ("title", pyarrow.large_string()),
+        ("text", pyarrow.large_string()),
+        ("tokens", pyarrow.int32()),  # that were read
+        ("cut", pyarrow.int32()),  # that were not
+        ("digest", pyarrow.binary(16)),  # of the whole document, to know it again
+    ]
+)
 _SHARD = 64 * 2**20  # bytes of memories in a file, about
 
 
@@ -143,8 +149,15 @@ class Manifest:
 
     def as_json(self) -> dict[str, Any]:
         """What manifest.json holds; its `summary` is for people and is not read."""
-        names = ("rows", "documents", "fed_tokens", "cut_tokens", "realised_compression",
-                 "memory_bytes", "text_bytes")  # fmt: skip
+        names = (
+            "rows",
+            "documents",
+            "fed_tokens",
+            "cut_tokens",
+            "realised_compression",
+            "memory_bytes",
+            "text_bytes",
+        )
         summary = {name: getattr(self, name) for name in names}
         summary["memory_bytes_over_text_bytes"] = self.memory_bytes / max(self.text_bytes, 1)
         return {**dataclasses.asdict(self), "summary": summary}
@@ -179,8 +192,13 @@ def _is_sound(manifest: Manifest) -> bool:
     """Whether a manifest's values are of the right kinds."""
     if not (isinstance(manifest.deleted, dict) and isinstance(manifest.fingerprint, dict)):
         return False
-    sizes = (manifest.memory_tokens, manifest.width, manifest.rate, manifest.document_length,
-             manifest.part)  # fmt: skip
+    sizes = (
+        manifest.memory_tokens,
+        manifest.width,
+        manifest.rate,
+        manifest.document_length,
+        manifest.part,
+    )
     counts = [manifest.numbered, *manifest.deleted.values()]
     for part in manifest.parts:
         counts += dataclasses.astuple(part)[1:]

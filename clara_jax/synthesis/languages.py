@@ -8,11 +8,25 @@ from clara_jax.errors import UserError
 
 # Names as in config.synthesis.language; of other languages nothing is said.
 _CODES = {
-    "arabic": "ar", "chinese": "zh", "dutch": "nl", "english": "en", "french": "fr", "german": "de",
-    "greek": "el", "hebrew": "he", "hindi": "hi", "italian": "it", "japanese": "ja",
-    "korean": "ko", "latin": "la", "portuguese": "pt", "russian": "ru", "spanish": "es",
-    "thai": "th", "ukrainian": "uk",
-}  # fmt: skip
+    "arabic": "ar",
+    "chinese": "zh",
+    "dutch": "nl",
+    "english": "en",
+    "french": "fr",
+    "german": "de",
+    "greek": "el",
+    "hebrew": "he",
+    "hindi": "hi",
+    "italian": "it",
+    "japanese": "ja",
+    "korean": "ko",
+    "latin": "la",
+    "portuguese": "pt",
+    "russian": "ru",
+    "spanish": "es",
+    "thai": "th",
+    "ukrainian": "uk",
+}
 _NO_NAMES_BY_CASE = frozenset(
     "german greek arabic chinese hebrew hindi japanese korean thai".split()
 )

@@ -114,10 +114,16 @@ def build(
     products_nR[np.arange(len(held)), held] = -np.inf
     best_nC = np.argsort(-products_nR, axis=1, kind="stable")[:, :candidates]
     info = {
-        "score": score, "key": key, "rows": store.rows, "sampled": len(sample),
-        "variance": basis.variance, "recall": recall.of(best_nC), "held": len(held),
-        "candidates": candidates, "time": time.time(),
-    }  # fmt: skip
+        "score": score,
+        "key": key,
+        "rows": store.rows,
+        "sampled": len(sample),
+        "variance": basis.variance,
+        "recall": recall.of(best_nC),
+        "held": len(held),
+        "candidates": candidates,
+        "time": time.time(),
+    }
     folder = files.path(store.path) / "search" / basis.name
     with _kept(store):
         folder.mkdir(parents=True, exist_ok=True)
@@ -181,8 +187,9 @@ def _kept(store: SearchableStore) -> Iterator[None]:
     except OSError as e:
         logging.warning(
             "%s: what it is searched by cannot be kept there (%s) and will be made anew",
-            store.path, e.strerror or e,
-        )  # fmt: skip
+            store.path,
+            e.strerror or e,
+        )
 
 
 def _blocks(

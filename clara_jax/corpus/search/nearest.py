@@ -65,13 +65,17 @@ def program(mesh: Mesh, score: str, k: int) -> Callable[..., tuple[jax.Array, ja
     whole, rows = PartitionSpec(), PartitionSpec(axes)
     columns = PartitionSpec(None, axes)
     sharded = jax.shard_map(
-        of_shard, mesh=mesh, in_specs=(whole, rows, rows), out_specs=(columns, columns),
+        of_shard,
+        mesh=mesh,
+        in_specs=(whole, rows, rows),
+        out_specs=(columns, columns),
         check_vma=False,
-    )  # fmt: skip
+    )
 
     @jax.jit
-    def search(queries_nMD: jax.Array, components_XK: jax.Array, keys_RK: jax.Array,
-               added_R: jax.Array) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    def search(
+        queries_nMD: jax.Array, components_XK: jax.Array, keys_RK: jax.Array, added_R: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         values, rows = sharded(query_keys(queries_nMD, components_XK, score), keys_RK, added_R)
         if devices > 1:
             everywhere = NamedSharding(mesh, PartitionSpec())
