@@ -419,10 +419,12 @@ def absolute(config: Config) -> Config:
     """
     names = ["model.base", "model.tokenizer", "init_from"]
     paths = {name: get(config, name) for name in names}
-    found = {name: os.path.abspath(path) for name, path in paths.items() if os.path.exists(path)}
+    absolute_paths = {
+        name: os.path.abspath(path) for name, path in paths.items() if os.path.exists(path)
+    }
     if config.data.memories:
-        found["data.memories"] = os.path.abspath(config.data.memories)
-    return with_options(config, found)
+        absolute_paths["data.memories"] = os.path.abspath(config.data.memories)
+    return with_options(config, absolute_paths)
 
 
 def save(config: Config, path: str | os.PathLike[str]) -> None:

@@ -195,7 +195,7 @@ def train_flops(model: Model, batch: dict[str, Any]) -> float:
 
 
 def forward_flops(model: Model, trees: Trees, tokens: int, head: bool = True) -> float:
-    """FLOPs of so many tokens forward; without the head where no logits are computed."""
+    """FLOPs of a number of tokens forward; without the head where no logits are computed."""
     base = trees["base"]
     unused = 0 if head or "head" not in base else int(np.prod(base["head"]["kernel"].shape))
     return 2.0 * (parameters(model) - unused) * tokens

@@ -289,7 +289,7 @@ def read_table(folder: str, rows: int) -> pyarrow.Table:
     """A part's documents, which stay on disk.
 
     Raises:
-        Damaged: they are not there, or not so many rows of a store.
+        Damaged: they are not there, or hold another number of rows.
     """
     path = os.path.join(folder, TABLE)
     with unreadable(path):

@@ -1,7 +1,7 @@
 """Changing a store: documents are added in parts, deleted by a mark, and compacted.
 
 Only the manifest says what a store holds, and it is replaced in one go: a kill at any moment leaves
-the store as it was after the last whole part, and the same command goes on from there. With many
+the store as it was after the last whole part, and the same command resumes there. With many
 processes all of them compress the same batches, each on its own devices; they take turns in writing
 parts, and the first one alone writes the manifest, when all know that a part is written.
 """
@@ -96,7 +96,7 @@ def delete(path: str | os.PathLike[str], ids: Sequence[str]) -> Store:
 
 
 def compact(path: str | os.PathLike[str]) -> Store:
-    """Writes anew the parts that hold deleted rows, and small ones together.
+    """Writes again the parts that hold deleted rows, and small ones together.
 
     Rows get other numbers, and stores that are open must be opened again.
 

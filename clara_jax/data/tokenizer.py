@@ -32,7 +32,7 @@ PLAIN_TEMPLATE = (
     "{% endfor %}"
 )
 
-# Characters that stand for something else inside this module. They lie in the last private-use
+# Characters that stand for something else inside this module. They are in the last private-use
 # plane, mean nothing anywhere, and are removed from users' text.
 _PRIVATE = range(0x100000, 0x10FFFE)
 _SENTINELS = 0x100000  # each stands for an id put in by the program

@@ -7,7 +7,7 @@ from clara_jax.models.clara import Trees
 from clara_jax.runs.setup import Model
 from clara_jax.stages import STAGES
 
-# What each call of the interface, and each stage of training that goes on from a model, cannot do
+# What each call of the interface, and each stage of training that starts from a model, cannot do
 # without. A reasoner that is not there is a copy of the compressor.
 CALLS = {
     "compress": ("compressor",),

@@ -1,7 +1,7 @@
 """What memories depend on, as hashes: who made a store, or a folder of memories, can be compared.
 
-Every number of the base is looked at, where it lies: two sums over each array of words that mix a
-number with its place, on the devices that hold it. That reads memory once and no file a second
+Every number of the base is looked at, on the device that holds it: two sums over each array of words
+that mix a number with its place. That reads memory once and no file a second
 time, and gives the same on every mesh, for sums of integers do not depend on their order. Numbers
 are rounded to bfloat16 first, so that a base which is held in float32 or in bfloat16 is the same
 one; in int8 it is another. Adapters and memory embeddings are hashed as they are. What memories do
@@ -53,7 +53,7 @@ def model_hash(model: Model, trees: Trees) -> str:
 
     These are all weights, the tokenizer, the layout and the prompts: what tells a run from another
     that was trained in its place to the same step. Rounded are those that may be drawn or computed
-    anew, on another mesh a little differently.
+    again, on another mesh a little differently.
     """
     drawn = {name: tree for name, tree in trees.items() if name in ("base", "added")}
     own = {name: tree for name, tree in trees.items() if name not in drawn}

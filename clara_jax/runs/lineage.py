@@ -77,7 +77,7 @@ def lineage(config: Config, child: str = "") -> list[Run]:
 def save_origins(workdir: str, config: Config) -> None:
     """Keeps in `origins.json` from which step of each earlier run, by its name, a run starts.
 
-    So that it stays what it is when an earlier run goes on.
+    So that it stays what it is when an earlier run is trained further.
     """
     path = os.path.join(workdir, "origins.json")
     if files.path(path).exists():
@@ -95,7 +95,7 @@ def read_origins(workdir: str) -> dict[str, int]:
     if not workdir or not files.path(path).exists():
         return {}
     try:
-        found = json.loads(files.read(path))
-        return {str(name): int(step) for name, step in found.items()}
+        origins = json.loads(files.read(path))
+        return {str(name): int(step) for name, step in origins.items()}
     except (OSError, ValueError, TypeError, AttributeError) as e:
         raise UserError(f"{path}: damaged ({e}); restore it from a copy") from e

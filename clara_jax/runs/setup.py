@@ -70,7 +70,7 @@ def create(
 
     Args:
         config: the run's config; its `init_from` is not looked at.
-        mesh: where the arrays lie; that of `config.mesh` by default.
+        mesh: that the arrays are sharded over; that of `config.mesh` by default.
         runs: whose trees will be put in: there are adapters for these as well.
         parts: of the base, as `load_base` takes them.
 

@@ -72,7 +72,7 @@ def load_base(
     Args:
         config: of the run.
         model: the architecture.
-        mesh: where they lie.
+        mesh: that they are sharded over.
         seed: of the draw.
         parts: the only ones wanted, such as `embed` and `head`; all if none is named.
     """

@@ -2,7 +2,7 @@
 
 OUTPUT gets train.jsonl (records in the order of the documents), excluded.jsonl (what did not pass,
 with the reason), manifest.json, summary.md and summary.png; and state.jsonl and documents.jsonl,
-from which the same command goes on after whatever ended it.
+from which the same command resumes after whatever ended it.
 """
 
 import asyncio

@@ -2,7 +2,7 @@
 
 The later stages may read memories that the frozen compressor computes once (`data.memories`), and
 answers that the plain base gives from the full texts (`data.answers=teacher`, the paper's). Both
-are written to disk as they come, so that a run that was stopped goes on.
+are written to disk as they come, so that a run that was stopped resumes.
 """
 
 import contextlib
@@ -137,8 +137,8 @@ def compute_memories(model: Model, trees: Trees, documents: Iterable[str]) -> Me
     file = distributed.first_alone(open_file)  # it may make the folder
     documents = list(dict.fromkeys(documents))
     # Another run may be adding memories: what is missing is what the first process misses.
-    found = set(file.missing(documents))
-    is_missing = distributed.from_first(np.array([d in found for d in documents], bool))
+    absent = set(file.missing(documents))
+    is_missing = distributed.from_first(np.array([d in absent for d in documents], bool))
     missing = list(itertools.compress(documents, is_missing))
     if missing:
         progress = Progress(len(missing), "compressing")

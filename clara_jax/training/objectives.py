@@ -24,7 +24,7 @@ Sums = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """What a step draws or sets anew; None and zero without training."""
+    """What each step draws or sets; None and zero without training."""
 
     rng: jax.Array | None = None  # generator of dropout and of selection noise; None: neither
     tau: float | jax.Array = 0.02  # temperature of the relaxed selection
@@ -32,27 +32,27 @@ class Draw:
     probe_BKN: jax.Array | None = None
 
 
-class Found(NamedTuple):
+class Measured(NamedTuple):
     """Sums by name, and the scores [B, N] of the candidates where any were ranked."""
 
     sums: Sums
     scores_BN: jax.Array | None = None
 
 
-Objective = Callable[[Model, Trees, Batch, Draw], Found]
+Objective = Callable[[Model, Trees, Batch, Draw], Measured]
 
 
-def scp(model: Model, trees: Trees, batch: Batch, draw: Draw) -> Found:
+def scp(model: Model, trees: Trees, batch: Batch, draw: Draw) -> Measured:
     """SCP (paper, section 3.1): cross-entropy of the turn, and alignment of the memories."""
     rng_enc, rng_dec = _split(draw.rng, 2)
     hidden_BTD = _encoded(model, trees, _side(batch, "enc"), "compressor", rng_enc)
     answer_BTD = clara.generate_hidden(model.decoder, trees, batch, hidden_BTD, rng_dec)
     most = model.config.data.row_examples
     mse = _alignment(model, hidden_BTD, batch["enc_tokens"], batch["enc_segments"], most)
-    return Found({"ce_loss": _cross_entropy(model, trees, answer_BTD, batch), "mse_loss": mse})
+    return Measured({"ce_loss": _cross_entropy(model, trees, answer_BTD, batch), "mse_loss": mse})
 
 
-def instruct(model: Model, trees: Trees, batch: Batch, draw: Draw) -> Found:
+def instruct(model: Model, trees: Trees, batch: Batch, draw: Draw) -> Measured:
     """Instruction tuning (section 3.2): all documents of a question, in the order given."""
     rng_enc, rng_dec = _split(draw.rng, 2)
     memories_BNMD, hidden, tokens, segments = _compressed(model, trees, batch, rng_enc)
@@ -60,10 +60,10 @@ def instruct(model: Model, trees: Trees, batch: Batch, draw: Draw) -> Found:
     vectors_BSD = memories_BNMD.reshape(B, -1, memories_BNMD.shape[-1])
     answer_BTD = clara.generate_hidden(model.decoder, trees, batch, vectors_BSD, rng_dec)
     mse = _alignment(model, hidden, tokens, segments, N)
-    return Found({"ce_loss": _cross_entropy(model, trees, answer_BTD, batch), "mse_loss": mse})
+    return Measured({"ce_loss": _cross_entropy(model, trees, answer_BTD, batch), "mse_loss": mse})
 
 
-def e2e(model: Model, trees: Trees, batch: Batch, draw: Draw) -> Found:
+def e2e(model: Model, trees: Trees, batch: Batch, draw: Draw) -> Measured:
     """Joint training (section 3.3): the reasoner chooses, the generator answers.
 
     The answer's cross-entropy trains both, through the differentiable top-k. The compressor has no
@@ -84,10 +84,10 @@ def e2e(model: Model, trees: Trees, batch: Batch, draw: Draw) -> Found:
     vectors_BSD = chosen_BKMD.reshape(len(scores_BN), -1, chosen_BKMD.shape[-1])
     answer_BTD = clara.generate_hidden(model.decoder, trees, batch, vectors_BSD, rng_dec)
     ce = _cross_entropy(model, trees, answer_BTD, batch)
-    return Found({"ce_loss": ce, **_ranking(model.config, scores_BN, batch)}, scores_BN)
+    return Measured({"ce_loss": ce, **_ranking(model.config, scores_BN, batch)}, scores_BN)
 
 
-def contrastive(model: Model, trees: Trees, batch: Batch, draw: Draw) -> Found:
+def contrastive(model: Model, trees: Trees, batch: Batch, draw: Draw) -> Measured:
     """The supervised reranker (the paper's Sup- baseline): InfoNCE over the gold documents.
 
     All other candidates are the negatives. Where records carry a teacher's scores, also the KL
@@ -97,7 +97,7 @@ def contrastive(model: Model, trees: Trees, batch: Batch, draw: Draw) -> Found:
     scores_BN = _scores(model, trees, batch, memories_BNMD, draw.rng)
     tau = model.config.select.contrastive_temperature
     kl = kl_sum(scores_BN / tau, batch["doc_teacher"], batch["doc_valid"] > 0)
-    return Found({**_ranking(model.config, scores_BN, batch), "teacher_loss": kl}, scores_BN)
+    return Measured({**_ranking(model.config, scores_BN, batch), "teacher_loss": kl}, scores_BN)
 
 
 OBJECTIVES: dict[str, Objective] = {
@@ -119,16 +119,16 @@ def weights(config: Config) -> dict[str, float]:
 
 def counts(model: Model, batch: Batch) -> Sums:
     """What the sums are divided by, by the names in `stages.PER`."""
-    found = {}
+    counted = {}
     if "dec_targets" in batch:
-        found["labels"] = (batch["dec_targets"] != IGNORE).sum()
+        counted["labels"] = (batch["dec_targets"] != IGNORE).sum()
     if "enc_tokens" in batch:
-        found["documents"] = (batch["enc_tokens"] == model.extra.memory[0]).sum()
+        counted["documents"] = (batch["enc_tokens"] == model.extra.memory[0]).sum()
     if "doc_valid" in batch:
-        found["questions"] = (batch["doc_valid"].sum(1) > 0).sum()
-        found["with_gold"] = batch["doc_gold"].any(1).sum()
-        found["with_teacher"] = batch["doc_teacher"].any(1).sum()
-    return found
+        counted["questions"] = (batch["doc_valid"].sum(1) > 0).sum()
+        counted["with_gold"] = batch["doc_gold"].any(1).sum()
+        counted["with_teacher"] = batch["doc_teacher"].any(1).sum()
+    return counted
 
 
 def candidates(model: Model, trees: Trees, batch: Batch) -> jax.Array:
@@ -185,11 +185,11 @@ def slot_gradients(
 
     _, pull = jax.vjp(soft, scores_BN)
     through_KBN = jax.vmap(lambda slot: pull(g_BKN * slot[None, :, None])[0])(jnp.eye(K))
-    found = {f"slot_gradient/{j + 1}": jnp.abs(through_KBN[j]).sum() for j in range(K)}
+    gradients = {f"slot_gradient/{j + 1}": jnp.abs(through_KBN[j]).sum() for j in range(K)}
     logits_BN = jnp.where(mask_BN, scores_BN / tau, -1e30)
     log_p_BN = jax.nn.log_softmax(logits_BN)
     entropy_B = -jnp.sum(jnp.exp(log_p_BN) * jnp.where(mask_BN, log_p_BN, 0.0), axis=1)
-    return found | {"entropy": jnp.where(mask_BN.any(1), entropy_B, 0.0).sum()}
+    return gradients | {"entropy": jnp.where(mask_BN.any(1), entropy_B, 0.0).sum()}
 
 
 def _split(rng: jax.Array | None, parts: int) -> list[jax.Array | None]:

@@ -17,7 +17,7 @@ _BEFORE = 10  # steps before the trace: the first is compiled, the next few warm
 class Trace:
     """Traces `steps` steps into `workdir/profile`, on process 0.
 
-    It begins after ten steps, or so many fewer that it fits into the run, but never with the first.
+    It begins after ten steps, or fewer if the run is shorter, but never with the first.
 
     Args:
         workdir: of the run.

@@ -24,8 +24,8 @@ Step = Callable[..., tuple[tuple[Trees, Any], Metrics]]
 
 def totals(model: Model, batch: Batch) -> dict[str, jax.Array]:
     """`objectives.counts` in float32, at least 1, so that a batch of none has loss 0."""
-    found = objectives.counts(model, batch)
-    return {name: jnp.maximum(count, 1).astype(jnp.float32) for name, count in found.items()}
+    counts = objectives.counts(model, batch)
+    return {name: jnp.maximum(count, 1).astype(jnp.float32) for name, count in counts.items()}
 
 
 def means(sums: Mapping[str, Any], counts: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,10 +49,10 @@ def make_step(model: Model, optimizer: optax.GradientTransformation) -> Step:
         trained: Trees, probe_BKN: Any, frozen: Trees, batch: Batch, count: Any, draw: Draw
     ) -> Any:
         draw = dataclasses.replace(draw, probe_BKN=probe_BKN)
-        found = objective(model, {**frozen, **trained}, batch, draw)
-        mean = means(found.sums, count)
+        measured = objective(model, {**frozen, **trained}, batch, draw)
+        mean = means(measured.sums, count)
         loss = sum(weight * mean[name] for name, weight in weights.items())
-        return loss, found
+        return loss, measured
 
     def step_fn(state: Any, frozen: Trees, batch: Batch, step: jax.Array) -> Any:
         trained, opt_state = state
@@ -62,13 +62,13 @@ def make_step(model: Model, optimizer: optax.GradientTransformation) -> Step:
         def micro(i: jax.Array, part: Batch) -> Any:
             draw = Draw(jax.random.fold_in(rng, i), tau(step))
             grad_fn = jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)
-            (loss, found), (grads, g_BKN) = grad_fn(
+            (loss, measured), (grads, g_BKN) = grad_fn(
                 trained, _probe(config, part), frozen, part, count, draw
             )
-            sums = found.sums
+            sums = measured.sums
             if g_BKN is not None:
                 mask_BN = part["doc_valid"] > 0
-                sums |= slot_gradients(config, found.scores_BN, g_BKN, mask_BN, draw)
+                sums |= slot_gradients(config, measured.scores_BN, g_BKN, mask_BN, draw)
             return loss, sums, grads
 
         loss, sums, grads = _accumulate(micro, batch, train.accumulate)
@@ -132,7 +132,7 @@ def compile_step(model: Model, step_fn: Step, state: Any) -> Step:
 
 
 def init_optimizer(model: Model, optimizer: optax.GradientTransformation, trained: Trees) -> Any:
-    """Optimizer state whose moments lie like the arrays they belong to."""
+    """Optimizer state whose moments are sharded like the arrays they belong to."""
     state = abstract_optimizer(model, optimizer, trained)
     shardings = jax.tree.map(lambda x: x.sharding, state)
     return jax.jit(optimizer.init, out_shardings=shardings)(trained)
@@ -166,8 +166,8 @@ def held_out_loss(model: Model, batches: list[Any]) -> Callable[[Trees], dict[st
 
     def evaluate(trees: Trees) -> dict[str, float]:
         rows = sharding.batch_sharding(model.mesh)
-        found = [sums(trees, sharding.put_whole(rows, batch)) for batch in batches]
-        added = jax.tree.map(lambda *x: float(np.sum(x)), *jax.device_get(found))
+        per_batch = [sums(trees, sharding.put_whole(rows, batch)) for batch in batches]
+        added = jax.tree.map(lambda *x: float(np.sum(x)), *jax.device_get(per_batch))
         counts = {name: max(count, 1.0) for name, count in added[1].items()}
         return {f"eval/{name}": value for name, value in means(added[0], counts).items()}
 

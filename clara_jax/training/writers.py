@@ -58,7 +58,7 @@ class MetricWriter:
         """Closes the files."""
         for sink in (self._file, self._board):
             if sink is not None:
-                with contextlib.suppress(OSError):  # a full disk, which `write` has told
+                with contextlib.suppress(OSError):  # a full disk, which `write` has reported
                     sink.close()
 
 
