@@ -23,7 +23,6 @@ def heat_map(
     most: float | None = None,
     least_most: float = 1e-9,
     numbers: str = ".1f",
-    turned: bool = True,
 ) -> Any:
     """Draws a matrix, light where it is 0 and dark where it is large.
 
@@ -36,7 +35,6 @@ def heat_map(
         most: the darkest value; None: the largest one there is.
         least_most: the darkest value is no smaller, so that what is nothing does not look large.
         numbers: their format; empty: none in the cells.
-        turned: column labels stand upright.
 
     Returns:
         The image, for a colour bar.
@@ -44,12 +42,8 @@ def heat_map(
     most = max(most or float(np.nanmax(values)), least_most)
     image = axes.imshow(values, cmap="Blues", vmin=0, vmax=most, aspect="auto")
     axes.set_title(title, fontsize=FONT + 2)
-    axes.set_xticks(
-        range(values.shape[1]),
-        columns or [""] * values.shape[1],
-        rotation=90 if turned else 0,
-        fontsize=FONT,
-    )
+    names = columns or [""] * values.shape[1]
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=FONT)
     axes.set_yticks(range(len(rows)), rows, fontsize=FONT)  # none: the picture beside has them
     axes.tick_params(length=0)
     if numbers and values.size <= _MOST_NUMBERS:

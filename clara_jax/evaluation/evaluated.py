@@ -64,13 +64,13 @@ def load(workdirs: Sequence[str]) -> list[Run]:
     Raises:
         UserError: one has not been evaluated, or its files are damaged.
     """
-    found = []
+    runs = []
     for workdir, label in zip(workdirs, labels(workdirs), strict=True):
         path = newest_path(workdir)
         if path is None:
             raise UserError(f"{workdir}: no evaluation; run --mode=evaluate on it")
-        found.append(read(workdir, path, label))
-    return found
+        runs.append(read(workdir, path, label))
+    return runs
 
 
 def read(workdir: str, path: str, label: str) -> Run:
@@ -97,7 +97,7 @@ def tests(runs: Sequence[Run]) -> list[Test]:
     Raises:
         UserError: two runs share no question.
     """
-    found, first = [], runs[0]
+    results, first = [], runs[0]
     for run in runs[1:]:
         if not shared(first, run)[0]:
             raise UserError(
@@ -105,8 +105,8 @@ def tests(runs: Sequence[Run]) -> list[Test]:
                 "config.eval.sources"
             )
         for metric, (test, questions) in paired(first, run).items():
-            found.append(Test(run.label, metric, questions, test))
-    return found
+            results.append(Test(run.label, metric, questions, test))
+    return results
 
 
 def shared(first: Run, second: Run) -> tuple[list[predictions.Line], list[predictions.Line]]:
@@ -122,7 +122,7 @@ def paired(
     """Tests of metrics, each with the number of the shared questions that have it."""
     ours, theirs = shared(first, second)
     rows = predictions.rows(ours, first.own), predictions.rows(theirs, second.own)
-    groups, found = predictions.groups(ours), {}
+    groups, tested = predictions.groups(ours), {}
     for name in metrics:
         has = [
             (one[name], other[name], group)
@@ -130,35 +130,36 @@ def paired(
             if name in one and name in other
         ]
         if has:
-            found[name] = statistics.paired(*zip(*has, strict=True)), len(has)
-    return found
+            tested[name] = statistics.paired(*zip(*has, strict=True)), len(has)
+    return tested
 
 
 def settings(run: Run) -> dict[str, str]:
     """Of its evaluation, what decides on what is measured, by the names of config.eval."""
-    told = dataclasses.asdict(config_lib.Eval()) | run.result.get("settings", {})
-    found = {"condition": run.own, "max_new_tokens": str(told["max_new_tokens"])}
+    options = dataclasses.asdict(config_lib.Eval()) | run.result.get("settings", {})
+    values = {"condition": run.own, "max_new_tokens": str(options["max_new_tokens"])}
     if "retrieval" in run.result:  # there are candidates
         trained = run.config.select.k if run.config else "as trained"
-        found |= {"setting": str(told["setting"]), "k": str(told["k"] or trained)}
-    found["param_dtype"] = str(told.get("param_dtype", "as trained"))
-    return found | {"store": "yes" if told["store"] else "no"}  # each run has its own
+        values |= {"setting": str(options["setting"]), "k": str(options["k"] or trained)}
+    values["param_dtype"] = str(options.get("param_dtype", "as trained"))
+    return values | {"store": "yes" if options["store"] else "no"}  # each run has its own
 
 
 def unlike(runs: Sequence[Run]) -> str:
     """A line that names settings or questions that runs were not all evaluated with, or none."""
-    told = [settings(run) for run in runs]
+    each_run = [settings(run) for run in runs]
     parts = []
-    for name in dict.fromkeys(name for each in told for name in each):
+    for name in dict.fromkeys(name for each in each_run for name in each):
         of: dict[str, list[str]] = {}
-        for run, each in zip(runs, told, strict=True):
+        for run, each in zip(runs, each_run, strict=True):
             of.setdefault(each.get(name, "none"), []).append(run.label)
         if len(of) > 1:
             parts.append(f"{name} " + ", ".join(f"{v} ({', '.join(n)})" for v, n in of.items()))
-    asked = [predictions.by_question(run.lines).keys() for run in runs]
-    if any(each != asked[0] for each in asked):
-        common = len(set(asked[0]).intersection(*asked))
-        of_each = ", ".join(f"{len(a)} ({r.label})" for a, r in zip(asked, runs, strict=True))
+    questions = [predictions.by_question(run.lines).keys() for run in runs]
+    if any(each != questions[0] for each in questions):
+        common = len(set(questions[0]).intersection(*questions))
+        counts = zip(questions, runs, strict=True)
+        of_each = ", ".join(f"{len(each)} ({run.label})" for each, run in counts)
         parts.append(f"questions {of_each}, of which {common} are the same in all")
     return f"Not evaluated alike, means do not compare: {'; '.join(parts)}." if parts else ""
 

@@ -218,8 +218,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"written: {args.output}.md, {args.output}.json; replies: {folder}")
     if left:
         why = ", ".join(f"{n} {what}" for what, n in left.most_common(3)).replace(_PREFIX, "--")
-        print(f"clara_jax: {left.total()} left undone by errors of the endpoint ({why}); "
-              "run the same command again", file=sys.stderr)  # fmt: skip
+        text = f"{left.total()} left undone by errors of the endpoint ({why})"
+        print(f"clara_jax: {text}; run the same command again", file=sys.stderr)
     return LEFT if left else 0
 
 

@@ -11,12 +11,28 @@ from clara_jax.plotting import intervals, pyplot, ticks_at, tidy
 
 STYLE = pathlib.Path(__file__).with_name("chart.css").read_text(encoding="utf-8")
 # Told apart by the colour-blind (after Okabe and Ito, darker); chart.css has them for the dark.
-COLOURS = ("#0072b2", "#c44e00", "#00805d", "#a8528a", "#7a5c00", "#4d4d4d", "#6a3fb5", "#c00020",
-           "#1f93ad")  # fmt: skip
+COLOURS = (
+    "#0072b2",
+    "#c44e00",
+    "#00805d",
+    "#a8528a",
+    "#7a5c00",
+    "#4d4d4d",
+    "#6a3fb5",
+    "#c00020",
+    "#1f93ad",
+)
 _INK = "#1c1c1c"
 # Their numbers have no common factor, so that the same line comes again only after 504 of them.
-_DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)), (0, (7, 2)), (0, (3, 1)),
-           (0, (5, 2, 1, 2, 1, 2)))  # fmt: skip
+_DASHES = (
+    "-",
+    (0, (4, 2)),
+    (0, (1, 1.5)),
+    (0, (5, 2, 1, 2)),
+    (0, (7, 2)),
+    (0, (3, 1)),
+    (0, (5, 2, 1, 2, 1, 2)),
+)
 _MARKS = "os^Dvxp+"
 _LEGEND = 20  # of more series only those are named
 _FEW_DECADES = 1e4  # a logarithmic axis has ticks between powers of ten

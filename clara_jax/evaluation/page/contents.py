@@ -133,10 +133,8 @@ def _conditions(run: Run) -> list[str | Table]:
     text += f", compressed {rate:.1f}x" if rate else ""
     text += f", candidates: {setting}" if setting else ""
     conditions, intervals = result["conditions"], result.get("intervals", {})
-    shown = [
-        key for key in COLUMNS
-        if key != "seconds" and any(key in numbers for numbers in conditions.values())
-    ]  # fmt: skip
+    known = {key for numbers in conditions.values() for key in numbers} - {"seconds"}
+    shown = [key for key in COLUMNS if key in known]
     head = ["", *(COLUMNS[key] for key in shown)]
     parts = [f"{text}. Under every condition:", _numbers(head, shown, conditions, intervals)]
     if rankings := result.get("retrieval"):

@@ -34,9 +34,14 @@ from clara_jax.text import markdown
 from clara_jax.training import train
 
 METRICS = {
-    "f1": "F1", "exact_match": "EM", "cover_exact_match": "cover EM", "recall@1": "recall@1",
-    "recall@3": "recall@3", "recall@5": "recall@5", "mrr": "MRR",
-}  # fmt: skip
+    "f1": "F1",
+    "exact_match": "EM",
+    "cover_exact_match": "cover EM",
+    "recall@1": "recall@1",
+    "recall@3": "recall@3",
+    "recall@5": "recall@5",
+    "mrr": "MRR",
+}
 Record = dict[str, Any]
 
 
@@ -243,9 +248,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry_run", action="store_true", help="only print runs, parameters, cost")
     parser.add_argument("--only", default="", help="names of runs, with commas; * and ? match")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE",
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
         help="an option of all runs, as data.sources=x.jsonl or e2e:select.k=3",
-    )  # fmt: skip
+    )
     parser.add_argument("--chip", choices=CHIPS, default="v5e", help="that --dry_run counts in")
     args = parser.parse_args(argv)
     sweep, folder = plan.load(args.config)

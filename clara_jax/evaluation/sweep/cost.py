@@ -68,8 +68,8 @@ def cost(config: Config) -> Cost:
 
 def cost_table(planned: Sequence[Planned], chip: str) -> str:
     """The runs with parameters and cost, as Markdown; a stage that runs share is counted once."""
-    head = ["run", "stages to train", "base", "base GiB", "trained", "tokens", "PFLOP",
-            f"{chip} hours"]  # fmt: skip
+    head = ["run", "stages to train", "base", "base GiB", "trained", "tokens", "PFLOP"]
+    head.append(f"{chip} hours")
     cells, counted, total = [], set(), 0.0
     for run in planned:
         new = [stage for stage in run.stages if stage.workdir not in counted]
@@ -78,16 +78,18 @@ def cost_table(planned: Sequence[Planned], chip: str) -> str:
         last = found[-1] if found else cost(run.stages[-1].config)
         flops = sum(each.flops for each in found)
         total += flops
-        cells.append([
-            run.name,
-            ", ".join(stage.config.stage for stage in new) or "none: shared",
-            _short(last.base),
-            f"{last.base_bytes / 2**30:.1f}",
-            _short(max((each.trained for each in found), default=last.trained)),
-            _short(sum(each.tokens for each in found)),
-            f"{flops / 1e15:,.3g}",
-            f"{_hours(flops, chip):,.3g}",
-        ])  # fmt: skip
+        cells.append(
+            [
+                run.name,
+                ", ".join(stage.config.stage for stage in new) or "none: shared",
+                _short(last.base),
+                f"{last.base_bytes / 2**30:.1f}",
+                _short(max((each.trained for each in found), default=last.trained)),
+                _short(sum(each.tokens for each in found)),
+                f"{flops / 1e15:,.3g}",
+                f"{_hours(flops, chip):,.3g}",
+            ]
+        )
     cells.append(["all", "", "", "", "", "", f"{total / 1e15:,.3g}", f"{_hours(total, chip):,.3g}"])
     return (
         f"{table(head, cells)}\n\nTraining alone, parameters times tokens; hours of one "

@@ -29,11 +29,27 @@ EVALUATION = "evaluate"  # in place of a stage's name
 _DECIDING = {n.split(".")[0] for n in config_lib.tied(METHOD, DRAW, SCHEDULE)} - {"init_from"}
 # What a run is comparable under, whatever it is: starts of options.
 _COMPUTED = (
-    "seed", "mesh.", "profile", "model.tokenizer", "model.remat", "model.attention", "data.sources",
-    "data.memories", "data.workers", "data.shards", "eval.sources", "eval.batch", "eval.store",
-    "train.accumulate", "train.loss_chunks", "train.log_every", "train.checkpoint_every",
-    "train.keep_checkpoints", "train.eval_every", "train.tensorboard",
-)  # fmt: skip
+    "seed",
+    "mesh.",
+    "profile",
+    "model.tokenizer",
+    "model.remat",
+    "model.attention",
+    "data.sources",
+    "data.memories",
+    "data.workers",
+    "data.shards",
+    "eval.sources",
+    "eval.batch",
+    "eval.store",
+    "train.accumulate",
+    "train.loss_chunks",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.eval_every",
+    "train.tensorboard",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,9 +215,8 @@ def only(planned: Sequence[Planned], patterns: str) -> list[Planned]:
         if not any(fnmatch.fnmatch(run.name, pattern) for run in planned):
             names = ", ".join(run.name for run in planned)
             raise UserError(f"--only: no run fits {pattern!r}; there are {names}")
-    return [run for run in planned if not wanted or any(
-        fnmatch.fnmatch(run.name, pattern) for pattern in wanted
-    )]  # fmt: skip
+    wanted = wanted or ["*"]
+    return [r for r in planned if any(fnmatch.fnmatch(r.name, pattern) for pattern in wanted)]
 
 
 def _plan(
