@@ -13,6 +13,7 @@ merged model is written a file at a time.
 import dataclasses
 import json
 import os
+import pathlib
 from typing import Any
 
 import jax
@@ -26,7 +27,6 @@ from clara_jax.corpus.search import faiss
 from clara_jax.corpus.store import open_store
 from clara_jax.data.tokenizer import NAMED
 from clara_jax.errors import UserError
-from clara_jax.exchange.export_notes import NOTES, POSITIONS
 from clara_jax.interop import base as base_lib
 from clara_jax.interop import hf_config, hf_write, hub_ids, native, peft, release_write, weights
 from clara_jax.interop.release_config import STAGES, Settings, theirs
@@ -34,6 +34,13 @@ from clara_jax.runs.load import load_setup
 from clara_jax.runs.setup import Setup
 
 _PARTS = ("embed", "head")
+_NOTES = pathlib.Path(__file__).parent / "notes"  # README.md of each format, after head.md
+# By `config.memory.positions`.
+_POSITIONS = {
+    "after": "",
+    "spread": "This model's memory tokens do not have the rotary positions after the text, but lie "
+    "evenly over it: token j of {M} at (2 j + 1) T // (2 {M}) of T tokens before it. ",
+}
 
 
 def run(
@@ -66,12 +73,7 @@ def run(
         name, is_hub_id = hub_ids.name_of(setup.config.model.base)
         FORMATS[format](setup, folder, name)
         title = os.path.basename(files.absolute(output))
-        data, M = setup.config.data, setup.config.memory_tokens
-        note = NOTES[format].format(
-            title=title, base=name, tokens=data.document_length, rate=data.rate, M=M,
-            positions=POSITIONS[setup.config.memory.positions].format(M=M),
-        )  # fmt: skip
-        files.write(os.path.join(folder, "README.md"), note)
+        files.write(os.path.join(folder, "README.md"), _note(setup.config, format, title, name))
     if name and not is_hub_id and format != "merged":
         logging.warning(
             "%s: its config.json calls the base %r, which is no hub id; put that there",
@@ -81,6 +83,14 @@ def run(
     sizes = (os.path.getsize(os.path.join(f, n)) for f, _, names in os.walk(output) for n in names)
     print(f"{output}: {format}, {sum(sizes) / 1e6:.1f} MB; its README.md says how to use it")
     return 0
+
+
+def _note(config: Config, format: str, title: str, base: str) -> str:
+    parts = [(_NOTES / f"{name}.md").read_text(encoding="utf-8") for name in ("head", format)]
+    data, M = config.data, config.memory_tokens
+    values = {"title": title, "base": base, "tokens": data.document_length, "rate": data.rate}
+    positions = _POSITIONS[config.memory.positions].format(M=M)
+    return "\n".join(parts).format(**values, M=M, positions=positions)
 
 
 def _keys(setup: Setup, store: str, output: str) -> int:
@@ -148,11 +158,14 @@ def _release(setup: Setup, folder: str, base: str) -> None:
     embed = setup.trees["base"]["embed"]["embedding"]
     head = setup.trees["base"].get("head")
     release_write.write(
-        folder, settings, trees, setup.model,
+        folder,
+        settings,
+        trees,
+        setup.model,
         lambda first, last: np.asarray(embed[first:last]),
         None if head is None else lambda first, last: np.asarray(head["kernel"][:, first:last]).T,
         setup.tokenizer.size,
-    )  # fmt: skip
+    )
 
 
 def _merged(setup: Setup, folder: str, base: str) -> None:
