@@ -15,9 +15,9 @@ import numpy as np
 
 from clara_jax.errors import UserError
 from clara_jax.interop import adapters, hub_ids, weights
+from clara_jax.interop.names import TABLE
 from clara_jax.interop.release_config import CONFIG, Settings, read_settings
 from clara_jax.interop.torch_zip import Tensor, TorchFile
-from clara_jax.interop.weights import TABLE
 from clara_jax.models.config import LoraConfig, ModelConfig
 
 ADAPTERS_FILE, TABLES_FILE = "adapters.pth", "decoder_first_last_layers.pth"

@@ -9,11 +9,10 @@ from typing import Any
 
 import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy, which safetensors then returns)
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from clara_jax.errors import UserError
-from clara_jax.interop import adapters
+from clara_jax.interop import adapters, hf
 from clara_jax.interop.torch_zip import Tensor, TorchFile
 from clara_jax.models.config import LoraConfig, ModelConfig
 from clara_jax.models.lora import Adapter
@@ -46,6 +45,17 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 }
 _EMPTY = (None, False, [], {}, "")
 
+# What taking apart the settings of a bad file raises.
+_WRONG = (
+    OSError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    re.error,
+)
+
 
 def is_adapter(directory: str | os.PathLike[str]) -> bool:
     """Whether a directory holds a PEFT adapter."""
@@ -71,7 +81,7 @@ def write(
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tensors = adapters.to_tensors(adapter, config)
-    rank = next(tensor.shape[0] for name, tensor in tensors.items() if "lora_A" in name)
+    rank = adapters.rank_of(tensors)
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -95,14 +105,7 @@ def write(
     }
     text = json.dumps(settings, indent=2) + "\n"
     (directory / _CONFIG).write_text(text, encoding="utf-8")
-    try:
-        safetensors.numpy.save_file(
-            {_PREFIX + name: tensor for name, tensor in tensors.items()},
-            directory / _SAFE,
-            metadata={"format": "pt"},
-        )
-    except safetensors.SafetensorError as e:  # such as a full disk
-        raise UserError(f"{directory / _SAFE}: cannot be written ({e})") from e
+    hf.save(directory / _SAFE, {_PREFIX + name: x for name, x in tensors.items()})
 
 
 def read(directory: str | os.PathLike[str], config: ModelConfig) -> tuple[Adapter, LoraConfig]:
@@ -161,9 +164,7 @@ def read_settings(directory: str | os.PathLike[str], config: ModelConfig) -> Lor
         raise UserError(f"{path}: no such file; is this a PEFT adapter's directory?") from e
     except KeyError as e:
         raise UserError(f"{path}: {e} is missing; is this a PEFT adapter's directory?") from e
-    except (
-        OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError, re.error
-    ) as e:  # fmt: skip
+    except _WRONG as e:
         raise UserError(f"{path}: not a PEFT adapter's settings ({e})") from e
 
 

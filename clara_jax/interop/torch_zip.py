@@ -18,7 +18,8 @@ import numpy as np
 
 from clara_jax.errors import UserError
 
-_DTYPES = {
+# Of the storages that torch has for floats.
+DTYPES = {
     "DoubleStorage": np.float64,
     "FloatStorage": np.float32,
     "HalfStorage": np.float16,
@@ -102,7 +103,7 @@ class TorchFile:
         entry = self._entries.get(f"{self._prefix}data/{tensor.storage.key}")
         if entry is None:
             raise UserError(f"{where}: its storage {tensor.storage.key!r} is missing")
-        dtype = np.dtype(_DTYPES[tensor.storage.kind])
+        dtype = np.dtype(DTYPES[tensor.storage.kind])
         numbers = (tensor.offset, *tensor.shape, *tensor.strides)
         if (
             len(tensor.shape) != len(tensor.strides)
@@ -182,7 +183,7 @@ class _Unpickler(pickle.Unpickler):
             ("collections", "OrderedDict"): _Dict,
             ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
             ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
-            **{("torch", name): name for name in _DTYPES},
+            **{("torch", name): name for name in DTYPES},
         }
     )
 
@@ -197,6 +198,6 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> _Storage:
         """Gives the description of a storage."""
         tag, kind, key, _location, _n = pid
-        if tag != "storage" or kind not in _DTYPES or not isinstance(key, str):
+        if tag != "storage" or kind not in DTYPES or not isinstance(key, str):
             raise pickle.UnpicklingError(f"unknown storage {pid!r}")
         return _Storage(kind, key)
