@@ -16,6 +16,7 @@ from clara_jax.models.layout import Layout
 # Finite, so that a row without any allowed key (padding) gives a uniform softmax and not NaN.
 _MASKED = -1e30
 _BLOCK = 128  # rows are padded to multiples of it for the TPU kernel
+_BLOCKS = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
 
 
 def attend(
@@ -71,14 +72,11 @@ def splash(
             mask = masks.LocalMask(shape, (window - 1, 0), 0)
         kernel = kernel_lib.make_splash_mha(
             masks.MultiHeadMask([mask] * q.shape[2]),
-            block_sizes=kernel_lib.BlockSizes(
-                block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block,
-                block_q_dq=block, block_kv_dq=block,
-            ),
+            block_sizes=kernel_lib.BlockSizes(**dict.fromkeys(_BLOCKS, block)),
             head_shards=1,
             q_seq_shards=1,
             interpret=layout.platform != "tpu",
-        )  # fmt: skip
+        )
         q, k, v = (
             jnp.pad(x, ((0, 0), (0, extra), (0, 0), (0, 0))).swapaxes(1, 2)
             for x in (q * C**-0.5, k, v)

@@ -128,9 +128,12 @@ def fill_slots(x_BTD: jax.Array, vectors_BSD: jax.Array, slots_BT: jax.Array) ->
 
 
 def generate_hidden(
-    decoder: Decoder, trees: Trees, batch: Batch, vectors_BSD: jax.Array,
+    decoder: Decoder,
+    trees: Trees,
+    batch: Batch,
+    vectors_BSD: jax.Array,
     rng: jax.Array | None = None,
-) -> jax.Array:  # fmt: skip
+) -> jax.Array:
     """The generator's hidden states [B, T, D] over prompts whose slots are filled with memories.
 
     Args:

@@ -161,9 +161,7 @@ def _successive(
     return _softmax(logits_BKN, left_BKN & valid_BN[:, None])
 
 
-def _softsort(
-    logits_BN: jax.Array, ranks_BN: jax.Array, valid_BN: jax.Array, k: int
-) -> jax.Array:  # fmt: skip
+def _softsort(logits_BN: jax.Array, ranks_BN: jax.Array, valid_BN: jax.Array, k: int) -> jax.Array:
     best_BK = _sorted(logits_BN, ranks_BN, k)
     return _softmax(-jnp.abs(best_BK[..., None] - logits_BN[:, None]), valid_BN[:, None])
 
