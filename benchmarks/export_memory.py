@@ -97,7 +97,7 @@ def write_release(folder: pathlib.Path, base: pathlib.Path, model: ModelConfig) 
 
 
 def write_tokenizer(folder: pathlib.Path, size: int) -> None:
-    """A tokenizer of so many words, for a base that has none."""
+    """A tokenizer of `size` words, for a base that has none."""
     words = {f"w{i}": i for i in range(size)}
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
     transformers.PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(str(folder))
@@ -106,14 +106,14 @@ def write_tokenizer(folder: pathlib.Path, size: int) -> None:
 def measure(source: str, base: str, workdir: str) -> list[Conversion]:
     """Imports a checkpoint and exports it to every format; to be called in a fresh process."""
     jax.config.update("jax_platforms", "cpu")
-    found = [_measured("import", lambda: import_model.run(source, workdir, base))]
+    results = [_measured("import", lambda: import_model.run(source, workdir, base))]
     size = os.path.getsize(os.path.join(workdir, native.WEIGHTS))
-    found[0] = dataclasses.replace(found[0], excess=found[0].excess - size, destination=size)
+    results[0] = dataclasses.replace(results[0], excess=results[0].excess - size, destination=size)
     for format in export_model.FORMATS:
         output = f"{workdir}-{format}"
         run = functools.partial(export_model.run, workdir, format, output)
-        found.append(_measured(format, run))
-    return found
+        results.append(_measured(format, run))
+    return results
 
 
 def _measured(what: str, run: Callable[[], int]) -> Conversion:

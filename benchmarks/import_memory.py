@@ -71,7 +71,7 @@ class Import:
 
 
 def model_of(gigabytes: float) -> ModelConfig:
-    """Mistral 7B with as many layers, one at least, as make about so many GB in bfloat16."""
+    """Mistral 7B with as many layers, one at least, as make about `gigabytes` GB in bfloat16."""
     one, two = (
         sum(x.size for x in jax.tree.leaves(abstract_params(model)))
         for model in (dataclasses.replace(PRESETS["mistral_7b"], n_layers=n) for n in (1, 2))

@@ -49,7 +49,7 @@ class Cost:
     unpriced: int = 0
 
     def add(self, other: "Cost", times: int = 1) -> None:
-        """Adds another that runs so many times after this."""
+        """Adds another, which runs `times` times after this."""
         self.seconds += times * other.seconds
         self.compute += times * other.compute
         self.interconnect += times * other.interconnect
@@ -135,7 +135,7 @@ class _Walk:
         return seconds
 
     def _bandwidth(self, devices: int) -> float:
-        """Bytes a second into a chip of a group of so many, over the axes that the group spans."""
+        """Bytes a second into a chip of a group of devices, over the axes that the group spans."""
         chip, links, spanned = self.target.chip, 0, 1
         for axis in sorted((a for a in self.target.axes if a > 1), reverse=True):
             if spanned >= devices:

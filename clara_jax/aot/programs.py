@@ -151,10 +151,8 @@ def batch_shapes(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
     if config.stage == "scp":
         if data.pack and not data.encoder_row and not data.decoder_row:
             B *= EXAMPLES
-        return _batch(setup, {
-            **{f"enc_{name}": (B, encoder) for name in _IDS},
-            **{name: (B, length) for name, length in dec.items()},
-        })  # fmt: skip
+        lengths = {f"enc_{name}": encoder for name in _IDS} | dec
+        return _batch(setup, {name: (B, length) for name, length in lengths.items()})
     shapes: dict[str, tuple[int, ...]] = {name: (B, N) for name in ("doc_valid", "doc_gold")}
     if config.stage != "contrastive":
         shapes |= {name: (B, length) for name, length in dec.items()}
@@ -200,7 +198,7 @@ def train_flops(setup: Setup, batch: dict[str, Any]) -> float:
 
 
 def forward_flops(setup: Setup, tokens: int, head: bool = True) -> float:
-    """FLOPs of so many tokens forward; without the head where no logits are computed."""
+    """FLOPs of `tokens` forward; without the head where no logits are computed."""
     base = setup.trees["base"]
     unused = 0 if head or "head" not in base else int(np.prod(base["head"]["kernel"].shape))
     return 2.0 * (parameters(setup) - unused) * tokens
@@ -238,12 +236,13 @@ def inference_shapes(setup: Setup) -> tuple[Any, Any, Any, Any]:
     trees = generate.needed(setup.trees, "generator")
     B, T, K, M = config.eval.batch, DECODER - NEW_TOKENS, config.select.k, config.memory_tokens
     T = config.data.decoder_row or T
-    prompts = sharding.abstract(setup.mesh, "prompts", generate.PromptBatch(
+    prompts = generate.PromptBatch(
         tokens_BT=jax.ShapeDtypeStruct((B, T), jnp.int32),
         lengths_B=jax.ShapeDtypeStruct((B,), jnp.int32),
         slots_BT=jax.ShapeDtypeStruct((B, T), jnp.int32),
         vectors_BSD=jax.ShapeDtypeStruct((B, K * M, model.d_model), jnp.float32),
-    ))  # fmt: skip
+    )
+    prompts = sharding.abstract(setup.mesh, "prompts", prompts)
     cache = jax.eval_shape(lambda: Cache.create(model, B, T + NEW_TOKENS - 1))
     everywhere = sharding.replicated(setup.mesh)
     rows = sharding.batch_sharding(setup.mesh)

@@ -176,13 +176,10 @@ def _merged(setup: Setup, folder: str, base: str) -> None:
 
 
 def _write_base(setup: Setup, folder: str, adapter: Any = None) -> None:
-    """Writes the base as a Hugging Face model, with an adapter folded in, in the base's own dtype.
-
-    A base that was not trained is read from where it is, tensor by tensor.
-    """
+    """Writes the base as a Hugging Face model in its own dtype, with an adapter folded in."""
     model, params, ids = setup.model, setup.trees["base"], {}
     dtype, base = model.held_dtype, setup.config.model.base
-    if "layers" not in params:  # it was not trained, so that a file has it
+    if "layers" not in params:  # it was not trained: a file has it, and is read tensor by tensor
         tensors = base_lib.open_tensors(base, model)
         params = weights.stored(tensors, model)
         dtype = "bfloat16" if tensors.is_bfloat16 else "float32"

@@ -82,7 +82,7 @@ def _with(config: Config, **options: str) -> Config:
 
 
 def summary(config: Config, names: Sequence[str], source: str, workdir: str) -> str:
-    """What was imported, what it can do, and the commands that go on from it."""
+    """What was imported, what it can do, and the commands that continue from it."""
     data, lora = config.data, config.lora
     adapters = [name for name in config_lib.ADAPTERS if name in names]
     missing = [name for name in config_lib.ADAPTERS if name not in names]

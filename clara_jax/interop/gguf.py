@@ -166,7 +166,7 @@ class Tensors:
 
 
 def _rotary_rows(n_rows: int, head_dim: int) -> np.ndarray:
-    """Where the file has each row of q or k: llama.cpp rotates neighbouring pairs, we (c, c + C/2)."""
+    """Places of the rows of q or k: llama.cpp rotates neighbouring pairs, we (c, c + C/2)."""
     return np.arange(n_rows).reshape(-1, head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
 
 

@@ -42,7 +42,7 @@ def save_params(
 
     Args:
         directory: where to write; made if it is not there. config.json is `hf_config`'s.
-        params: base weights, which may lie on a mesh, may be int8, and may be `weights.stored`.
+        params: base weights, which may be sharded, may be int8, and may be `weights.stored`.
         config: their architecture.
         adapter: folded in, W + scale * A B in float32, a matrix at a time.
         lora: the adapter's settings.
@@ -82,9 +82,8 @@ def _prepare(directory: pathlib.Path) -> None:
     except OSError as e:
         raise UserError(f"{directory}: cannot be made ({e.strerror})") from e
     # A reader would take the index or the single file of an earlier model for this one's.
-    found = sorted(directory.glob("model*.safetensors*"))
-    if found:
-        raise UserError(f"{directory}: holds {found[0].name} already; give another directory")
+    if earlier := sorted(directory.glob("model*.safetensors*")):
+        raise UserError(f"{directory}: holds {earlier[0].name} already; give another directory")
 
 
 def plan(config: ModelConfig, itemsize: int, shard_bytes: int = SHARD) -> dict[str, list[Tensor]]:

@@ -1,7 +1,7 @@
 """Trained trees in one safetensors file: what `--mode=import` makes and `--mode=export` writes.
 
 A directory holds `config.json`, a run's config, and `weights.safetensors`, every leaf by its path
-such as `generator/layers/mlp/up/a`. An adapter may lie in a PEFT directory of its name instead
+such as `generator/layers/mlp/up/a`. An adapter may be a PEFT directory of its name instead
 (`--format=peft`). Unlike a workdir it needs no earlier run; the base stays where it is.
 """
 

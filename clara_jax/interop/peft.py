@@ -13,7 +13,7 @@ import safetensors.numpy
 
 from clara_jax.errors import UserError
 from clara_jax.interop import adapters, hf
-from clara_jax.interop.torch_zip import Tensor, TorchFile
+from clara_jax.interop.torch_zip import TorchFile
 from clara_jax.models.config import LoraConfig, ModelConfig
 from clara_jax.models.lora import Adapter
 
@@ -169,11 +169,7 @@ def read_settings(directory: str | os.PathLike[str], config: ModelConfig) -> Lor
 
 
 def _targets(wanted: Any, path: pathlib.Path, config: ModelConfig) -> tuple[str, ...]:
-    """Our names of the linear layers that `target_modules` stands for.
-
-    It is a list of the ends of modules' names (whole names where PEFT wrote `all-linear` out), or a
-    regular expression for whole names.
-    """
+    """Our names of the linear layers that `target_modules`, ends of names or a regex, means."""
     ours = adapters.modules(config)
     if wanted == "all-linear":
         return tuple(ours)
@@ -215,12 +211,7 @@ def _tensors(directory: pathlib.Path) -> tuple[pathlib.Path, dict[str, np.ndarra
     elif (directory / _TORCH).is_file():
         path = directory / _TORCH
         file = TorchFile(path)
-        if not isinstance(file.content, dict):
-            raise UserError(f"{path}: not a dict of tensors")
-        for name, tensor in file.content.items():
-            if not isinstance(tensor, Tensor):
-                raise UserError(f"{path}: {name} is not a tensor")
-        tensors = {str(name): file.array(name, tensor) for name, tensor in file.content.items()}
+        tensors = {name: file.array(name, x) for name, x in file.named(file.content).items()}
     else:
         raise UserError(f"{directory}: neither {_SAFE} nor {_TORCH}")
     for name, tensor in tensors.items():

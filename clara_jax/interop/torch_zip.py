@@ -89,17 +89,32 @@ class TorchFile:
         except Exception as e:  # a damaged pickle can fail in any way
             raise UserError(f"{path}: not readable ({type(e).__name__}: {e})") from e
 
-    def array(self, name: str, tensor: Tensor) -> np.ndarray:
+    def named(self, value: Any) -> dict[str, Any]:
+        """The content, or a value in it, which must be a dict with names as keys.
+
+        Raises:
+            UserError: it is none.
+        """
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            raise UserError(f"{self.path}: not a dict of tensors")
+        return value
+
+    def array(self, name: str, tensor: Any) -> np.ndarray:
         """A read-only view of a tensor in the memory-mapped file.
 
         Args:
             name: of the tensor, for error messages.
-            tensor: its description, from `content`.
+            tensor: its description, from `content`; None if there is none.
 
         Raises:
-            UserError: the tensor reaches beyond its storage, or the storage is damaged.
+            UserError: there is no such tensor, it reaches beyond its storage, or the storage is
+                damaged.
         """
         where = f"{self.path}: tensor {name}"
+        if tensor is None:
+            raise UserError(f"{where} is missing")
+        if not isinstance(tensor, Tensor):
+            raise UserError(f"{self.path}: {name} is not a tensor")
         entry = self._entries.get(f"{self._prefix}data/{tensor.storage.key}")
         if entry is None:
             raise UserError(f"{where}: its storage {tensor.storage.key!r} is missing")
@@ -163,21 +178,16 @@ class _RebuildParameter:
 
 
 class _Dict(dict):
-    """Stands for OrderedDict; attributes that a pickle sets, as `_metadata` of torch, are dropped.
-
-    They would hide methods.
-    """
+    """Stands for OrderedDict; attributes that a pickle sets would hide methods: dropped."""
 
     def __setstate__(self, state: Any) -> None:
         """Takes nothing."""
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the names that `torch.save` writes for tensors of floats, and nothing else.
+    """Knows the names that `torch.save` writes for tensors of floats, and nothing else."""
 
-    What it gives for them cannot be changed by a pickle, so none can alter what other code sees.
-    """
-
+    # No pickle can change these values, so none can alter what other code sees.
     _KNOWN = types.MappingProxyType(
         {
             ("collections", "OrderedDict"): _Dict,

@@ -139,10 +139,8 @@ def _put(
     sharding: jax.sharding.Sharding,
     layer: int | None = None,
 ) -> jax.Array:
-    """Puts a parameter [L, ...], or one layer [1, ...] of it, on the devices part by part.
-
-    `jax.make_array_from_callback` would hold all parts on the host until the last one is read.
-    """
+    """Puts a parameter [L, ...], or one layer [1, ...] of it, on the devices part by part."""
+    # `jax.make_array_from_callback` would hold all parts on the host until the last one is read.
     if layer is not None:
         shape = (1, *shape[1:])
     devices: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}

@@ -46,13 +46,8 @@ def splash(
 ) -> jax.Array:
     """The Pallas kernel for TPUs: causal, within segments; [B, T, H*C]. Interpreted elsewhere.
 
-    Args:
-        q_BTHC: queries.
-        k_BTGC: keys.
-        v_BTGC: values.
-        segments_BT: int32; tokens see their own segment alone.
-        window: a token sees itself and the window - 1 tokens before it in the row.
-        layout: rows and heads are cut as it says; the kernel runs on every device's part.
+    Tokens see their own segment (int32) alone, of it themselves and the window - 1 tokens before
+    them in the row. The kernel runs on every device's part of rows and heads, cut as `layout` says.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel as kernel_lib,

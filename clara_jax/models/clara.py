@@ -136,12 +136,9 @@ def generate_hidden(
 ) -> jax.Array:
     """The generator's hidden states [B, T, D] over prompts whose slots are filled with memories.
 
-    Args:
-        decoder: the module.
-        trees: see the module's docstring.
-        batch: dec_tokens, dec_positions, dec_segments, dec_slots, each int32 [B, T].
-        vectors_BSD: what dec_slots indexes, such as the encoder's hidden states of the same row.
-        rng: switches adapter dropout on.
+    `batch` has dec_tokens, dec_positions, dec_segments and dec_slots, each int32 [B, T]; the last
+    indexes `vectors_BSD`, such as the encoder's hidden states of the same row. `rng` switches
+    adapter dropout on.
     """
     with jax.named_scope("generate"):
         x_BTD = embed(decoder.config, trees, batch["dec_tokens"])

@@ -88,7 +88,7 @@ class ModelConfig:
     norm_eps: float = 1e-5
     tied_embeddings: bool = False
     sliding_window: int | None = None  # a token sees itself and the window - 1 tokens before it
-    context_length: int | None = None  # most tokens of a text; only told to others, not enforced
+    context_length: int | None = None  # most tokens of a text; reported to others, not enforced
     dtype: str = "float32"
     param_dtype: str = "float32"
     remat: str = "none"  # what is computed twice: see clara_jax/config.py
@@ -110,8 +110,8 @@ class ModelConfig:
             raise ValueError(f"rotary_dim {self.rotary_dim} is no even part of {self.head_dim}")
         if isinstance(self.rope_scaling, LongRope):
             for name in ("short_factor", "long_factor"):
-                if (found := len(getattr(self.rope_scaling, name))) != self.rotated // 2:
-                    raise ValueError(f"{name} has {found} numbers, not {self.rotated // 2}")
+                if (count := len(getattr(self.rope_scaling, name))) != self.rotated // 2:
+                    raise ValueError(f"{name} has {count} numbers, not {self.rotated // 2}")
 
     @property
     def rotated(self) -> int:

@@ -58,7 +58,7 @@ class Cache:
         return self.positions_BS.shape[1]
 
     def grow(self, slots: int) -> "Cache":
-        """The same with so many more slots."""
+        """The same with `slots` more slots."""
         at_end = ((0, 0), (0, 0), (0, 0), (0, slots), (0, 0))
         return self.replace(
             k=jnp.pad(self.k, at_end),

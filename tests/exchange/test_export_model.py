@@ -439,7 +439,7 @@ def test_a_checkpoint_looks_like_its_base_also_with_fused_projections(
     model = hf_config.read_config(folder / "base")
     monkeypatch.setitem(hub_ids.PRESETS, "one", model)
     monkeypatch.setitem(hub_ids.PRESETS, "other", dataclasses.replace(model, d_ff=50))
-    monkeypatch.setattr(hub_ids, "HUB_IDS", {"one": ("org/one",), "other": ("org/other",)})
+    monkeypatch.setattr(hub_ids, "HUB_IDS", {"one": "org/one", "other": "org/other"})
     assert clara_release.looks_like(made) == ["org/one"]
 
 
