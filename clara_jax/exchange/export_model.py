@@ -197,12 +197,9 @@ FORMATS = {"release": _release, "peft": _peft, "merged": _merged, "native": _nat
 
 
 def portable(setup: Setup, folder: str, base: str) -> Config:
-    """A model's config with nothing of this machine in it.
+    """A model's config with nothing of this machine in it; `base` is what to call the base.
 
-    Args:
-        setup: the model.
-        folder: gets its tokenizer if that is a local one that is not the base's.
-        base: what to call the base.
+    The folder gets its tokenizer if that is a local one that is not the base's.
     """
     config, tokenizer = setup.config, setup.config.model.tokenizer
     if tokenizer and tokenizer not in NAMED and not base_lib.is_hub_id(tokenizer):

@@ -50,12 +50,8 @@ def to_tree(
 ) -> Adapter:
     """Makes an adapter of tensors.
 
-    Args:
-        tensors: by name: A [R, in] and B [out, R] of every module of the targets, and no others.
-        where: their file, for error messages.
-        lora: rank and targets.
-        config: the architecture of the base.
-        prefix: what all names begin with.
+    The tensors are A [R, in] and B [out, R] of every module of the targets, and no others; their
+    names begin with `prefix`. `where` is their file, for error messages.
 
     Returns:
         The `lora` tree in float32: a [L, R, in], b [L, R, out] for each target.

@@ -110,14 +110,8 @@ def load_params(
 ) -> Any:
     """Loads a base model's weights into `config.param_dtype`, each shard straight to its device.
 
-    Args:
-        base: HF directory, hub id or .gguf file.
-        config: the architecture, from `read_config`; its dtypes may have been replaced.
-        sharding_of: as of `weights.load`.
-        parts: as of `weights.load`.
-
-    Returns:
-        The `params` tree of the decoder.
+    `config` is the architecture, from `read_config`; its dtypes may have been replaced. The rest is
+    as of `weights.load`.
 
     Raises:
         UserError: a file or tensor is missing, unknown, mis-shaped or broken.

@@ -87,13 +87,7 @@ def _prepare(directory: pathlib.Path) -> None:
 
 
 def plan(config: ModelConfig, itemsize: int, shard_bytes: int = SHARD) -> dict[str, list[Tensor]]:
-    """The tensors of each file of a checkpoint, in order.
-
-    Args:
-        config: the architecture.
-        itemsize: bytes of a number.
-        shard_bytes: most bytes of a file's tensors, unless one alone has more.
-    """
+    """The tensors of each file, of `shard_bytes` at most unless one tensor alone has more."""
     groups: list[list[Tensor]] = [[]]
     held = 0
     for tensor in tensors(config):

@@ -41,12 +41,8 @@ _PADDING = 1024
 def like(vocab: int, d_model: int, d_ff: int, n_layers: int, qkv: int) -> list[str]:
     """Hub ids of the models with these shapes.
 
-    Args:
-        vocab: rows of the embedding without added tokens; those of the model or the tokenizer.
-        d_model: D.
-        d_ff: F.
-        n_layers: L.
-        qkv: width of queries, keys and values of all heads, (H + 2 G) * C.
+    `vocab` are rows of the embedding without added tokens, the model's or the tokenizer's; `qkv` is
+    the width of queries, keys and values of all heads, (H + 2 G) * C.
     """
     return [
         hub_id

@@ -133,13 +133,9 @@ def parameters(config: ModelConfig) -> dict[Row, jax.ShapeDtypeStruct]:
 def part(row: Row, config: ModelConfig, format: str = "hf") -> Part:
     """Which rows of which tensor a parameter is in checkpoints of this model.
 
-    It decides for adapters as well: a LoRA pair beside a tensor that holds several parameters is,
-    for each of them, all of A and rows [start:stop] of B [out, rank].
-
-    Args:
-        row: of TABLE; a parameter that this model has.
-        config: the architecture; its family decides which parameters share a tensor.
-        format: column of TABLE, `hf` or `gguf`.
+    The config's family decides which parameters share a tensor; `format` is a column of TABLE. For
+    adapters as well: a LoRA pair beside a tensor that holds several parameters is, for each of
+    them, all of A and rows [start:stop] of B [out, rank].
     """
     shapes = _shapes(config)
     n_rows, *rest = shapes[row.path]

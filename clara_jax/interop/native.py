@@ -74,12 +74,8 @@ def read(
 ) -> dict[str, Any]:
     """Reads trees.
 
-    Args:
-        directory: holds `weights.safetensors`.
-        expected: the wanted trees by name, with leaves that have a shape. `added` may hold a
-            `head` that is not among them: only the release's checkpoints have one.
-        config: of the base.
-        lora: the adapters' settings.
+    `expected` has the wanted trees by name, with leaves that have a shape. `added` may hold a
+    `head` that is not among them: only the release's checkpoints have one.
 
     Returns:
         Trees of numpy arrays.

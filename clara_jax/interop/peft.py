@@ -69,14 +69,10 @@ def write(
     config: ModelConfig,
     base: str = "",
 ) -> None:
-    """Writes an adapter so that PEFT loads it onto the base.
+    """Writes an adapter, in its dtype, so that PEFT loads it onto the base.
 
-    Args:
-        directory: is made if it is not there.
-        adapter: `lora` tree, a [L, R, in] and b [L, R, out]; tensors get its dtype.
-        lora: its scale and dropout.
-        config: the architecture of the base.
-        base: hub id or directory of the base, as PEFT is to find it.
+    The directory is made if it is not there. `adapter` is a `lora` tree, a [L, R, in] and
+    b [L, R, out]; `base` is the hub id or directory by which PEFT is to find the base.
     """
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
