@@ -23,13 +23,9 @@ from clara_jax.runs import setup as setup_lib
 
 
 def run(config: Config, topology: str | None = None, program: str = "train") -> int:
-    """Compiles and prints.
+    """Compiles one of PROGRAMS for a topology such as `v5e:4x4`, or the local devices, and prints.
 
-    Args:
-        config: of the run; its weights and data are not looked at, except the config of
-            `model.base` if that is given.
-        topology: such as `v5e:4x4`; None: the local devices.
-        program: one of PROGRAMS.
+    Of the run's weights and data only the config of `model.base` is read, if that is given.
 
     Returns:
         0, also where it does not fit: the JSON says so.
