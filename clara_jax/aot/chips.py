@@ -25,7 +25,7 @@ class Chip:
         hbm: bytes that a program may use, as the compiler has it.
         bandwidth: of the HBM, bytes a second.
         link: of one link to a neighbour, bytes a second in one direction.
-        wraps: an axis of at least so many chips is a ring.
+        wraps: an axis of at least this number of chips is a ring.
         clock: Hz, of the compiler's cycle estimates.
     """
 
@@ -94,13 +94,13 @@ def target(topology: str | None) -> Target:
     # A host has 2 x 2 chips unless there are fewer.
     host = {"chips_per_host_bounds": (1, 1, 1)} if math.prod(axes) < 4 else {}
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **host)
+        slice_ = topologies.get_topology_desc(platform="tpu", topology_name=topology, **host)
     except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as e:
         text = str(e).splitlines()[0]
         if "libtpu" in text.lower():
             text = f"the TPU compiler is not installed ({text}): pip install 'clara-jax[tpu]'"
         raise UserError(f"--topology={topology}: {text}") from e
-    return Target(topology, found.devices, CHIPS[match[1]], axes)
+    return Target(topology, slice_.devices, CHIPS[match[1]], axes)
 
 
 def versions() -> dict[str, str | None]:

@@ -13,6 +13,7 @@ merged model is written a file at a time.
 import dataclasses
 import json
 import os
+import pathlib
 from typing import Any
 
 import jax
@@ -26,7 +27,6 @@ from clara_jax.corpus.search import faiss
 from clara_jax.corpus.store import open_store
 from clara_jax.data.tokenizer import NAMED
 from clara_jax.errors import UserError
-from clara_jax.exchange.export_notes import NOTES, POSITIONS
 from clara_jax.interop import base as base_lib
 from clara_jax.interop import hf_config, hf_write, hub_ids, native, peft, release_write, weights
 from clara_jax.interop.release_config import STAGES, Settings, theirs
@@ -36,6 +36,13 @@ from clara_jax.runs.setup import Model
 from clara_jax.stages import ADAPTERS
 
 _PARTS = ("embed", "head")
+_NOTES = pathlib.Path(__file__).parent / "notes"  # README.md of each format, after head.md
+# By `config.memory.positions`.
+_POSITIONS = {
+    "after": "",
+    "spread": "This model's memory tokens do not have the rotary positions after the text, but lie "
+    "evenly over it: token j of {M} at (2 j + 1) T // (2 {M}) of T tokens before it. ",
+}
 
 
 def run(
@@ -68,12 +75,7 @@ def run(
         name, is_hub_id = hub_ids.name_of(model.config.model.base)
         FORMATS[format](model, trees, folder, name)
         title = os.path.basename(files.absolute(output))
-        data, M = model.config.data, model.config.memory_tokens
-        note = NOTES[format].format(
-            title=title, base=name, tokens=data.document_length, rate=data.rate, M=M,
-            positions=POSITIONS[model.config.memory.positions].format(M=M),
-        )  # fmt: skip
-        files.write(os.path.join(folder, "README.md"), note)
+        files.write(os.path.join(folder, "README.md"), _note(model.config, format, title, name))
     if name and not is_hub_id and format != "merged":
         logging.warning(
             "%s: its config.json calls the base %r, which is no hub id; put that there",
@@ -83,6 +85,14 @@ def run(
     sizes = (os.path.getsize(os.path.join(f, n)) for f, _, names in os.walk(output) for n in names)
     print(f"{output}: {format}, {sum(sizes) / 1e6:.1f} MB; its README.md says how to use it")
     return 0
+
+
+def _note(config: Config, format: str, title: str, base: str) -> str:
+    parts = [(_NOTES / f"{name}.md").read_text(encoding="utf-8") for name in ("head", format)]
+    data, M = config.data, config.memory_tokens
+    values = {"title": title, "base": base, "tokens": data.document_length, "rate": data.rate}
+    positions = _POSITIONS[config.memory.positions].format(M=M)
+    return "\n".join(parts).format(**values, M=M, positions=positions)
 
 
 def _keys(model: Model, trees: Trees, store: str, output: str) -> int:
@@ -151,11 +161,14 @@ def _release(model: Model, trees: Trees, folder: str, base: str) -> None:
     embed = trees["base"]["embed"]["embedding"]
     head = trees["base"].get("head")
     release_write.write(
-        folder, settings, trees, model.architecture,
+        folder,
+        settings,
+        trees,
+        model.architecture,
         lambda first, last: np.asarray(embed[first:last]),
         None if head is None else lambda first, last: np.asarray(head["kernel"][:, first:last]).T,
         model.tokenizer.size,
-    )  # fmt: skip
+    )
 
 
 def _merged(model: Model, trees: Trees, folder: str, base: str) -> None:
@@ -166,13 +179,10 @@ def _merged(model: Model, trees: Trees, folder: str, base: str) -> None:
 
 
 def _write_base(model: Model, trees: Trees, folder: str, adapter: Any = None) -> None:
-    """Writes the base as a Hugging Face model, with an adapter folded in, in the base's own dtype.
-
-    A base that was not trained is read from where it is, tensor by tensor.
-    """
+    """Writes the base as a Hugging Face model in its own dtype, with an adapter folded in."""
     architecture, params, ids = model.architecture, trees["base"], {}
     dtype, base = architecture.held_dtype, model.config.model.base
-    if "layers" not in params:  # it was not trained, so that a file has it
+    if "layers" not in params:  # it was not trained: a file has it, and is read tensor by tensor
         tensors = base_lib.open_tensors(base, architecture)
         params = weights.stored(tensors, architecture)
         dtype = "bfloat16" if tensors.is_bfloat16 else "float32"
@@ -190,12 +200,9 @@ FORMATS = {"release": _release, "peft": _peft, "merged": _merged, "native": _nat
 
 
 def portable(model: Model, folder: str, base: str) -> Config:
-    """A model's config with nothing of this machine in it.
+    """A model's config with nothing of this machine in it; `base` is what to call the base.
 
-    Args:
-        model: the model.
-        folder: gets its tokenizer if that is a local one that is not the base's.
-        base: what to call the base.
+    The folder gets its tokenizer if that is a local one that is not the base's.
     """
     config, tokenizer = model.config, model.config.model.tokenizer
     if tokenizer and tokenizer not in NAMED and not base_lib.is_hub_id(tokenizer):

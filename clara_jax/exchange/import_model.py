@@ -83,7 +83,7 @@ def _with(config: Config, **options: str) -> Config:
 
 
 def summary(config: Config, names: Sequence[str], source: str, workdir: str) -> str:
-    """What was imported, what it can do, and the commands that go on from it."""
+    """What was imported, what it can do, and the commands that continue from it."""
     data, lora = config.data, config.lora
     adapters = [name for name in ADAPTERS if name in names]
     missing = [name for name in ADAPTERS if name not in names]

@@ -13,12 +13,9 @@ from typing import IO, Any
 
 import numpy as np
 
-_STORAGES = {
-    "float64": b"DoubleStorage",
-    "float32": b"FloatStorage",
-    "float16": b"HalfStorage",
-    "bfloat16": b"BFloat16Storage",
-}
+from clara_jax.interop.torch_zip import DTYPES
+
+_STORAGES = {np.dtype(dtype).name: kind.encode() for kind, dtype in DTYPES.items()}
 
 _ALIGNMENT = 64  # of a storage's first byte, so that it may be mapped and used in place
 

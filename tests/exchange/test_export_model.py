@@ -18,6 +18,7 @@ from clara_jax.config import Config, Data, Memory, Model, Select, Train
 from clara_jax.errors import UserError
 from clara_jax.exchange import export_model, import_model
 from clara_jax.inference.answers import answer_prompts
+from clara_jax.interop import base as base_lib
 from clara_jax.interop import (
     clara_release,
     hf_config,
@@ -288,9 +289,7 @@ def test_merged_of_a_base_trained_here_is_that_base(trained, tmp_path):
     made = export(trained / "full", "merged", tmp_path / "x")
     base = setup_lib.restore(str(trained / "full")).trees["base"]
     model = hf_config.read_config(made)
-    from clara_jax.interop import hf
-
-    jax.tree.map(np.testing.assert_array_equal, hf.load_params(made, model), base)
+    jax.tree.map(np.testing.assert_array_equal, base_lib.load_params(made, model), base)
 
 
 @pytest.mark.parametrize("format", ["release", "peft"])
@@ -409,7 +408,7 @@ def _trained_folder(tmp_path) -> pathlib.Path:
 def test_sigterm_leaves_nothing_half_written(on_a_file, tmp_path):
     folder, _ = on_a_file
     code = (
-        "import os, signal, sys; from clara_jax.inference import export_model as e;"
+        "import os, signal, sys; from clara_jax.exchange import export_model as e;"
         "e.FORMATS['native'] = lambda *_: os.kill(os.getpid(), signal.SIGTERM);"
         f"e.run({str(folder / 'run')!r}, 'native', {str(tmp_path / 'x')!r})"
     )
@@ -450,7 +449,7 @@ def test_a_checkpoint_looks_like_its_base_also_with_fused_projections(
     model = hf_config.read_config(folder / "base")
     monkeypatch.setitem(hub_ids.PRESETS, "one", model)
     monkeypatch.setitem(hub_ids.PRESETS, "other", dataclasses.replace(model, d_ff=50))
-    monkeypatch.setattr(hub_ids, "HUB_IDS", {"one": ("org/one",), "other": ("org/other",)})
+    monkeypatch.setattr(hub_ids, "HUB_IDS", {"one": "org/one", "other": "org/other"})
     assert clara_release.looks_like(made) == ["org/one"]
 
 

@@ -284,7 +284,7 @@ def test_a_checkpoint_without_an_adapter_says_what_it_can_do(checkpoint, capsys)
 
 
 def test_base_is_asked_for_with_what_it_looks_like(checkpoint, monkeypatch):
-    like = {"golden": ("someone/tiny-mistral",)}
+    like = {"golden": "someone/tiny-mistral"}
     from clara_jax.interop import base, hub_ids
 
     monkeypatch.setattr(hub_ids, "HUB_IDS", like)
