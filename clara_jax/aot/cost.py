@@ -30,22 +30,14 @@ _KERNEL_SHARE = 0.5  # of the peak
 
 @dataclasses.dataclass
 class Cost:
-    """Seconds and bytes of a computation on one device.
+    """Seconds and bytes of a computation on one device."""
 
-    Attributes:
-        seconds: with collectives beside the computation where the schedule has them so.
-        compute: of which it computes.
-        interconnect: of collectives, whether or not something is computed meanwhile.
-        moved: bytes of collectives by kind.
-        calls: Pallas kernels.
-        unpriced: loops of unknown length, counted once, and kernels and choices of unknown work.
-    """
-
-    seconds: float = 0.0
-    compute: float = 0.0
-    interconnect: float = 0.0
-    moved: Counter = dataclasses.field(default_factory=Counter)
-    calls: int = 0
+    seconds: float = 0.0  # with collectives beside the computation where the schedule has them so
+    compute: float = 0.0  # of which it computes
+    interconnect: float = 0.0  # of collectives, whether or not something is computed meanwhile
+    moved: Counter = dataclasses.field(default_factory=Counter)  # bytes of collectives by kind
+    calls: int = 0  # Pallas kernels
+    # loops of unknown length, counted once, and kernels and choices of unknown work
     unpriced: int = 0
 
     def add(self, other: "Cost", times: int = 1) -> None:

@@ -26,19 +26,12 @@ COLLECTIVES = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of a computation.
+    """One line of a computation."""
 
-    Attributes:
-        name: without the percent sign.
-        type: of its result.
-        opcode: such as `fusion`.
-        text: operands and attributes.
-    """
-
-    name: str
-    type: str
-    opcode: str
-    text: str
+    name: str  # without the percent sign
+    type: str  # of its result
+    opcode: str  # such as `fusion`
+    text: str  # operands and attributes
 
     @functools.cached_property
     def operands(self) -> list[str]:

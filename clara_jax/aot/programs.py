@@ -36,21 +36,14 @@ _IDS = ("tokens", "positions", "segments")
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """One program to compile.
+    """One program to compile."""
 
-    Attributes:
-        function: jitted.
-        arguments: shapes with shardings.
-        kinds: arguments by what they are, for the table of memory: base, adapters, optimizer, ….
-        flops: of the model, without anything that is computed twice.
-        rows: of its batch.
-    """
-
-    function: Any
-    arguments: tuple[Any, ...]
+    function: Any  # jitted
+    arguments: tuple[Any, ...]  # shapes with shardings
+    # arguments by what they are, for the table of memory: base, adapters, optimizer, …
     kinds: dict[str, Any]
-    flops: float
-    rows: int
+    flops: float  # of the model, without anything that is computed twice
+    rows: int  # of its batch
 
 
 def train(model: Model, trees: Trees) -> Program:

@@ -39,21 +39,14 @@ _FAR = {"hf": 0.01, "gguf": 0.3}
 
 @dataclasses.dataclass(frozen=True)
 class Release:
-    """A checkpoint's trained parts, as float32 numpy arrays.
+    """A checkpoint's trained parts, as float32 numpy arrays."""
 
-    Attributes:
-        settings: how it was trained.
-        lora: rank, alpha and targets of its adapters.
-        adapters: `lora` trees by name (compressor, reasoner, generator).
-        memory: [M, D] embeddings of the memory tokens.
-        added: {"embed": [3, D] embeddings of AE, ENC, SEP, "head": [D, M + 3] head columns of the
-            memory tokens and these three}.
-    """
-
-    settings: Settings
-    lora: LoraConfig
-    adapters: dict[str, Any]
-    memory: np.ndarray
+    settings: Settings  # how it was trained
+    lora: LoraConfig  # rank, alpha and targets of its adapters
+    adapters: dict[str, Any]  # `lora` trees by name (compressor, reasoner, generator)
+    memory: np.ndarray  # [M, D] embeddings of the memory tokens
+    # {"embed": [3, D] embeddings of AE, ENC, SEP, "head": [D, M + 3] head columns of the memory
+    # tokens and these three}
     added: dict[str, np.ndarray]
 
     @property

@@ -14,32 +14,21 @@ from clara_jax.models.config import LongRope, ModelConfig, RopeScaling
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What transformers' classes of one model_type assume where a config.json leaves a key out.
+    """What transformers' classes of one model_type assume where a config.json leaves a key out."""
 
-    Attributes:
-        architecture: class of the model.
-        windows: what `sliding_window` means: nothing, the window of every layer, or of those layers
-            that `use_sliding_window`, `layer_types` and `max_window_layers` name.
-        context_length: `max_position_embeddings`.
-        kv_heads: `num_key_value_heads`; None: as many as query heads.
-        head_dim: None: the model's width over the query heads.
-        norm_eps: `rms_norm_eps`.
-        window: `sliding_window`.
-        qkv_bias: as in ModelConfig; `attention_bias` says nothing then.
-        qk_norm: as in ModelConfig.
-        original_length: `original_max_position_embeddings` of a family that has it beside the
-            rotary settings, and may rotate a part of each head; None of any other.
-    """
-
-    architecture: str
+    architecture: str  # class of the model
+    # what `sliding_window` means: nothing, the window of every layer, or of those layers that
+    # `use_sliding_window`, `layer_types` and `max_window_layers` name
     windows: Literal["none", "all", "layers"]
-    context_length: int
-    kv_heads: int | None = None
-    head_dim: int | None = None
-    norm_eps: float = 1e-6
-    window: int | None = None
-    qkv_bias: bool = False
-    qk_norm: bool = False
+    context_length: int  # `max_position_embeddings`
+    kv_heads: int | None = None  # `num_key_value_heads`; None: as many as query heads
+    head_dim: int | None = None  # None: the model's width over the query heads
+    norm_eps: float = 1e-6  # `rms_norm_eps`
+    window: int | None = None  # `sliding_window`
+    qkv_bias: bool = False  # as in ModelConfig; `attention_bias` says nothing then
+    qk_norm: bool = False  # as in ModelConfig
+    # `original_max_position_embeddings` of a family that has it beside the rotary settings, and may
+    # rotate a part of each head; None of any other
     original_length: int | None = None
 
 

@@ -84,19 +84,12 @@ _FUSED = {
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Where a checkpoint has a parameter: rows [start:stop] of a tensor, or of one a layer.
+    """Where a checkpoint has a parameter: rows [start:stop] of a tensor, or of one a layer."""
 
-    Attributes:
-        pattern: the tensor's name, with `{layer}` where there is one a layer.
-        start: first row; of a linear layer [out, in] rows are outputs.
-        stop: row after the last.
-        shape: of the whole tensor.
-    """
-
-    pattern: str
-    start: int
-    stop: int
-    shape: tuple[int, ...]
+    pattern: str  # the tensor's name, with `{layer}` where there is one a layer
+    start: int  # first row; of a linear layer [out, in] rows are outputs
+    stop: int  # row after the last
+    shape: tuple[int, ...]  # of the whole tensor
 
     def names(self, n_layers: int) -> list[str]:
         """Names of the tensors: one, or one a layer."""
@@ -107,19 +100,12 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One tensor of a checkpoint.
+    """One tensor of a checkpoint."""
 
-    Attributes:
-        name: its name.
-        shape: [out, in] for linear layers.
-        parts: the parameters in it, one below the other.
-        layer: which layer's; None: the parameters have no layers.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    parts: tuple[tuple[Row, Part], ...]
-    layer: int | None
+    name: str  # its name
+    shape: tuple[int, ...]  # [out, in] for linear layers
+    parts: tuple[tuple[Row, Part], ...]  # the parameters in it, one below the other
+    layer: int | None  # which layer's; None: the parameters have no layers
 
 
 @functools.lru_cache(maxsize=8)

@@ -43,25 +43,15 @@ _ONLY = (
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The part of a checkpoint's config.json that matters here.
+    """The part of a checkpoint's config.json that matters here."""
 
-    Attributes:
-        stage: the last stage it was trained in, by our name.
-        adapters: names of those that a checkpoint of this stage must have.
-        document_length: longest document in tokens.
-        rate: compression rate.
-        top_k: documents in a prompt.
-        rank: of its adapters; their alpha is 2 rank, their dropout 0.1.
-        base: what it calls its base model, often a path of its authors' machine.
-    """
-
-    stage: str
-    adapters: tuple[str, ...]
-    document_length: int
-    rate: int
-    top_k: int
-    rank: int
-    base: str
+    stage: str  # the last stage it was trained in, by our name
+    adapters: tuple[str, ...]  # names of those that a checkpoint of this stage must have
+    document_length: int  # longest document in tokens
+    rate: int  # compression rate
+    top_k: int  # documents in a prompt
+    rank: int  # of its adapters; their alpha is 2 rank, their dropout 0.1
+    base: str  # what it calls its base model, often a path of its authors' machine
 
     @property
     def memory_tokens(self) -> int:

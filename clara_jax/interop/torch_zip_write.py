@@ -29,17 +29,11 @@ _FOLDER = "archive"  # all entries are in it; what it is called does not matter
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """An array that is made while it is written.
+    """An array that is made while it is written."""
 
-    Attributes:
-        shape: of the whole.
-        dtype: what its blocks are converted to.
-        blocks: parts of the first axis, in order.
-    """
-
-    shape: tuple[int, ...]
-    dtype: Any
-    blocks: Iterable[np.ndarray]
+    shape: tuple[int, ...]  # of the whole
+    dtype: Any  # what its blocks are converted to
+    blocks: Iterable[np.ndarray]  # parts of the first axis, in order
 
 
 def write(path: str | os.PathLike[str], content: dict[str, Any]) -> None:

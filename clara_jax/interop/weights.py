@@ -29,19 +29,13 @@ _BLOCK = 2**22
 
 
 class Checkpoint(Protocol):
-    """Where tensors are read from.
+    """Where tensors are read from."""
 
-    Attributes:
-        where: path for error messages.
-        format: column of TABLE that its tensors are named by, `hf` or `gguf`.
-        shapes: shape of each tensor that it holds, [out, in] for linear layers.
-        is_bfloat16: whether most of them are stored in bfloat16.
-    """
-
-    where: str
-    format: str
+    where: str  # path for error messages
+    format: str  # column of TABLE that its tensors are named by, `hf` or `gguf`
+    # shape of each tensor that it holds, [out, in] for linear layers
     shapes: dict[str, tuple[int, ...]]
-    is_bfloat16: bool
+    is_bfloat16: bool  # whether most of them are stored in bfloat16
 
     def read(self, name: str, index: Index) -> np.ndarray:
         """Reads tensor[index]; the slices are explicit and have step 1."""
@@ -103,14 +97,10 @@ def load(
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """A parameter that is still in its checkpoint.
+    """A parameter that is still in its checkpoint."""
 
-    Attributes:
-        shape: as the decoder has it, layers in front.
-        read: gives parameter[index] in float32; the slices are explicit and have step 1.
-    """
-
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # as the decoder has it, layers in front
+    # gives parameter[index] in float32; the slices are explicit and have step 1
     read: Callable[[Index], np.ndarray]
 
     def layer(self, layer: int | None) -> np.ndarray:

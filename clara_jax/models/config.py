@@ -18,19 +18,14 @@ LINEAR_NAMES = ("q", "k", "v", "o", "gate", "up", "down")
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """The `llama3` frequency scaling of Llama 3.1 and later.
+    """The `llama3` frequency scaling of Llama 3.1 and later."""
 
-    Attributes:
-        factor: divides the frequencies of long wavelengths.
-        low_freq_factor: wavelengths above `original_length / low_freq_factor` are fully scaled.
-        high_freq_factor: wavelengths below `original_length / high_freq_factor` are left alone.
-        original_length: context length (tokens) of the pretraining.
-    """
-
-    factor: float = 8.0
+    factor: float = 8.0  # divides the frequencies of long wavelengths
+    # wavelengths above `original_length / low_freq_factor` are fully scaled
     low_freq_factor: float = 1.0
+    # wavelengths below `original_length / high_freq_factor` are left alone
     high_freq_factor: float = 4.0
-    original_length: int = 8192
+    original_length: int = 8192  # context length (tokens) of the pretraining
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,18 +34,13 @@ class LongRope:
 
     A row takes the long ones if it has a position of `original_length` or more
     (models/layers.py: rotary_tables).
-
-    Attributes:
-        short_factor: divisors of rows up to `original_length`, one for each frequency.
-        long_factor: divisors of longer rows.
-        original_length: context length (tokens) of the pretraining.
-        attention_factor: what cosines and sines are multiplied by, in rows of any length.
     """
 
+    # divisors of rows up to `original_length`, one for each frequency
     short_factor: tuple[float, ...]
-    long_factor: tuple[float, ...]
-    original_length: int
-    attention_factor: float
+    long_factor: tuple[float, ...]  # divisors of longer rows
+    original_length: int  # context length (tokens) of the pretraining
+    attention_factor: float  # what cosines and sines are multiplied by, in rows of any length
 
     @staticmethod
     def default_attention_factor(factor: float, original_length: int) -> float:

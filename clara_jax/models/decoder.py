@@ -25,19 +25,12 @@ def _kept(remat: str) -> tuple[str, ...]:
 
 @flax.struct.dataclass
 class Cache:
-    """Keys and values of the tokens so far, all layers in one array that is updated in place.
+    """Keys and values of the tokens so far, all layers in one array that is updated in place."""
 
-    Attributes:
-        k: [L, B, G, S, C] keys after rotation, in the order in which attention reads them.
-        v: [L, B, G, S, C] values.
-        positions_BS: int32 position of the token in each slot, EMPTY where there is none.
-        length: int32 scalar, slots used so far, the same for all rows; shorter rows have EMPTY
-            slots inside.
-    """
-
-    k: jax.Array
-    v: jax.Array
-    positions_BS: jax.Array
+    k: jax.Array  # [L, B, G, S, C] keys after rotation, in the order in which attention reads them
+    v: jax.Array  # [L, B, G, S, C] values
+    positions_BS: jax.Array  # int32 position of the token in each slot, EMPTY where there is none
+    # int32 scalar, slots used so far, the same for all rows; shorter rows have EMPTY slots inside
     length: jax.Array
 
     @classmethod

@@ -11,15 +11,10 @@ MeshAxes = str | tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A mesh, and the mesh axes over which logical axes such as `batch` and `heads` are sharded.
+    """A mesh, and the mesh axes over which logical axes such as `batch` and `heads` are sharded."""
 
-    Attributes:
-        mesh: None: one device, and nothing is constrained.
-        axes: pairs of a logical axis and its mesh axes.
-    """
-
-    mesh: Mesh | None = None
-    axes: tuple[tuple[str, MeshAxes], ...] = ()
+    mesh: Mesh | None = None  # None: one device, and nothing is constrained
+    axes: tuple[tuple[str, MeshAxes], ...] = ()  # pairs of a logical axis and its mesh axes
 
     def spec(self, shape: tuple[int, ...], *logical: str | None) -> PartitionSpec:
         """Mesh axes of an array's axes; those that its shape does not divide by are left out."""

@@ -1,12 +1,12 @@
 """What memories depend on, as hashes: who made a store, or a folder of memories, can be compared.
 
-Every number of the base is looked at, on the device that holds it: two sums over each array of words
-that mix a number with its place. That reads memory once and no file a second
-time, and gives the same on every mesh, for sums of integers do not depend on their order. Numbers
-are rounded to bfloat16 first, so that a base which is held in float32 or in bfloat16 is the same
-one; in int8 it is another. Adapters and memory embeddings are hashed as they are. What memories do
-not depend on is left out: the reasoner, the generator, the base's head; and the embeddings of the
-few other added tokens, which follow from the base or come with the adapter.
+Every number of the base is looked at, on the device that holds it: two sums over each array of
+words that mix a number with its place. That reads memory once and no file a second time, and gives
+the same on every mesh, for sums of integers do not depend on their order. Numbers are rounded to
+bfloat16 first, so that a base which is held in float32 or in bfloat16 is the same one; in int8 it
+is another. Adapters and memory embeddings are hashed as they are. What memories do not depend on is
+left out: the reasoner, the generator, the base's head; and the embeddings of the few other added
+tokens, which follow from the base or come with the adapter.
 """
 
 import dataclasses
