@@ -226,14 +226,12 @@ def test_few_prompts_make_a_small_batch(setup):
 
 
 def draw_many(logits, rows, seed=0, step=0, temperature=1.0, top_p=1.0, first=0):
-    draws = Draws(
-        np.uint32(seed),
-        np.arange(first, first + rows, dtype=np.int32),
-        np.float32(temperature),
-        np.float32(top_p),
-    )
+    draws = Draws.create(Sampling(temperature, top_p, seed), rows, range(first, first + rows))
+    draws = draws.replace(count_B=draws.count_B + step)
     logits_BV = jnp.tile(jnp.asarray(logits, jnp.float32)[None], (rows, 1))
-    return np.asarray(jax.jit(Draws.tokens)(draws, logits_BV, step))
+    tokens_B, after = jax.jit(Draws.tokens)(draws, logits_BV)
+    np.testing.assert_array_equal(after.count_B, step + 1)
+    return np.asarray(tokens_B)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -312,7 +310,7 @@ def test_greedy_neither_sorts_nor_draws(setup):
     stop_V = np.zeros(setup.model.architecture.vocab_size + len(setup.model.extra.memory) + 3, bool)
 
     def program(sampling):
-        draws = sampling.draws(range(8), 8)
+        draws = Draws.create(sampling, 8) if sampling.temperature else None
         return generate_lib.decode.lower(
             setup.model.decoder, trees, batch, stop_V, draws, role="generator", max_new_tokens=3
         ).as_text()
