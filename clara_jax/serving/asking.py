@@ -2,22 +2,21 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from fastapi import HTTPException, Request
+from fastapi import Request
 
 from clara_jax.corpus.format import Busy
 from clara_jax.errors import UserError
+from clara_jax.inference.sampling import GenerationOptions
 from clara_jax.serving import schemas
-from clara_jax.serving.batching import Broken, Cancelled, Late
-from clara_jax.serving.queueing import Full
-from clara_jax.serving.service import Empty, Found, Job, Service
+from clara_jax.serving.queueing import Broken, Cancelled, Full, Job, Late, SearchResult, Work
+from clara_jax.serving.service import Empty, Service
 
 _GRACE = 1.0  # seconds after the deadline
 
-_STATUS: dict[type[Exception], int] = {
+STATUS: dict[type[Exception], int] = {
     Full: 429,
     Late: 504,
     Cancelled: 499,  # nobody reads it
@@ -28,26 +27,35 @@ _STATUS: dict[type[Exception], int] = {
 }
 
 
-def http_error(error: Exception) -> HTTPException:
-    """What a client is told of an error."""
-    headers = {"Retry-After": str(error.after)} if isinstance(error, Full) else None
-    for kind, status in _STATUS.items():
+def status_of(error: Exception) -> int:
+    """The HTTP status of an error; raises the errors that have none."""
+    for kind, status in STATUS.items():
         if isinstance(error, kind):
-            return HTTPException(status, str(error), headers)
+            return status
     raise error
 
 
-class Asking:
+class AskedQuestion:
     """A question that the service works on.
 
     Attributes:
-        found: the documents, once there.
+        result: the documents, once there.
         text: the answer so far.
         first: seconds to its first text, None if there is none yet.
+
+    Args:
+        service: that works on it.
+        search: the question.
+        options: of the answer; None: search alone.
+
+    Raises:
+        Full: too many wait.
+        Broken: the server has ended.
     """
 
-    def __init__(self, service: Service, question: str, top_k: int | None, answer: bool = True,
-                 words: bool = False, **how: Any):  # fmt: skip
+    def __init__(
+        self, service: Service, search: schemas.Search, options: GenerationOptions | None = None
+    ):
         self._service, self._begun = service, time.monotonic()
         loop, self._events = asyncio.get_running_loop(), asyncio.Queue()
 
@@ -60,23 +68,23 @@ class Asking:
 
             return call
 
-        self.found: Found | None = None
+        self.result: SearchResult | None = None
         self.text, self.first = "", None
         self._job = service.ask(
-            question,
-            top_k or service.top_k,
+            search.question,
+            search.top_k or service.top_k,
+            options,
             on_found=put("found"),
             on_end=put("end"),
-            on_text=put("text") if answer else None,
-            words=words,
-            **how,
+            on_text=put("text"),
+            words=search.words,
         )
 
     async def events(self) -> AsyncIterator[tuple[str, Any]]:
-        """Yields ("found", Found), then ("text", piece) as they come.
+        """Yields ("found", SearchResult), then ("text", piece) as they come.
 
         Raises:
-            Exception: there is no whole answer (engine.Late, UserError, …).
+            Exception: there is no whole answer (queueing.Late, UserError, …).
         """
         late = asyncio.get_running_loop().time() + self._service.options.deadline + _GRACE
         try:
@@ -91,7 +99,7 @@ class Asking:
                         raise value
                     return
                 if kind == "found":
-                    self.found = value
+                    self.result = value
                 else:
                     if self.first is None:
                         self.first = time.monotonic() - self._begun
@@ -102,11 +110,7 @@ class Asking:
             self._job.cancel()
 
     async def whole(self, request: Request) -> None:
-        """Waits for the end; a client that leaves before cancels.
-
-        Raises:
-            HTTPException: there is no whole answer.
-        """
+        """Waits for the end; errors as in `until_gone`."""
 
         async def read() -> None:
             async for _ in self.events():
@@ -114,68 +118,70 @@ class Asking:
 
         await until_gone(request, read(), self._job, self._service.options.deadline)
 
-    def result(self) -> schemas.Found:
+    def documents(self) -> schemas.Found:
         """The documents as they are sent."""
-        found, M = self.found, len(self._service.model.extra.memory)
+        result, M = self.result, len(self._service.model.extra.memory)
         documents = [
             schemas.Document(
-                id=document.id, parent=document.parent, title=document.title, text=document.text,
-                score=float(hit.score), by=hit.by, tokens=document.tokens,
+                id=document.id,
+                parent=document.parent,
+                title=document.title,
+                text=document.text,
+                score=float(hit.score),
+                by=hit.by,
+                tokens=document.tokens,
             )
-            for hit, document in zip(found.hits, found.documents, strict=True)
-        ]  # fmt: skip
+            for hit, document in zip(result.hits, result.documents, strict=True)
+        ]
         tokens = sum(document.tokens for document in documents)
         vectors = M * len(documents)
+        rate = tokens / max(vectors, 1)
         return schemas.Found(
             documents=documents,
-            words=[
-                schemas.Word(text=w.text, score=w.score, in_documents=w.in_documents)
-                for w in found.words
-            ],
-            compression=schemas.Compression(
-                tokens=tokens, vectors=vectors, rate=tokens / max(vectors, 1)
-            ),
+            words=[schemas.Word.model_validate(word) for word in result.words],
+            compression=schemas.Compression(tokens=tokens, vectors=vectors, rate=rate),
         )
 
     def answer(self) -> schemas.Answer:
         """The documents and the answer as they are sent."""
+        usage = schemas.Usage(
+            prompt_tokens=self.result.prompt_tokens,
+            completion_tokens=self.tokens,
+            first_token_seconds=self.first,
+            seconds=time.monotonic() - self._begun,
+        )
         return schemas.Answer(
-            **self.result().model_dump(), answer=self.text, finish_reason=self.reason,
-            usage=schemas.Usage(
-                prompt_tokens=self.found.prompt_tokens, completion_tokens=self.tokens,
-                first_token_seconds=self.first, seconds=time.monotonic() - self._begun,
-            ),
-        )  # fmt: skip
+            **self.documents().model_dump(),
+            answer=self.text,
+            finish_reason=self.reason,
+            usage=usage,
+        )
 
     @property
     def reason(self) -> str:
         """Why the answer has ended: stop or length."""
-        return self._job.request.reason
+        return self._job.reason
 
     @property
     def tokens(self) -> int:
         """Of the answer."""
-        return len(self._job.request.tokens)
+        return len(self._job.tokens)
 
 
-async def until_gone(request: Request, work: Any, job: Job, deadline: float) -> Any:
-    """The result of a coroutine, which ends where the client leaves.
+async def until_gone(request: Request, work: Awaitable, job: Job, deadline: float) -> Any:
+    """The result of work that ends where the client leaves.
 
     Raises:
-        HTTPException: the work failed or took too long, or the client has gone.
+        Exception: the work failed or took too long, or the client has gone (see STATUS).
     """
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
     try:
         await asyncio.wait(
             (task, gone), return_when=asyncio.FIRST_COMPLETED, timeout=deadline + 2 * _GRACE
         )
-        if not task.done():
-            if not gone.done():
-                raise http_error(Late("the deadline is over"))
-            raise http_error(Cancelled("the client has gone"))
-        return task.result()
-    except (Full, Late, Cancelled, UserError, Broken) as e:
-        raise http_error(e) from e
+        if task.done():
+            return task.result()
+        raise Cancelled("the client has gone") if gone.done() else Late("the deadline is over")
     finally:
         job.cancel()
         for other in (task, gone):
@@ -183,14 +189,9 @@ async def until_gone(request: Request, work: Any, job: Job, deadline: float) -> 
         await asyncio.gather(task, gone, return_exceptions=True)
 
 
-async def until_done(request: Request, started: tuple[Job, Future], deadline: float) -> Any:
+async def until_done(request: Request, work: Work, deadline: float) -> Any:
     """The result of the service's work; errors as in `until_gone`."""
-    job, future = started
-    return await until_gone(request, _wait(future), job, deadline)
-
-
-async def _wait(future: Future) -> Any:
-    return await asyncio.wrap_future(future)
+    return await until_gone(request, asyncio.wrap_future(work.future), work, deadline)
 
 
 async def _gone(request: Request) -> None:

@@ -6,30 +6,30 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
-from clara_jax.serving.asking import Asking, http_error
+from clara_jax.serving.asking import AskedQuestion, status_of
 from clara_jax.serving.guard import error_body
 
 MODEL = {"id": "clara", "object": "model", "created": 0, "owned_by": "clara_jax"}
 
 
-def completion(work: Asking, model: str) -> dict[str, Any]:
+def completion(asked: AskedQuestion, model: str) -> dict[str, Any]:
     """A whole answer; `documents` is ours."""
-    message = {"role": "assistant", "content": work.text, "refusal": None}
+    message = {"role": "assistant", "content": asked.text, "refusal": None}
     return {
         **_head("chat.completion", model),
         "choices": [
-            {"index": 0, "message": message, "logprobs": None, "finish_reason": work.reason}
+            {"index": 0, "message": message, "logprobs": None, "finish_reason": asked.reason}
         ],
-        "usage": _usage(work),
-        "documents": [document.model_dump() for document in work.result().documents],
+        "usage": _usage(asked),
+        "documents": [document.model_dump() for document in asked.documents().documents],
     }
 
 
-async def chunks(work: Asking, model: str, usage: bool) -> AsyncIterator[str]:
+async def chunks(asked: AskedQuestion, model: str, usage: bool) -> AsyncIterator[str]:
     """An answer as it comes, as server-sent events.
 
     Args:
-        work: the question.
+        asked: the question.
         model: name that the client gave.
         usage: a chunk at the end counts tokens.
     """
@@ -41,14 +41,15 @@ async def chunks(work: Asking, model: str, usage: bool) -> AsyncIterator[str]:
 
     try:
         yield chunk({"role": "assistant", "content": ""})
-        async for kind, value in work.events():
+        async for kind, value in asked.events():
             if kind == "text":
                 yield chunk({"content": value})
-        yield chunk({}, work.reason)
+        yield chunk({}, asked.reason)
         if usage:
-            yield _data({**head, "choices": [], "usage": _usage(work)})
+            yield _data({**head, "choices": [], "usage": _usage(asked)})
     except Exception as e:  # the status is sent: the stream itself must tell
-        yield _data(error_body(str(http_error(e).detail), "server_error"))
+        status_of(e)  # raises what is no error of a request
+        yield _data(error_body(str(e), "server_error"))
     yield "data: [DONE]\n\n"
 
 
@@ -57,8 +58,8 @@ def _head(kind: str, model: str) -> dict[str, Any]:
     return {"id": identity, "object": kind, "created": int(time.time()), "model": model}
 
 
-def _usage(work: Asking) -> dict[str, int]:
-    read, made = work.found.prompt_tokens, work.tokens
+def _usage(asked: AskedQuestion) -> dict[str, int]:
+    read, made = asked.result.prompt_tokens, asked.tokens
     return {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
 
 

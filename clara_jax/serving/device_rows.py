@@ -66,7 +66,7 @@ class DeviceRows:
         absent = self.missing(dict.fromkeys(rows))
         self._count(len(rows) - len(absent), len(absent))
         left = [row for row in absent if row not in given]
-        found = dict(given) | dict(zip(left, read(left) if left else (), strict=True))
+        memories = dict(given) | dict(zip(left, read(left) if left else (), strict=True))
         with self._lock:
             for row in rows:  # first those that stay, so that none of them leaves
                 if row in self._places:
@@ -78,7 +78,7 @@ class DeviceRows:
             places = [self._places[row] for row in rows]
         if absent:
             at = np.array([self._places[row] for row in absent], np.int32)
-            self._put(at, np.stack([found[row] for row in absent]))
+            self._put(at, np.stack([memories[row] for row in absent]))
         return places
 
     def _put(self, places_K: np.ndarray, rows_KMD: np.ndarray) -> None:

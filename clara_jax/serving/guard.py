@@ -29,20 +29,24 @@ class Guard:
         token: bearer token that requests need, or None.
         body: most bytes of a request.
         host: that the server listens on.
+
+    Attributes:
+        active: addresses of the clients whose requests are served now.
+        draining: new requests are refused.
     """
 
     def __init__(self, app: Any, metrics: Metrics, token: str | None, body: int, host: str):
         self._app, self._metrics, self._token, self._body = app, metrics, token, body
         self._local = host in _LOCAL
         self.draining = False
-        self.active = 0
+        self.active: list[Any] = []
 
     async def __call__(self, scope: Message, receive: Callable, send: Callable) -> None:
         """Serves one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begun, status = time.monotonic(), 500
+        begun, status, client = time.monotonic(), 500, tuple(scope["client"])
 
         async def counted(message: Message) -> None:
             nonlocal status
@@ -50,7 +54,7 @@ class Guard:
                 status = message["status"]
             await send(message)
 
-        self.active += 1
+        self.active.append(client)
         try:
             refused = self._refuse(scope)
             if refused is None:
@@ -60,7 +64,7 @@ class Guard:
             else:
                 await self._app(scope, receive, counted)
         finally:
-            self.active -= 1
+            self.active.remove(client)
             route = scope.get("route")  # names of our own only: others' would fill the memory
             path = getattr(route, "path", "other")
             self._metrics.requests.labels(path, str(status)).inc()
@@ -85,7 +89,7 @@ class Guard:
     async def _read(
         self, scope: Message, receive: Callable[[], Awaitable[Message]]
     ) -> tuple[Callable, tuple[int, str] | None]:
-        """Reads the body, at most so much of it, at most so long; a `receive` that gives it."""
+        """Reads the body, up to a size and a time; a `receive` that gives it."""
         parts, size, more = [], 0, True
         try:
             async with asyncio.timeout(_BODY_SECONDS):

@@ -1,12 +1,32 @@
-"""How many requests wait, how fast they are served, and whether one more may wait."""
+"""What waits for the server's threads: jobs, their ends, and whether one more may wait."""
 
+import dataclasses
 import math
 import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
 
 from clara_jax.config import Serve
+from clara_jax.inference.lens import Word
+from clara_jax.inference.sampling import GenerationOptions
 
 _SHARE = 0.5  # of the deadline that a request may have to wait, as it is accepted
 _NEWEST = 0.1  # weight of the newest interval in their mean
+
+
+class Cancelled(Exception):
+    """Whoever asked has gone."""
+
+
+class Late(Exception):
+    """The deadline is over."""
+
+
+class Broken(Exception):
+    """The server's own error: its thread has ended."""
 
 
 class Full(Exception):
@@ -21,11 +41,94 @@ class Full(Exception):
         self.after = max(1, math.ceil(after))
 
 
-class Queue:
-    """Numbers of a queue, not its requests; whoever uses it holds a lock.
+@dataclasses.dataclass(frozen=True)
+class SearchResult:
+    """What a search gave.
 
     Attributes:
-        waiting: requests that wait.
+        hits: row, score and origin of each document, the best first.
+        documents: the same ones' texts.
+        words: of the query's logit lens, if asked for.
+        prompt_tokens: of the prompt that they make; 0 if there is none.
+    """
+
+    hits: list
+    documents: list
+    words: list[Word]
+    prompt_tokens: int = 0
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class Job:
+    """Something to do.
+
+    Attributes:
+        deadline: by `time.monotonic`.
+        on_end: called once, with None or with why there is no (whole) result.
+        cancelled: nobody waits for it any more.
+    """
+
+    deadline: float
+    on_end: Callable[[Exception | None], None]
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more."""
+        self.cancelled = True
+
+    def over(self) -> Exception | None:
+        """Why nothing more needs to be done."""
+        if self.cancelled:
+            return Cancelled("cancelled")
+        return Late("the deadline is over") if time.monotonic() > self.deadline else None
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class Work(Job):
+    """A change of the corpus or a compression; `future` takes what `call` returns."""
+
+    call: Callable[[], Any]
+    future: Future
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class Question(Job):
+    """A question to search for and, where it has options, to answer.
+
+    Attributes:
+        question: its text.
+        top_k: documents.
+        on_found: called with the documents.
+        on_text: called with each new piece of the answer.
+        words: also read the query by the logit lens.
+        options: of the answer; None: search alone.
+        ids: the prompt, the common prefix included; memory tokens of rows follow one another.
+        rows: of the store, whose memories fill the prompt's slots in their order.
+        memories: [M, D] of some of these rows, read already.
+        tokens: ids of the answer so far, the end token included.
+        text: the part of the answer that was passed on.
+        reason: stop or length, once the answer has ended.
+    """
+
+    question: str
+    top_k: int
+    on_found: Callable[[SearchResult], None]
+    on_text: Callable[[str], None]
+    words: bool = False
+    options: GenerationOptions | None = None
+    ids: Sequence[int] = ()
+    rows: Sequence[int] = ()
+    memories: Mapping[int, np.ndarray] = dataclasses.field(default_factory=dict)
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    text: str = ""
+    reason: str = ""
+
+
+class Queue:
+    """Numbers of a queue, not its jobs; whoever uses it holds a lock.
+
+    Attributes:
+        waiting: jobs that wait.
         interval: seconds between those that are served while others wait, of late.
 
     Args:
@@ -50,7 +153,7 @@ class Queue:
         self.waiting += 1
 
     def leave(self, served: bool = False) -> None:
-        """One waits no more; those that are served tell how fast the queue moves."""
+        """One waits no more; those that are served show how fast the queue moves."""
         now = time.monotonic()
         if served and self._moved is not None:
             self.interval += _NEWEST * (now - self._moved - self.interval)

@@ -147,8 +147,8 @@ def connection(http, body, path="/v1/ask"):
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_frees_its_slot(http, service, stream, monkeypatch, settled):
     settled()
-    original = service.engine._slots.step
-    monkeypatch.setattr(service.engine._slots, "step", lambda: (time.sleep(0.2), original())[1])
+    original = service.batcher._slots.step
+    monkeypatch.setattr(service.batcher._slots, "step", lambda: (time.sleep(0.2), original())[1])
     body = {"question": "who has a horse ?", "max_new_tokens": 24, "stream": stream}
     assert (
         http("/v1/ask", {**body, "stream": False, "max_new_tokens": 5})[2]["usage"][
@@ -159,7 +159,7 @@ def test_a_client_that_leaves_frees_its_slot(http, service, stream, monkeypatch,
     before = service.metrics.tokens._value.get()
     with connection(http, body):
         until = time.monotonic() + 10
-        while not service.engine.busy:
+        while not service.batcher.busy:
             assert time.monotonic() < until
             time.sleep(0.01)
     settled()
@@ -241,12 +241,12 @@ def test_where_tokens_come_from(service, tmp_path, monkeypatch):
 
 def test_the_first_signal_drains(service, running, monkeypatch):
     http = running(service)
-    original = service.engine._slots.step
-    monkeypatch.setattr(service.engine._slots, "step", lambda: (time.sleep(0.05), original())[1])
+    original = service.batcher._slots.step
+    monkeypatch.setattr(service.batcher._slots, "step", lambda: (time.sleep(0.05), original())[1])
     body = {"question": "who has a horse ?", "max_new_tokens": 20}
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         asked = pool.submit(http, "/v1/ask", body)
-        while not service.engine.busy:
+        while not service.batcher.busy:
             time.sleep(0.01)
         http.server.handle_exit(15, None)
         assert http("/healthz")[2] == {"status": "stopping"}
@@ -260,11 +260,10 @@ def test_the_first_signal_drains(service, running, monkeypatch):
 
 def test_who_does_not_read_does_not_hold_up_the_end(service, running, monkeypatch):
     http = running(service)
-    connections = http.server.server_state.connections
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.connect(("127.0.0.1", http.server.port))
-        while not any(one.flow.write_paused for one in list(connections)):  # buffers are full
+        while not any(one.unread for one in list(http.server.connections)):  # buffers are full
             sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
             time.sleep(0.2)
         http.server.handle_exit(15, None)

@@ -10,8 +10,8 @@ import pytest
 
 from clara_jax.api import Clara
 from clara_jax.errors import UserError
-from clara_jax.serving.batching import Cancelled, Late
-from clara_jax.serving.queueing import Full
+from clara_jax.inference.sampling import GenerationOptions, Sampling
+from clara_jax.serving.queueing import Cancelled, Full, Late
 
 QUESTIONS = [
     "who is bedda daba ?", "where ?", "what is the job of defa ?", "who has a horse ?",
@@ -23,9 +23,12 @@ LENGTHS = (5, 12)  # most tokens of their answers
 class Asked:
     """A question and its events."""
 
-    def __init__(self, service, question, top_k=2, answer=True, slow=None, **how):
+    def __init__(
+        self, service, question, top_k=2, answer=True, slow=None, words=False,
+        max_new_tokens=12, stop=(), **sampling,
+    ):  # fmt: skip
         self.events = queue.Queue()
-        self.text, self.found, self.error = "", None, None
+        self.result, self.error = None, None
         self.pieces = []
 
         def on_text(piece):
@@ -34,11 +37,16 @@ class Asked:
                 slow.wait(20)
 
         self._ended = threading.Event()
+        options = GenerationOptions(max_new_tokens, Sampling(**sampling), stop)
         self.job = service.ask(
-            question, top_k, on_found=lambda found: setattr(self, "found", found),
-            on_end=self._end, on_text=on_text if answer else None,
-            **({"max_new_tokens": 12, **how} if answer else how),
-        )  # fmt: skip
+            question,
+            top_k,
+            options if answer else None,
+            on_found=lambda result: setattr(self, "result", result),
+            on_end=self._end,
+            on_text=on_text,
+            words=words,
+        )
 
     def _end(self, error):
         assert not self._ended.is_set(), "ended twice"
@@ -84,8 +92,8 @@ def test_many_at_once_are_answered_as_one_by_one_and_nothing_compiles(service, a
         assert [a.wait() for a in asked] == answers
         assert all(a.error is None for a in asked)
     assert service.metrics.compilations() == 0
-    assert [len(a.found.hits) for a in asked[:3]] == [1, 2, 3]
-    assert asked[0].job.request.reason in ("stop", "length")
+    assert [len(a.result.hits) for a in asked[:3]] == [1, 2, 3]
+    assert asked[0].job.reason in ("stop", "length")
     assert max(len(a.pieces) for a in asked) > 3
     service.corpus.find(np.ones((3, 4, 128), np.float32), ["a"] * 3, 2)  # and it does count:
     Clara(service.model, service.trees).answer_scp(["a b c"], ["a"], max_new_tokens=3)
@@ -103,9 +111,9 @@ def test_draws_and_stops_are_those_of_clara(service):
         assert other.wait() == expected(service, QUESTIONS[1])
     whole = Asked(service, QUESTIONS[0]).wait()
     stop = whole[len(whole) // 2 :][:3]
-    asked = Asked(service, QUESTIONS[0], stop=[stop, "never"])
+    asked = Asked(service, QUESTIONS[0], stop=(stop, "never"))
     assert asked.wait() == whole.split(stop)[0].strip()
-    assert asked.job.request.reason == "stop"
+    assert asked.job.reason == "stop"
 
 
 def test_memories_are_read_once(service):
@@ -121,9 +129,9 @@ def test_memories_are_read_once(service):
 def test_search_alone_and_the_lens(service):
     asked = Asked(service, QUESTIONS[0], 4, answer=False, words=True)
     asked.wait()
-    scores = [hit.score for hit in asked.found.hits]
+    scores = [hit.score for hit in asked.result.hits]
     assert scores == sorted(scores, reverse=True) and len(scores) == 4
-    assert asked.found.words and not asked.found.prompt_tokens
+    assert asked.result.words and not asked.result.prompt_tokens
 
 
 def test_the_queue_is_bounded_and_cancelled_requests_give_their_slots_back(service, settled):
