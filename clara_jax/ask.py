@@ -54,7 +54,7 @@ def run(
     texts = None if documents is None else read_documents(documents)
     opened = None if store is None else open_store(store)
     clara = api.load(workdir, base)
-    clara.ask([], [], **options)  # so that a wrong option is told before any work
+    clara.ask([], [], **options)  # so that a wrong option is reported before any work
     if texts is not None:
         memories = _compress(clara, texts)
 
@@ -71,12 +71,12 @@ def run(
         def answer(question: str) -> str:
             return show_hits(*from_store(clara, search, question, **options), search.store)
 
-    asked = False
+    is_empty = True
     for line in _lines() if question is None else [question]:
         if line.strip():
-            asked = True
+            is_empty = False
             print(answer(line.strip()), flush=True)
-    if not asked and not sys.stdin.isatty():
+    if is_empty and not sys.stdin.isatty():
         raise UserError("standard input holds no question; write one a line, or give --question")
     return 0
 
@@ -123,9 +123,9 @@ def _compress(clara: Clara, texts: list[str]) -> np.ndarray:
         done += documents
         progress.update(done)
 
-    found = api.compress(clara.model, clara.trees, texts, clara.batch, report)
+    memories = api.compress(clara.model, clara.trees, texts, clara.batch, report).memories
     progress.close()
-    return found.memories
+    return memories
 
 
 def _lines() -> Iterator[str]:

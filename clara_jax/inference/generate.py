@@ -17,7 +17,7 @@ from clara_jax import sharding
 from clara_jax.errors import UserError
 from clara_jax.inference import decoding
 from clara_jax.inference.decoding import DecodingState
-from clara_jax.inference.sampling import GREEDY, Draws, Sampling, before_stop, stop_ids, stop_texts
+from clara_jax.inference.sampling import Draws, GenerationOptions, before_stop, stop_ids
 from clara_jax.models import clara
 from clara_jax.models.clara import Trees
 from clara_jax.models.config import ExtraTokens, ModelConfig
@@ -134,9 +134,14 @@ def decode(
 
 
 def prefill(
-    decoder: Decoder, trees: Trees, batch: PromptBatch, stop_V: jax.Array, draws: Draws | None,
-    role: str | None, max_new_tokens: int,
-) -> Unfinished:  # fmt: skip
+    decoder: Decoder,
+    trees: Trees,
+    batch: PromptBatch,
+    stop_V: jax.Array,
+    draws: Draws | None,
+    role: str | None,
+    max_new_tokens: int,
+) -> Unfinished:
     """Reads the prompts and chooses each row's first token; arguments as of `decode`."""
     B, T = batch.tokens_BT.shape
     x_BTD = batch.embed(decoder.config, trees)
@@ -171,34 +176,30 @@ def generate(
     model: Model,
     trees: Trees,
     prompts: Sequence[Prompt],
-    max_new_tokens: int,
+    options: GenerationOptions,
     *,
     role: str | None = "generator",
-    stop: str | Sequence[str] = "",
-    sampling: Sampling = GREEDY,
     batch: int = 16,
     report: Callable[[int], None] = lambda rows: None,
 ) -> list[Generation]:
-    """Decodes until the end token, a stop text, or `max_new_tokens`.
+    """Decodes until the end token, a stop text, or `options.max_new_tokens`.
 
     Args:
         model: the model.
         trees: its weights.
         prompts: any number of them.
-        max_new_tokens: most tokens of a row.
+        options: how each text is generated. A stop text that no single token holds does not save
+            work, but the text still ends before it. A prompt's draws depend on its position.
         role: adapter to use; None: the plain base.
-        stop: a text that ends the answer and is no part of it, such as a newline, or several;
-            empty: none. One that no single token holds does not save work, but the text still ends
-            before it.
-        sampling: how tokens are chosen; a prompt's draws depend on its position among `prompts`.
         batch: most rows at once.
         report: called with the number of prompts finished after each batch.
 
     Raises:
-        UserError: `stop` is neither a text nor several, or an answer may grow over the length at
-            which the model changes its rotary frequencies.
+        UserError: an answer may grow over the length at which the model changes its rotary
+            frequencies.
     """
     decoder, trees = model.decoder, needed(trees, role)
+    max_new_tokens, stops = options.max_new_tokens, options.stop
     for length in {len(prompt.tokens) for prompt in prompts}:
         # The newest token of all has no key yet.
         if crosses(model.architecture, length, length + max_new_tokens - 1):
@@ -211,13 +212,12 @@ def generate(
     size = model.architecture.vocab_size
     if "head" in trees["added"]:
         size += trees["added"]["head"].shape[1]
-    stops = stop_texts(stop)
     stop_V = np.zeros(size, bool)
     stop_V[stop_ids(model.tokenizer, stops)] = True
     out: list[Generation | None] = [None] * len(prompts)
     for index, arrays in prompt_batches(prompts, model.extra, batch):
-        greedy = sampling.temperature == 0
-        draws = None if greedy else Draws.create(sampling, len(arrays.tokens_BT), index)
+        greedy = options.sampling.temperature == 0
+        draws = None if greedy else Draws.create(options.sampling, len(arrays.tokens_BT), index)
         tokens_BN = decode(
             decoder,
             trees,

@@ -51,17 +51,24 @@ GREEDY = Sampling()
 
 @dataclasses.dataclass(frozen=True)
 class GenerationOptions:
-    """How an answer is generated.
+    """How a text is generated.
 
     Attributes:
         max_new_tokens: most tokens.
         sampling: how each is chosen.
-        stop: texts that end it and are no part of it.
+        stop: texts that end it and are no part of it, such as a newline, given as one or several;
+            empty ones do not count.
+
+    Raises:
+        UserError: `stop` is neither a text nor several.
     """
 
     max_new_tokens: int
     sampling: Sampling = GREEDY
-    stop: tuple[str, ...] = ()
+    stop: str | Iterable[str] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "stop", _stop_texts(self.stop))
 
 
 @flax.struct.dataclass
@@ -134,12 +141,7 @@ def nucleus(logits_BV: jax.Array, top_p: jax.Array | float) -> jax.Array:
     return jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
 
 
-def stop_texts(stop: str | Iterable[str]) -> tuple[str, ...]:
-    """The texts that end an answer, without empty ones.
-
-    Raises:
-        UserError: neither a text nor several.
-    """
+def _stop_texts(stop: str | Iterable[str]) -> tuple[str, ...]:
     texts = (stop,) if isinstance(stop, str) else stop
     texts = tuple(texts) if isinstance(texts, Iterable) else (texts,)
     if not all(isinstance(text, str) for text in texts):
@@ -148,7 +150,7 @@ def stop_texts(stop: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def before_stop(text: str, stops: Sequence[str]) -> str:
-    """The text up to the first that occurs of some texts."""
+    """The text up to the first of the stop texts in it."""
     return re.split("|".join(map(re.escape, stops)), text, maxsplit=1)[0] if stops else text
 
 

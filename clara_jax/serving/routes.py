@@ -48,8 +48,17 @@ def make_app(service: Service, token: str | None = None) -> tuple[FastAPI, Guard
         service: that answers; it is started.
         token: bearer token that requests need.
     """
-    responses: Any = {status: {"description": text} for status, text in _ERRORS.items()}
-    app = FastAPI(title="clara_jax", responses=responses, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="clara_jax",
+        docs_url=None,
+        redoc_url=None,
+        responses={status: {"description": text} for status, text in _ERRORS.items()},
+        exception_handlers={
+            RequestValidationError: _invalid,
+            HTTPException: _not_served,
+            **dict.fromkeys(STATUS, _failed),
+        },
+    )
     guard = Guard(app, service.metrics, token, service.options.body, service.options.host)
     page = _PAGE.read_text(encoding="utf-8")
     deadline, most = service.options.deadline, service.options.max_new_tokens
@@ -127,26 +136,25 @@ def make_app(service: Service, token: str | None = None) -> tuple[FastAPI, Guard
         await until_done(request, service.delete(body.ids), deadline)
         return schemas.Changed(documents=len(service.corpus))
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        # Without the input, which may be anything, such as what JSON cannot say.
-        parts = [
-            f"{'.'.join(str(key) for key in e['loc'] if key != 'body')}: {e['msg']}".lstrip(": ")
-            for e in error.errors()[:5]
-        ]
-        return _refused(422, "; ".join(parts).encode("utf-8", "replace").decode())
-
-    @app.exception_handler(HTTPException)
-    async def refused(request: Request, error: HTTPException) -> JSONResponse:
-        return _refused(error.status_code, str(error.detail), error.headers)
-
-    async def failed(request: Request, error: Exception) -> JSONResponse:
-        headers = {"Retry-After": str(error.after)} if isinstance(error, Full) else None
-        return _refused(status_of(error), str(error), headers)
-
-    for kind in STATUS:
-        app.add_exception_handler(kind, failed)
     return app, guard
+
+
+async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+    # Without the input, which may be anything, such as what JSON cannot say.
+    parts = [
+        f"{'.'.join(str(key) for key in e['loc'] if key != 'body')}: {e['msg']}".lstrip(": ")
+        for e in error.errors()[:5]
+    ]
+    return _refused(422, "; ".join(parts).encode("utf-8", "replace").decode())
+
+
+async def _not_served(request: Request, error: HTTPException) -> JSONResponse:
+    return _refused(error.status_code, str(error.detail), error.headers)
+
+
+async def _failed(request: Request, error: Exception) -> JSONResponse:
+    headers = {"Retry-After": str(error.after)} if isinstance(error, Full) else None
+    return _refused(status_of(error), str(error), headers)
 
 
 def _refused(status: int, message: str, headers: Any = None) -> JSONResponse:

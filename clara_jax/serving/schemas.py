@@ -193,4 +193,4 @@ def _options(request: Ask | Chat, tokens: int | None, most: int) -> GenerationOp
     """A wish beyond the server's limit ends there, as OpenAI's do."""
     sampling = Sampling(request.temperature or 0.0, request.top_p or 1.0, request.seed or 0)
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
-    return GenerationOptions(min(tokens or 32, most), sampling, tuple(stop[:4]))
+    return GenerationOptions(min(tokens or 32, most), sampling, stop[:4])

@@ -8,8 +8,15 @@ import pytest
 from clara_jax.config import Data, Mesh
 from clara_jax.errors import UserError
 from clara_jax.inference import generate as generate_lib
-from clara_jax.inference.generate import NONE, Prompt, generate, prompt_batches
-from clara_jax.inference.sampling import Draws, Sampling, before_stop, nucleus, stop_ids
+from clara_jax.inference.generate import NONE, Prompt, prompt_batches
+from clara_jax.inference.sampling import (
+    Draws,
+    GenerationOptions,
+    Sampling,
+    before_stop,
+    nucleus,
+    stop_ids,
+)
 from clara_jax.models import clara
 from clara_jax.models.config import LongRope
 from clara_jax.models.decoder import Decoder, head_logits
@@ -29,6 +36,11 @@ def setup(random_setup):
     head = {"head": 0.1 * jax.random.normal(jax.random.key(8), (D, M + 3))}
     added = {**setup.trees["added"], **head}
     return altered(setup, trees={**setup.trees, "added": added})
+
+
+def generate(model, trees, prompts, new, role="generator", batch=16, **options):
+    options = GenerationOptions(new, **options)
+    return generate_lib.generate(model, trees, prompts, options, role=role, batch=batch)
 
 
 def random_prompts(setup, lengths=LENGTHS, seed=0):
