@@ -95,20 +95,15 @@ def from_store(
 
 def show(answer: Answer, texts: Sequence[str]) -> str:
     """The answer, then a line for each selected document with its score."""
-    lines = [answer.text]
-    for i, score in zip(answer.indices, answer.scores, strict=True):
-        lines.append(f"  {score:7.4f}  {_start(texts[i])}")
-    return "\n".join(lines)
+    rows = zip(answer.indices, answer.scores, strict=True)
+    return "\n".join([answer.text, *(f"  {score:7.4f}  {_start(texts[i])}" for i, score in rows)])
 
 
 def show_hits(answer: str, hits: Sequence[Hit], store: Store) -> str:
     """The answer, then a line for each document with its score, id and title or first words."""
-    lines = [answer]
-    documents = store.documents([hit.row for hit in hits])
-    for hit, document in zip(hits, documents, strict=True):
-        title = document.title or document.text
-        lines.append(f"  {hit.score:7.4f}  {document.id}  {_start(title)}")
-    return "\n".join(lines)
+    rows = zip(hits, store.documents([hit.row for hit in hits]), strict=True)
+    lines = (f"  {hit.score:7.4f}  {d.id}  {_start(d.title or d.text)}" for hit, d in rows)
+    return "\n".join([answer, *lines])
 
 
 def _start(text: str) -> str:

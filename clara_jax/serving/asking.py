@@ -1,8 +1,9 @@
 """Between the event loop and the service's threads: one question and what comes of it."""
 
 import asyncio
+import functools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 from fastapi import Request
@@ -11,7 +12,7 @@ from clara_jax.corpus.format import Busy
 from clara_jax.errors import UserError
 from clara_jax.inference.sampling import GenerationOptions
 from clara_jax.serving import schemas
-from clara_jax.serving.queueing import Broken, Cancelled, Full, Job, Late, SearchResult, Work
+from clara_jax.serving.queueing import Broken, Cancelled, Full, Job, Late, Question, Work
 from clara_jax.serving.service import Empty, Service
 
 _GRACE = 1.0  # seconds after the deadline
@@ -39,7 +40,7 @@ class AskedQuestion:
     """A question that the service works on.
 
     Attributes:
-        result: the documents, once there.
+        job: the question, with its documents once these are there.
         text: the answer so far.
         first: seconds to its first text, None if there is none yet.
 
@@ -59,29 +60,26 @@ class AskedQuestion:
         self._service, self._begun = service, time.monotonic()
         loop, self._events = asyncio.get_running_loop(), asyncio.Queue()
 
-        def put(kind: str) -> Callable[[Any], None]:
-            def call(value: Any) -> None:
-                try:
-                    loop.call_soon_threadsafe(self._events.put_nowait, (kind, value))
-                except RuntimeError:  # the loop has ended: nobody listens
-                    pass
+        def put(kind: str, value: Any = None) -> None:
+            try:
+                loop.call_soon_threadsafe(self._events.put_nowait, (kind, value))
+            except RuntimeError:  # the loop has ended: nobody listens
+                pass
 
-            return call
-
-        self.result: SearchResult | None = None
         self.text, self.first = "", None
-        self._job = service.ask(
+        self.job = Question(
+            functools.partial(put, "end"),
             search.question,
             search.top_k or service.top_k,
-            options,
-            on_found=put("found"),
-            on_end=put("end"),
-            on_text=put("text"),
-            words=search.words,
+            on_found=functools.partial(put, "found"),
+            on_text=functools.partial(put, "text"),
+            options=options,
+            wants_words=search.words,
         )
+        service.accept(self.job)
 
     async def events(self) -> AsyncIterator[tuple[str, Any]]:
-        """Yields ("found", SearchResult), then ("text", piece) as they come.
+        """Yields ("found", None), then ("text", piece) as they come.
 
         Raises:
             Exception: there is no whole answer (queueing.Late, UserError, …).
@@ -98,16 +96,14 @@ class AskedQuestion:
                     if value is not None:
                         raise value
                     return
-                if kind == "found":
-                    self.result = value
-                else:
+                if kind == "text":
                     if self.first is None:
                         self.first = time.monotonic() - self._begun
                         self._service.metrics.first_token.observe(self.first)
                     self.text += value
                 yield kind, value
         finally:
-            self._job.cancel()
+            self.job.cancelled = True
 
     async def whole(self, request: Request) -> None:
         """Waits for the end; errors as in `until_gone`."""
@@ -116,11 +112,11 @@ class AskedQuestion:
             async for _ in self.events():
                 pass
 
-        await until_gone(request, read(), self._job, self._service.options.deadline)
+        await until_gone(request, read(), self.job, self._service.options.deadline)
 
     def documents(self) -> schemas.Found:
         """The documents as they are sent."""
-        result, M = self.result, len(self._service.model.extra.memory)
+        job, M = self.job, len(self._service.model.extra.memory)
         documents = [
             schemas.Document(
                 id=document.id,
@@ -131,41 +127,31 @@ class AskedQuestion:
                 by=hit.by,
                 tokens=document.tokens,
             )
-            for hit, document in zip(result.hits, result.documents, strict=True)
+            for hit, document in zip(job.hits, job.documents, strict=True)
         ]
         tokens = sum(document.tokens for document in documents)
         vectors = M * len(documents)
         rate = tokens / max(vectors, 1)
         return schemas.Found(
             documents=documents,
-            words=[schemas.Word.model_validate(word) for word in result.words],
+            words=[schemas.Word.model_validate(word) for word in job.words],
             compression=schemas.Compression(tokens=tokens, vectors=vectors, rate=rate),
         )
 
     def answer(self) -> schemas.Answer:
         """The documents and the answer as they are sent."""
         usage = schemas.Usage(
-            prompt_tokens=self.result.prompt_tokens,
-            completion_tokens=self.tokens,
+            prompt_tokens=len(self.job.ids),
+            completion_tokens=len(self.job.tokens),
             first_token_seconds=self.first,
             seconds=time.monotonic() - self._begun,
         )
         return schemas.Answer(
             **self.documents().model_dump(),
             answer=self.text,
-            finish_reason=self.reason,
+            finish_reason=self.job.reason,
             usage=usage,
         )
-
-    @property
-    def reason(self) -> str:
-        """Why the answer has ended: stop or length."""
-        return self._job.reason
-
-    @property
-    def tokens(self) -> int:
-        """Of the answer."""
-        return len(self._job.tokens)
 
 
 async def until_gone(request: Request, work: Awaitable, job: Job, deadline: float) -> Any:
@@ -183,7 +169,7 @@ async def until_gone(request: Request, work: Awaitable, job: Job, deadline: floa
             return task.result()
         raise Cancelled("the client has gone") if gone.done() else Late("the deadline is over")
     finally:
-        job.cancel()
+        job.cancelled = True
         for other in (task, gone):
             other.cancel()
         await asyncio.gather(task, gone, return_exceptions=True)

@@ -169,8 +169,8 @@ class Batcher:
         text = text.strip()
         if not question.reason:
             text = text[: len(text) - _held_back(text, stops)].rstrip()
-        if len(text) > len(question.text) and text.startswith(question.text):
-            piece, question.text = text[len(question.text) :], text
+        if len(text) > len(question.answer) and text.startswith(question.answer):
+            piece, question.answer = text[len(question.answer) :], text
             question.on_text(piece)
         if question.reason:
             self._end(slot, None)

@@ -18,7 +18,7 @@ def completion(asked: AskedQuestion, model: str) -> dict[str, Any]:
     return {
         **_head("chat.completion", model),
         "choices": [
-            {"index": 0, "message": message, "logprobs": None, "finish_reason": asked.reason}
+            {"index": 0, "message": message, "logprobs": None, "finish_reason": asked.job.reason}
         ],
         "usage": _usage(asked),
         "documents": [document.model_dump() for document in asked.documents().documents],
@@ -44,7 +44,7 @@ async def chunks(asked: AskedQuestion, model: str, usage: bool) -> AsyncIterator
         async for kind, value in asked.events():
             if kind == "text":
                 yield chunk({"content": value})
-        yield chunk({}, asked.reason)
+        yield chunk({}, asked.job.reason)
         if usage:
             yield _data({**head, "choices": [], "usage": _usage(asked)})
     except Exception as e:  # the status is sent: the stream itself must tell
@@ -59,7 +59,7 @@ def _head(kind: str, model: str) -> dict[str, Any]:
 
 
 def _usage(asked: AskedQuestion) -> dict[str, int]:
-    read, made = asked.result.prompt_tokens, asked.tokens
+    read, made = len(asked.job.ids), len(asked.job.tokens)
     return {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
 
 

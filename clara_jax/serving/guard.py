@@ -2,10 +2,11 @@
 
 import asyncio
 import hmac
-import json
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
+
+from starlette.responses import JSONResponse
 
 from clara_jax.serving.metrics import Metrics
 
@@ -60,7 +61,7 @@ class Guard:
             if refused is None:
                 receive, refused = await self._read(scope, receive)
             if refused is not None:
-                await _respond(counted, *refused)
+                await _refusal(*refused)(scope, receive, counted)
             else:
                 await self._app(scope, receive, counted)
         finally:
@@ -112,17 +113,15 @@ class Guard:
         return again, None
 
 
-async def _respond(send: Callable, status: int, message: str) -> None:
-    body = json.dumps(error_body(message, "invalid_request_error")).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+def _refusal(status: int, message: str) -> JSONResponse:
+    headers = {}
     if status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
+        headers["www-authenticate"] = "Bearer"
     if status in (408, 413, 503):
-        headers.append((b"connection", b"close"))
+        headers["connection"] = "close"
     if status == 503:
-        headers.append((b"retry-after", b"5"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+        headers["retry-after"] = "5"
+    return JSONResponse(error_body(message, "invalid_request_error"), status, headers)
 
 
 def _name(host: bytes) -> str:

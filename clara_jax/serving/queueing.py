@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from clara_jax.config import Serve
+from clara_jax.corpus.search.search import Hit
+from clara_jax.corpus.store import StoredDocument
 from clara_jax.inference.lens import Word
 from clara_jax.inference.sampling import GenerationOptions
 
@@ -41,40 +43,19 @@ class Full(Exception):
         self.after = max(1, math.ceil(after))
 
 
-@dataclasses.dataclass(frozen=True)
-class SearchResult:
-    """What a search gave.
-
-    Attributes:
-        hits: row, score and origin of each document, the best first.
-        documents: the same ones' texts.
-        words: of the query's logit lens, if asked for.
-        prompt_tokens: of the prompt that they make; 0 if there is none.
-    """
-
-    hits: list
-    documents: list
-    words: list[Word]
-    prompt_tokens: int = 0
-
-
-@dataclasses.dataclass(eq=False, kw_only=True)
+@dataclasses.dataclass(eq=False)
 class Job:
     """Something to do.
 
     Attributes:
-        deadline: by `time.monotonic`.
         on_end: called once, with None or with why there is no (whole) result.
+        deadline: by `time.monotonic`; set when the service takes it.
         cancelled: nobody waits for it any more.
     """
 
-    deadline: float
     on_end: Callable[[Exception | None], None]
-    cancelled: bool = False
-
-    def cancel(self) -> None:
-        """Nobody waits for it any more."""
-        self.cancelled = True
+    deadline: float = dataclasses.field(default=math.inf, kw_only=True)
+    cancelled: bool = dataclasses.field(default=False, kw_only=True)
 
     def over(self) -> Exception | None:
         """Why nothing more needs to be done."""
@@ -83,7 +64,7 @@ class Job:
         return Late("the deadline is over") if time.monotonic() > self.deadline else None
 
 
-@dataclasses.dataclass(eq=False, kw_only=True)
+@dataclasses.dataclass(eq=False)
 class Work(Job):
     """A change of the corpus or a compression; `future` takes what `call` returns."""
 
@@ -91,37 +72,47 @@ class Work(Job):
     future: Future
 
 
-@dataclasses.dataclass(eq=False, kw_only=True)
+@dataclasses.dataclass(eq=False)
 class Question(Job):
     """A question to search for and, where it has options, to answer.
 
     Attributes:
-        question: its text.
-        top_k: documents.
-        on_found: called with the documents.
+        text: of the question.
+        top_k: documents, `live_corpus.MOST` at most.
+        on_found: called when the documents are there.
         on_text: called with each new piece of the answer.
-        words: also read the query by the logit lens.
         options: of the answer; None: search alone.
-        ids: the prompt, the common prefix included; memory tokens of rows follow one another.
-        rows: of the store, whose memories fill the prompt's slots in their order.
-        memories: [M, D] of some of these rows, read already.
+        wants_words: also read the query by the logit lens.
+        hits: row, score and origin of each document, the best first.
+        documents: the same ones' texts.
+        words: of the query's logit lens.
+        ids: the prompt, whose slots the memories of the hits fill in their order; empty if there is
+            no answer to be.
+        memories: [M, D] of rows among the hits, read already.
         tokens: ids of the answer so far, the end token included.
-        text: the part of the answer that was passed on.
+        answer: the part of it that was passed on.
         reason: stop or length, once the answer has ended.
     """
 
-    question: str
+    text: str
     top_k: int
-    on_found: Callable[[SearchResult], None]
+    on_found: Callable[[], None]
     on_text: Callable[[str], None]
-    words: bool = False
     options: GenerationOptions | None = None
+    wants_words: bool = False
+    hits: Sequence[Hit] = ()
+    documents: Sequence[StoredDocument] = ()
+    words: Sequence[Word] = ()
     ids: Sequence[int] = ()
-    rows: Sequence[int] = ()
     memories: Mapping[int, np.ndarray] = dataclasses.field(default_factory=dict)
     tokens: list[int] = dataclasses.field(default_factory=list)
-    text: str = ""
+    answer: str = ""
     reason: str = ""
+
+    @property
+    def rows(self) -> list[int]:
+        """Of the hits in the store."""
+        return [hit.row for hit in self.hits]
 
 
 class Queue:

@@ -16,10 +16,10 @@ from absl import logging
 
 from clara_jax.config import Serve
 from clara_jax.corpus.format import Damaged
+from clara_jax.corpus.search.search import Hit
 from clara_jax.errors import UserError
 from clara_jax.inference import lens
 from clara_jax.inference.encode import encode_query
-from clara_jax.inference.sampling import GenerationOptions
 from clara_jax.models.clara import Trees
 from clara_jax.runs import abilities
 from clara_jax.runs.setup import Model
@@ -27,7 +27,7 @@ from clara_jax.serving.batching import Batcher
 from clara_jax.serving.device_rows import DeviceRows
 from clara_jax.serving.live_corpus import MOST, TOGETHER, LiveCorpus
 from clara_jax.serving.metrics import Metrics
-from clara_jax.serving.queueing import Broken, Job, Question, Queue, SearchResult, Work
+from clara_jax.serving.queueing import Broken, Job, Question, Queue, Work
 from clara_jax.serving.slots import Slots, common_prefix, prompt_ids
 from clara_jax.serving.warm_up import compress, warm_up
 
@@ -95,44 +95,6 @@ class Service:
         """Whether a thread has ended by an error."""
         return self.batcher.error is not None or (not self._closed and not self._thread.is_alive())
 
-    def ask(
-        self,
-        question: str,
-        top_k: int,
-        options: GenerationOptions | None = None,
-        *,
-        on_found: Callable[[SearchResult], None],
-        on_end: Callable[[Exception | None], None],
-        on_text: Callable[[str], None],
-        words: bool = False,
-    ) -> Question:
-        """Searches for a question, and answers it if options are given.
-
-        Args:
-            question: the question.
-            top_k: documents, MOST at most.
-            options: of the answer.
-            on_found: called with the documents.
-            on_end: called once, with None or an exception.
-            on_text: called with the pieces of the answer.
-            words: also read the query by the logit lens.
-
-        Raises:
-            Full: too many wait.
-        """
-        job = Question(
-            deadline=self._deadline(),
-            on_end=on_end,
-            question=question,
-            top_k=top_k,
-            on_found=on_found,
-            on_text=on_text,
-            words=words,
-            options=options,
-        )
-        self._accept(job)
-        return job
-
     def compress(self, texts: Sequence[str]) -> Work:
         """Memories of texts, `encode.Compressed`."""
         return self._do(lambda: compress(self.model, self.trees, texts))
@@ -149,14 +111,18 @@ class Service:
         future: Future = Future()
         # Who waits for it may leave; the work has its end all the same, and the future takes it.
         future.set_running_or_notify_cancel()
-        job = Work(deadline=self._deadline(), on_end=future.set_exception, call=call, future=future)
-        self._accept(job)
-        return job
+        work = Work(future.set_exception, call, future)
+        self.accept(work)
+        return work
 
-    def _deadline(self) -> float:
-        return time.monotonic() + self.options.deadline
+    def accept(self, job: Job) -> None:
+        """Takes a question or work; its callbacks report what comes of it.
 
-    def _accept(self, job: Job) -> None:
+        Raises:
+            Full: too many wait.
+            Broken: the server has ended.
+        """
+        job.deadline = time.monotonic() + self.options.deadline
         with self._changed:
             if self._closed or self.broken:
                 raise Broken("the server has ended")
@@ -216,7 +182,7 @@ class Service:
     def _search(self, jobs: Sequence[Question]) -> None:
         """Finds the documents of questions, and hands those to be answered to the batcher."""
         try:
-            queries_nMD, hits = self._find([job.question for job in jobs])
+            queries_nMD, hits = self._find([job.text for job in jobs])
         except Exception as e:
             error = _reported(e)
             for job in jobs:
@@ -235,19 +201,18 @@ class Service:
                 self._one_less(error is None)
                 job.on_end(error)
 
-    def _prepare(self, job: Question, query_MD: np.ndarray, hits: list) -> None:
-        """Reports the documents, and makes the prompt."""
-        documents = self.corpus.documents([hit.row for hit in hits]) if hits else []
-        words: list[lens.Word] = []
-        if job.words:
+    def _prepare(self, job: Question, query_MD: np.ndarray, hits: list[Hit]) -> None:
+        """Enters the documents, and makes the prompt."""
+        job.hits = hits
+        job.documents = self.corpus.documents(job.rows) if hits else []
+        if job.wants_words:
             (words,) = lens.words(self.model, self.trees, query_MD[None])
-            texts = [f"{document.title} {document.text}" for document in documents]
-            words = lens.mark(words, job.question, texts)
+            texts = [f"{document.title} {document.text}" for document in job.documents]
+            job.words = lens.mark(words, job.text, texts)
         if job.options is not None:
             if not hits:
                 raise Empty("the store holds no documents; add some")
-            job.rows = [hit.row for hit in hits]
-            job.ids = prompt_ids(self.model, job.question, len(hits))
+            job.ids = prompt_ids(self.model, job.text, len(hits))
             if (more := self._slots.too_long(job.ids)) > 0:
                 raise UserError(
                     f"the prompt is {more} tokens too long: ask a shorter question or for fewer "
@@ -256,7 +221,7 @@ class Service:
             absent = self._rows.missing(job.rows)
             if absent:
                 job.memories = dict(zip(absent, self.corpus.memories(absent), strict=True))
-        job.on_found(SearchResult(hits, documents, words, len(job.ids)))
+        job.on_found()
 
     def _find(self, questions: Sequence[str]) -> tuple[np.ndarray, list]:
         """Queries and hits, in one of two shapes whatever the number of questions."""

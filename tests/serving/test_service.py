@@ -11,7 +11,7 @@ import pytest
 from clara_jax.api import Clara
 from clara_jax.errors import UserError
 from clara_jax.inference.sampling import GenerationOptions, Sampling
-from clara_jax.serving.queueing import Cancelled, Full, Late
+from clara_jax.serving.queueing import Cancelled, Full, Late, Question
 
 QUESTIONS = [
     "who is bedda daba ?", "where ?", "what is the job of defa ?", "who has a horse ?",
@@ -28,7 +28,7 @@ class Asked:
         max_new_tokens=12, stop=(), **sampling,
     ):  # fmt: skip
         self.events = queue.Queue()
-        self.result, self.error = None, None
+        self.error = None
         self.pieces = []
 
         def on_text(piece):
@@ -38,15 +38,16 @@ class Asked:
 
         self._ended = threading.Event()
         options = GenerationOptions(max_new_tokens, Sampling(**sampling), stop)
-        self.job = service.ask(
+        self.job = Question(
+            self._end,
             question,
             top_k,
-            options if answer else None,
-            on_found=lambda result: setattr(self, "result", result),
-            on_end=self._end,
+            on_found=lambda: None,
             on_text=on_text,
-            words=words,
+            options=options if answer else None,
+            wants_words=words,
         )
+        service.accept(self.job)
 
     def _end(self, error):
         assert not self._ended.is_set(), "ended twice"
@@ -92,7 +93,7 @@ def test_many_at_once_are_answered_as_one_by_one_and_nothing_compiles(service, a
         assert [a.wait() for a in asked] == answers
         assert all(a.error is None for a in asked)
     assert service.metrics.compilations() == 0
-    assert [len(a.result.hits) for a in asked[:3]] == [1, 2, 3]
+    assert [len(a.job.hits) for a in asked[:3]] == [1, 2, 3]
     assert asked[0].job.reason in ("stop", "length")
     assert max(len(a.pieces) for a in asked) > 3
     service.corpus.find(np.ones((3, 4, 128), np.float32), ["a"] * 3, 2)  # and it does count:
@@ -129,9 +130,9 @@ def test_memories_are_read_once(service):
 def test_search_alone_and_the_lens(service):
     asked = Asked(service, QUESTIONS[0], 4, answer=False, words=True)
     asked.wait()
-    scores = [hit.score for hit in asked.result.hits]
+    scores = [hit.score for hit in asked.job.hits]
     assert scores == sorted(scores, reverse=True) and len(scores) == 4
-    assert asked.result.words and not asked.result.prompt_tokens
+    assert asked.job.words and not asked.job.ids
 
 
 def test_the_queue_is_bounded_and_cancelled_requests_give_their_slots_back(service, settled):
@@ -143,8 +144,8 @@ def test_the_queue_is_bounded_and_cancelled_requests_give_their_slots_back(servi
     rest = [Asked(service, QUESTIONS[1]) for _ in range(service.options.queue)]
     with pytest.raises(Full):
         Asked(service, QUESTIONS[1])
-    rest[0].job.cancel()
-    first.job.cancel()
+    rest[0].job.cancelled = True
+    first.job.cancelled = True
     held.set()
     assert isinstance([a.wait() and None for a in rest] and rest[0].error, Cancelled)
     first.wait()
