@@ -47,7 +47,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begun, status, client = time.monotonic(), 500, tuple(scope["client"])
+        begun, status, client = time.monotonic(), 500, scope["client"]
 
         async def counted(message: Message) -> None:
             nonlocal status

@@ -33,6 +33,8 @@ FAILED = 1  # exit code where a thread of the server has failed
 _LOOK = 0.1  # seconds between looks whether all is done
 _IDLE_SECONDS = 20.0  # for a client to send the head of a request, or to read on
 
+_UNREAD = 2**16  # bytes that wait to be sent, from which on a client is taken not to read
+
 
 def run(store: str, workdir: str, base: str | None = None, config: Config | None = None) -> int:
     """Serves until a signal.
@@ -85,42 +87,27 @@ def read_token(options: Serve) -> str | None:
 
 
 class Connection(AutoHTTPProtocol):
-    """A connection that says whether its client reads, by the callbacks of `asyncio.Protocol`.
-
-    Attributes:
-        peer: the client's address.
-        wire: what it is sent over.
-        unread: the client does not read what is written.
+    """A connection that is entered, by its client's address, among those that are open.
 
     Args:
-        connections: all that are open; this one adds and removes itself.
+        wires: transports of all that are open.
         **options: of uvicorn.
     """
 
-    def __init__(self, connections: "set[Connection]", **options: Any):
+    def __init__(self, wires: dict[Any, asyncio.Transport], **options: Any):
         super().__init__(**options)
-        self._open, self.peer, self.unread = connections, None, False
+        self._wires = wires
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        """Adds it."""
+        """Enters it."""
+        self._peer = transport.get_extra_info("peername")[:2]
+        self._wires[self._peer] = transport
         super().connection_made(transport)
-        self.wire, self.peer = transport, transport.get_extra_info("peername")[:2]
-        self._open.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Removes it."""
-        self._open.discard(self)
+        self._wires.pop(self._peer, None)
         super().connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        """The client does not read."""
-        self.unread = True
-        super().pause_writing()
-
-    def resume_writing(self) -> None:
-        """The client reads again."""
-        self.unread = False
-        super().resume_writing()
 
 
 class Server(uvicorn.Server):
@@ -133,8 +120,8 @@ class Server(uvicorn.Server):
 
     def __init__(self, service: Service, token: str | None = None):
         self._service, self.failed = service, False
-        self.connections: set[Connection] = set()
-        self._idle: dict[Connection, float] = {}  # those that wait for the client, since when
+        self._wires: dict[Any, asyncio.Transport] = {}  # to clients
+        self._idle: dict[asyncio.Transport, float] = {}  # that wait for the client, since when
         app, self.guard = make_app(service, token)
         app.router.lifespan_context = self._lifespan
         options = service.options
@@ -143,7 +130,7 @@ class Server(uvicorn.Server):
                 self.guard,
                 host=options.host,
                 port=options.port,
-                http=functools.partial(Connection, self.connections),
+                http=functools.partial(Connection, self._wires),
                 log_level="warning",
                 lifespan="on",
                 server_header=False,
@@ -212,13 +199,18 @@ class Server(uvicorn.Server):
         """Closes connections whose client neither asks nor reads: there is a limit of them."""
         now, before, active = time.monotonic(), self._idle, set(self.guard.active)
         self._idle = {
-            one: before.get(one, now)
-            for one in self.connections
-            if one.peer not in active or one.unread
+            wire: before.get(wire, now)
+            for client, wire in self._wires.items()
+            if client not in active or _is_unread(wire)
         }
-        for one, since in self._idle.items():
+        for wire, since in self._idle.items():
             periods = (now - since) / _IDLE_SECONDS
-            if periods > 2 or (periods > 1 and one.unread):
-                one.wire.abort()
+            if periods > 2 or (periods > 1 and _is_unread(wire)):
+                wire.abort()
             elif periods > 1:
-                one.wire.close()  # what is written is sent before
+                wire.close()  # what is written is sent before
+
+
+def _is_unread(wire: asyncio.Transport) -> bool:
+    """The client does not read what is written."""
+    return wire.get_write_buffer_size() > _UNREAD

@@ -73,7 +73,8 @@ class Service:
         self._warm_up()
         moment = time.monotonic()
         self._find(["?"])
-        self._slots.rehearse(self._rows.table_RMD, 16)
+        middle = self._slots.buckets[len(self._slots.buckets) // 2]
+        self._slots.rehearse(self._rows.table_RMD, middle, 16)
         self.queue.interval = time.monotonic() - moment  # until some are served
         self.batcher.start()
         self._thread.start()

@@ -205,13 +205,11 @@ class Slots:
     def warm_up(self, table_RMD: jax.Array) -> None:
         """Compiles all there is to compile."""
         for bucket in self.buckets:
-            self.prefill(0, [*self.prefix, *[0] * bucket], (), table_RMD)
-        jax.block_until_ready(self.step())
+            self.rehearse(table_RMD, bucket, 1)
 
-    def rehearse(self, table_RMD: jax.Array, tokens: int) -> None:
-        """Reads a prompt of middling length and decodes `tokens` tokens, as a request would."""
-        length = self.buckets[len(self.buckets) // 2]
-        self.prefill(0, [*self.prefix, *[0] * length], (), table_RMD)
+    def rehearse(self, table_RMD: jax.Array, bucket: int, tokens: int) -> None:
+        """Reads a prompt and decodes, as a request would."""
+        self.prefill(0, [*self.prefix, *[0] * bucket], (), table_RMD)
         for _ in range(tokens):
             jax.block_until_ready(self.step())
 

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from clara_jax.errors import UserError
-from clara_jax.serving.run import read_token
+from clara_jax.serving.run import _is_unread, read_token
 
 QUESTION = "who is bedda daba ?"
 
@@ -263,7 +263,7 @@ def test_who_does_not_read_does_not_hold_up_the_end(service, running, monkeypatc
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.connect(("127.0.0.1", http.server.port))
-        while not any(one.unread for one in list(http.server.connections)):  # buffers are full
+        while not any(map(_is_unread, list(http.server._wires.values()))):
             sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
             time.sleep(0.2)
         http.server.handle_exit(15, None)
