@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from fastapi import Request
@@ -12,7 +12,7 @@ from clara_jax.corpus.format import Busy
 from clara_jax.errors import UserError
 from clara_jax.inference.sampling import GenerationOptions
 from clara_jax.serving import schemas
-from clara_jax.serving.queueing import Broken, Cancelled, Full, Job, Late, Question, Work
+from clara_jax.serving.queueing import Broken, Cancelled, Full, Job, Late, Question
 from clara_jax.serving.service import Empty, Service
 
 _GRACE = 1.0  # seconds after the deadline
@@ -118,15 +118,7 @@ class AskedQuestion:
         """The documents as they are sent."""
         job, M = self.job, len(self._service.model.extra.memory)
         documents = [
-            schemas.Document(
-                id=document.id,
-                parent=document.parent,
-                title=document.title,
-                text=document.text,
-                score=float(hit.score),
-                by=hit.by,
-                tokens=document.tokens,
-            )
+            schemas.Document(**vars(document), score=float(hit.score), by=hit.by)
             for hit, document in zip(job.hits, job.documents, strict=True)
         ]
         tokens = sum(document.tokens for document in documents)
@@ -175,9 +167,11 @@ async def until_gone(request: Request, work: Awaitable, job: Job, deadline: floa
         await asyncio.gather(task, gone, return_exceptions=True)
 
 
-async def until_done(request: Request, work: Work, deadline: float) -> Any:
-    """The result of the service's work; errors as in `until_gone`."""
-    return await until_gone(request, asyncio.wrap_future(work.future), work, deadline)
+async def until_done(request: Request, service: Service, call: Callable[[], Any]) -> Any:
+    """What a call on the service's worker returns; errors as in `until_gone`."""
+    work = service.do(call)
+    future = asyncio.wrap_future(work.future)
+    return await until_gone(request, future, work, service.options.deadline)
 
 
 async def _gone(request: Request) -> None:

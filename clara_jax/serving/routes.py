@@ -18,6 +18,7 @@ from clara_jax.serving.asking import STATUS, AskedQuestion, status_of, until_don
 from clara_jax.serving.guard import Guard, error_body
 from clara_jax.serving.queueing import Full
 from clara_jax.serving.service import Service
+from clara_jax.serving.warm_up import compress as compress_texts
 
 _PAGE = pathlib.Path(__file__).parent / "page.html"
 _SECURITY = {
@@ -61,7 +62,7 @@ def make_app(service: Service, token: str | None = None) -> tuple[FastAPI, Guard
     )
     guard = Guard(app, service.metrics, token, service.options.body, service.options.host)
     page = _PAGE.read_text(encoding="utf-8")
-    deadline, most = service.options.deadline, service.options.max_new_tokens
+    most = service.options.max_new_tokens
 
     @app.get("/", response_class=HTMLResponse)
     async def index() -> HTMLResponse:
@@ -117,8 +118,9 @@ def make_app(service: Service, token: str | None = None) -> tuple[FastAPI, Guard
     @app.post("/v1/compress")
     async def compress(body: schemas.Compress, request: Request) -> schemas.Compressed:
         """Memories of texts."""
-        work = service.compress(body.documents)
-        compressed: Compressed = await until_done(request, work, deadline)
+        compressed: Compressed = await until_done(
+            request, service, lambda: compress_texts(service.model, service.trees, body.documents)
+        )
         # Thousands of numbers: not on the event loop.
         memories = await asyncio.to_thread(compressed.memories.tolist)
         return schemas.Compressed(memories=memories, rate=compressed.rate, cut=compressed.cut)
@@ -127,13 +129,13 @@ def make_app(service: Service, token: str | None = None) -> tuple[FastAPI, Guard
     async def add(body: schemas.Add, request: Request) -> schemas.Changed:
         """Compresses documents into the store."""
         documents = [document.model_dump() for document in body.documents]
-        await until_done(request, service.add(documents), deadline)
+        await until_done(request, service, lambda: service.corpus.add(documents))
         return schemas.Changed(documents=len(service.corpus))
 
     @app.delete("/v1/documents")
     async def delete(body: schemas.Delete, request: Request) -> schemas.Changed:
         """Deletes documents from the store."""
-        await until_done(request, service.delete(body.ids), deadline)
+        await until_done(request, service, lambda: service.corpus.delete(body.ids))
         return schemas.Changed(documents=len(service.corpus))
 
     return app, guard

@@ -29,7 +29,7 @@ from clara_jax.serving.live_corpus import MOST, TOGETHER, LiveCorpus
 from clara_jax.serving.metrics import Metrics
 from clara_jax.serving.queueing import Broken, Job, Question, Queue, Work
 from clara_jax.serving.slots import Slots, common_prefix, prompt_ids
-from clara_jax.serving.warm_up import compress, warm_up
+from clara_jax.serving.warm_up import warm_up
 
 
 class Empty(UserError):
@@ -96,19 +96,8 @@ class Service:
         """Whether a thread has ended by an error."""
         return self.batcher.error is not None or (not self._closed and not self._thread.is_alive())
 
-    def compress(self, texts: Sequence[str]) -> Work:
-        """Memories of texts, `encode.Compressed`."""
-        return self._do(lambda: compress(self.model, self.trees, texts))
-
-    def add(self, documents: Sequence[dict[str, Any]]) -> Work:
-        """Adds documents to the corpus."""
-        return self._do(lambda: self.corpus.add(documents))
-
-    def delete(self, ids: Sequence[str]) -> Work:
-        """Deletes documents from the corpus."""
-        return self._do(lambda: self.corpus.delete(ids))
-
-    def _do(self, call: Callable[[], Any]) -> Work:
+    def do(self, call: Callable[[], Any]) -> Work:
+        """Has the worker do something, such as a change of the corpus; errors as of `accept`."""
         future: Future = Future()
         # Who waits for it may leave; the work has its end all the same, and the future takes it.
         future.set_running_or_notify_cancel()

@@ -94,10 +94,13 @@ def test_release_paraphrases(golden, load_release):
     # The release draws an instruction for each row; all of them are in the recorded prompts.
     slots = "".join(f"<MEM{i}>" for i in range(4)) + "<SEP>"
     turns = {
-        re.match(r".*?system\n(.*?)<\|im_end\|>\n<\|im_start\|>user\n(.*?)<\|im_end\|>",
-                 row["text"].replace(slots, "{docs}"), re.DOTALL).groups()
+        re.match(
+            r".*?system\n(.*?)<\|im_end\|>\n<\|im_start\|>user\n(.*?)<\|im_end\|>",
+            row["text"].replace(slots, "{docs}"),
+            re.DOTALL,
+        ).groups()
         for row in scalars["paraphrase_prompts"]
-    }  # fmt: skip
+    }
     found = set()
     for system, user in sorted(turns):
         prompts = Prompts(paraphrase_system=system, paraphrase_users=(user,))
@@ -108,9 +111,10 @@ def test_release_paraphrases(golden, load_release):
         ids = layout.scp_prompt(record, layout.slots())
         x = embeddings(asked, [Prompt(ids, memory) for memory in memories])
         rows = [
-            i for i in range(4)
+            i
+            for i in range(4)
             if x[i].shape == expected_x[i].shape and np.abs(x[i] - expected_x[i]).max() < 1e-4
-        ]  # fmt: skip
+        ]
         if not rows:
             continue
         found |= set(rows)

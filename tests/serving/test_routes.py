@@ -64,9 +64,11 @@ def test_search_compress_and_documents(http, service):
 def test_the_openai_client(http):
     client = openai.OpenAI(base_url=http.url + "/v1", api_key="any", max_retries=0)
     messages = [
-        {"role": "system", "content": "be brief"}, {"role": "user", "content": "no"},
-        {"role": "assistant", "content": "?"}, {"role": "user", "content": QUESTION},
-    ]  # fmt: skip
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "no"},
+        {"role": "assistant", "content": "?"},
+        {"role": "user", "content": QUESTION},
+    ]
     expected = http("/v1/ask", {"question": QUESTION, "max_new_tokens": 9})[2]["answer"]
     made = client.chat.completions.create(model="m", messages=messages, max_tokens=9)
     assert made.choices[0].message.content == expected and made.model == "m"
@@ -74,10 +76,14 @@ def test_the_openai_client(http):
     parts = [{"type": "text", "text": QUESTION}]
     chunks = list(
         client.chat.completions.create(
-            model="m", messages=[{"role": "user", "content": parts}], max_completion_tokens=9,
-            stream=True, stream_options={"include_usage": True}, temperature=0,
+            model="m",
+            messages=[{"role": "user", "content": parts}],
+            max_completion_tokens=9,
+            stream=True,
+            stream_options={"include_usage": True},
+            temperature=0,
         )
-    )  # fmt: skip
+    )
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == expected
     assert chunks[-1].usage == made.usage
     assert chunks[-2].choices[0].finish_reason == made.choices[0].finish_reason
@@ -285,9 +291,15 @@ def test_metrics(http, service):
     http("/v1/no_such_path")
     text = http("/metrics")[2]
     for name in (
-        'clara_requests_total{path="/v1/ask",status="200"}', 'path="other",status="404"',
-        "clara_queue_depth 0.0", "clara_slots_busy", "clara_time_to_first_token_seconds_count",
-        "clara_tokens_per_second", "clara_generated_tokens_total", 'clara_compilations{when=',
-        'clara_memory_cache_total{result="miss"}', "clara_documents 6.0",
-    ):  # fmt: skip
+        'clara_requests_total{path="/v1/ask",status="200"}',
+        'path="other",status="404"',
+        "clara_queue_depth 0.0",
+        "clara_slots_busy",
+        "clara_time_to_first_token_seconds_count",
+        "clara_tokens_per_second",
+        "clara_generated_tokens_total",
+        "clara_compilations{when=",
+        'clara_memory_cache_total{result="miss"}',
+        "clara_documents 6.0",
+    ):
         assert name in text, name

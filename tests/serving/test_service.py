@@ -14,9 +14,15 @@ from clara_jax.inference.sampling import GenerationOptions, Sampling
 from clara_jax.serving.queueing import Cancelled, Full, Late, Question
 
 QUESTIONS = [
-    "who is bedda daba ?", "where ?", "what is the job of defa ?", "who has a horse ?",
-    "which colour does she like ?", "red", "what food and what instrument ?", "city of goba ?",
-]  # fmt: skip
+    "who is bedda daba ?",
+    "where ?",
+    "what is the job of defa ?",
+    "who has a horse ?",
+    "which colour does she like ?",
+    "red",
+    "what food and what instrument ?",
+    "city of goba ?",
+]
 LENGTHS = (5, 12)  # most tokens of their answers
 
 
@@ -24,9 +30,17 @@ class Asked:
     """A question and its events."""
 
     def __init__(
-        self, service, question, top_k=2, answer=True, slow=None, words=False,
-        max_new_tokens=12, stop=(), **sampling,
-    ):  # fmt: skip
+        self,
+        service,
+        question,
+        top_k=2,
+        answer=True,
+        slow=None,
+        words=False,
+        max_new_tokens=12,
+        stop=(),
+        **sampling,
+    ):
         self.events = queue.Queue()
         self.error = None
         self.pieces = []
@@ -103,9 +117,10 @@ def test_many_at_once_are_answered_as_one_by_one_and_nothing_compiles(service, a
 
 def test_draws_and_stops_are_those_of_clara(service):
     for how in (
-        {"temperature": 1.5, "seed": 3}, {"temperature": 1.5, "seed": 4},
+        {"temperature": 1.5, "seed": 3},
+        {"temperature": 1.5, "seed": 4},
         {"temperature": 2.0, "top_p": 0.5, "seed": 3},
-    ):  # fmt: skip
+    ):
         other = Asked(service, QUESTIONS[1])
         asked = Asked(service, QUESTIONS[0], **how)
         assert asked.wait() == expected(service, QUESTIONS[0], **how)
