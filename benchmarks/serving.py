@@ -171,7 +171,7 @@ def answering(
     were stored; what a search needs, the question's vectors, is reported apart.
 
     Raises:
-        UserError: there are no two records with so many documents.
+        UserError: there are no two records with `documents` documents.
     """
     every = (records[i] for i in range(len(records)))
     enough = (record for record in every if len(record.documents) >= documents)

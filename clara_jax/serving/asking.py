@@ -36,8 +36,8 @@ def status_of(error: Exception) -> int:
     raise error
 
 
-class AskedQuestion:
-    """A question that the service works on.
+class LiveReply:
+    """What the service makes of a question, as it comes.
 
     Attributes:
         job: the question, with its documents once these are there.

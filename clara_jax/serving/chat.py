@@ -6,30 +6,30 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
-from clara_jax.serving.asking import AskedQuestion, status_of
+from clara_jax.serving.asking import LiveReply, status_of
 from clara_jax.serving.guard import error_body
 
 MODEL = {"id": "clara", "object": "model", "created": 0, "owned_by": "clara_jax"}
 
 
-def completion(asked: AskedQuestion, model: str) -> dict[str, Any]:
+def completion(reply: LiveReply, model: str) -> dict[str, Any]:
     """A whole answer; `documents` is ours."""
-    message = {"role": "assistant", "content": asked.text, "refusal": None}
+    message = {"role": "assistant", "content": reply.text, "refusal": None}
     return {
         **_head("chat.completion", model),
         "choices": [
-            {"index": 0, "message": message, "logprobs": None, "finish_reason": asked.job.reason}
+            {"index": 0, "message": message, "logprobs": None, "finish_reason": reply.job.reason}
         ],
-        "usage": _usage(asked),
-        "documents": [document.model_dump() for document in asked.documents().documents],
+        "usage": _usage(reply),
+        "documents": [document.model_dump() for document in reply.documents().documents],
     }
 
 
-async def chunks(asked: AskedQuestion, model: str, usage: bool) -> AsyncIterator[str]:
+async def chunks(reply: LiveReply, model: str, usage: bool) -> AsyncIterator[str]:
     """An answer as it comes, as server-sent events.
 
     Args:
-        asked: the question.
+        reply: what the service makes of a question.
         model: name that the client gave.
         usage: a chunk at the end counts tokens.
     """
@@ -41,12 +41,12 @@ async def chunks(asked: AskedQuestion, model: str, usage: bool) -> AsyncIterator
 
     try:
         yield chunk({"role": "assistant", "content": ""})
-        async for kind, value in asked.events():
+        async for kind, value in reply.events():
             if kind == "text":
                 yield chunk({"content": value})
-        yield chunk({}, asked.job.reason)
+        yield chunk({}, reply.job.reason)
         if usage:
-            yield _data({**head, "choices": [], "usage": _usage(asked)})
+            yield _data({**head, "choices": [], "usage": _usage(reply)})
     except Exception as e:  # the status is sent: the stream itself must tell
         status_of(e)  # raises what is no error of a request
         yield _data(error_body(str(e), "server_error"))
@@ -58,8 +58,8 @@ def _head(kind: str, model: str) -> dict[str, Any]:
     return {"id": identity, "object": kind, "created": int(time.time()), "model": model}
 
 
-def _usage(asked: AskedQuestion) -> dict[str, int]:
-    read, made = len(asked.job.ids), len(asked.job.tokens)
+def _usage(reply: LiveReply) -> dict[str, int]:
+    read, made = len(reply.job.ids), len(reply.job.tokens)
     return {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
 
 

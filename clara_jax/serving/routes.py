@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from clara_jax.errors import UserError
 from clara_jax.inference.encode import Compressed
 from clara_jax.serving import chat, schemas
-from clara_jax.serving.asking import STATUS, AskedQuestion, status_of, until_done
+from clara_jax.serving.asking import STATUS, LiveReply, status_of, until_done
 from clara_jax.serving.guard import Guard, error_body
 from clara_jax.serving.queueing import Full
 from clara_jax.serving.service import Service
@@ -83,18 +83,18 @@ def make_app(service: Service, token: str | None = None) -> tuple[FastAPI, Guard
     @app.post("/v1/search")
     async def search(body: schemas.Search, request: Request) -> schemas.Found:
         """The documents that match a question best."""
-        asked = AskedQuestion(service, body)
-        await asked.whole(request)
-        return asked.documents()
+        reply = LiveReply(service, body)
+        await reply.whole(request)
+        return reply.documents()
 
     @app.post("/v1/ask", response_model=schemas.Answer)
     async def ask(body: schemas.Ask, request: Request) -> Any:
         """Answers a question; with `stream` as events `found`, `text`, and `done` or `error`."""
-        asked = AskedQuestion(service, body, body.options(most))
+        reply = LiveReply(service, body, body.options(most))
         if body.stream:
-            return _stream(_ask_events(asked))
-        await asked.whole(request)
-        return asked.answer()
+            return _stream(_ask_events(reply))
+        await reply.whole(request)
+        return reply.answer()
 
     @app.post("/v1/chat/completions")
     async def completions(body: schemas.Chat, request: Request) -> Any:
@@ -103,12 +103,12 @@ def make_app(service: Service, token: str | None = None) -> tuple[FastAPI, Guard
             search = schemas.Search(question=body.question().strip())
         except ValueError as e:
             raise UserError("the last message of the user is no question") from e
-        asked = AskedQuestion(service, search, body.options(most))
+        reply = LiveReply(service, search, body.options(most))
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
-            return _stream(chat.chunks(asked, body.model, usage))
-        await asked.whole(request)
-        return chat.completion(asked, body.model)
+            return _stream(chat.chunks(reply, body.model, usage))
+        await reply.whole(request)
+        return chat.completion(reply, body.model)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -169,12 +169,12 @@ def _stream(events: AsyncIterator[str]) -> StreamingResponse:
     return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 
-async def _ask_events(asked: AskedQuestion) -> AsyncIterator[str]:
+async def _ask_events(reply: LiveReply) -> AsyncIterator[str]:
     try:
-        async for kind, value in asked.events():
-            data = asked.documents().model_dump() if kind == "found" else {"text": value}
+        async for kind, value in reply.events():
+            data = reply.documents().model_dump() if kind == "found" else {"text": value}
             yield _event(kind, data)
-        answer = asked.answer().model_dump(include={"answer", "finish_reason", "usage"})
+        answer = reply.answer().model_dump(include={"answer", "finish_reason", "usage"})
         yield _event("done", answer)
     except Exception as e:  # the status is sent: the stream itself must tell
         status = status_of(e)
