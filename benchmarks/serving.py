@@ -184,7 +184,9 @@ def answering(
     start = texts[0][: min(common(texts[0], other) for other in texts[1:])]
     compressed = compress(model, trees, [text for docs in given for text in docs])
     memories = compressed.memories
-    rows = DeviceRows(model, len(memories), lambda hits, misses: None)
+    rows = DeviceRows(
+        model, len(memories), lambda missing: memories[list(missing)], lambda hits, misses: None
+    )
     own = [prompt_ids(model, question, documents) for question in questions]
 
     def slots(prompts: list[list[int]], prefix: list[int]) -> Slots:
@@ -208,7 +210,7 @@ def answering(
             places = []
             if name == "memories":
                 wanted = list(range(i * documents, (i + 1) * documents))
-                places = rows.place(wanted, {}, lambda missing: memories[list(missing)])
+                places = rows.place(wanted, {})
             np.asarray(reader.prefill(0, prompts[i], places, rows.table_RMD))
             seconds[f"{name} first"].append(time.perf_counter() - begun)
             for _ in range(max_new_tokens - 1):

@@ -30,7 +30,6 @@ class Batcher:
         tokenizer: of the model.
         slots: on the devices.
         rows: memories on the devices.
-        read: reads memories [n, M, D] of rows of the store.
         metrics: of the server.
         started: called whenever a question waits no more, with whether it got a slot.
     """
@@ -40,11 +39,10 @@ class Batcher:
         tokenizer: Tokenizer,
         slots: Slots,
         rows: DeviceRows,
-        read: Callable[[Sequence[int]], np.ndarray],
         metrics: Metrics,
-        started: Callable[[bool], None] = lambda served: None,
+        started: Callable[[bool], None],
     ):
-        self._tokenizer, self._slots, self._rows, self._read = tokenizer, slots, rows, read
+        self._tokenizer, self._slots, self._rows = tokenizer, slots, rows
         self._metrics, self._started = metrics, started
         self._ends = set(stop_ids(tokenizer))
         self._waiting: collections.deque[Question] = collections.deque()
@@ -143,7 +141,7 @@ class Batcher:
                 continue
             slot = self._in.index(None)
             try:
-                places = self._rows.place(question.rows, question.memories, self._read)
+                places = self._rows.place(question.rows, question.memories)
             except Exception:  # of the store's files, not of the devices
                 logging.exception("memories could not be read")
                 question.on_end(Broken("the memories of the documents could not be read"))

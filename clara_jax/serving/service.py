@@ -57,9 +57,10 @@ class Service:
         prefix, longest = common_prefix(model), options.prompt_tokens
         self._slots = Slots(model, trees, prefix, options.slots, longest, options.max_new_tokens)
         # A prompt's documents are on the device together.
-        self._rows = DeviceRows(model, max(options.cached, MOST), self.metrics.cache)
+        capacity = max(options.cached, MOST)
+        self._rows = DeviceRows(model, capacity, corpus.memories, self.metrics.cache)
         self.batcher = Batcher(
-            model.tokenizer, self._slots, self._rows, corpus.memories, self.metrics, self._one_less
+            model.tokenizer, self._slots, self._rows, self.metrics, self._one_less
         )
         self._jobs: collections.deque[Job] = collections.deque()
         self._changed = threading.Condition()
