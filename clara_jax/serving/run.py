@@ -86,26 +86,19 @@ def read_token(options: Serve) -> str | None:
     return token
 
 
-class Connection(AutoHTTPProtocol):
-    """A connection that is entered, by its client's address, among those that are open.
-
-    Args:
-        wires: transports of all that are open.
-        **options: of uvicorn.
-    """
+class _Connection(AutoHTTPProtocol):
+    """A connection that is entered, by its client's address, among the transports that are open."""
 
     def __init__(self, wires: dict[Any, asyncio.Transport], **options: Any):
         super().__init__(**options)
         self._wires = wires
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        """Enters it."""
         self._peer = transport.get_extra_info("peername")[:2]
         self._wires[self._peer] = transport
         super().connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Removes it."""
         self._wires.pop(self._peer, None)
         super().connection_lost(exc)
 
@@ -130,7 +123,7 @@ class Server(uvicorn.Server):
                 self.guard,
                 host=options.host,
                 port=options.port,
-                http=functools.partial(Connection, self._wires),
+                http=functools.partial(_Connection, self._wires),
                 log_level="warning",
                 lifespan="on",
                 server_header=False,

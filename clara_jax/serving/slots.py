@@ -29,7 +29,7 @@ from clara_jax.runs.setup import Model
 ROLE = "generator"
 
 
-def empty_slots(decoder: Decoder, slots: int, first: int, ring: int) -> DecodingState:
+def _empty_slots(decoder: Decoder, slots: int, first: int, ring: int) -> DecodingState:
     """Slots that hold nothing, with a ring of columns from `first` on."""
     tokens_B, positions_B = jnp.zeros(slots, jnp.int32), jnp.zeros(slots, jnp.int32)
     cache = Cache.create(decoder.config, slots, first + ring)
@@ -37,7 +37,7 @@ def empty_slots(decoder: Decoder, slots: int, first: int, ring: int) -> Decoding
     return DecodingState(tokens_B, positions_B, draws, cache.replace(length=jnp.int32(first)))
 
 
-def read_prefix(decoder: Decoder, trees: Trees, tokens_1T: jax.Array) -> Cache:
+def _read_prefix(decoder: Decoder, trees: Trees, tokens_1T: jax.Array) -> Cache:
     """Keys and values of the tokens that all prompts start with."""
     T = tokens_1T.shape[1]
     cache = Cache.create(decoder.config, 1, T)
@@ -47,7 +47,7 @@ def read_prefix(decoder: Decoder, trees: Trees, tokens_1T: jax.Array) -> Cache:
     return clara.run(decoder, trees, ROLE, x_1TD, jnp.arange(T)[None], cache=cache)[1]
 
 
-def prefill(
+def _prefill(
     decoder: Decoder,
     trees: Trees,
     prefix: Cache,
@@ -57,23 +57,9 @@ def prefill(
     prompt: tuple[jax.Array, jax.Array, jax.Array],
     draws: Draws,
 ) -> tuple[DecodingState, jax.Array]:
-    """Reads a prompt into a slot and chooses its first token.
-
-    Args:
-        decoder: the module.
-        trees: see `needed`.
-        prefix: of `read_prefix`.
-        slots: all slots.
-        table_RMD: memories on the device.
-        slot: int32 scalar.
-        prompt: what follows the prefix: tokens int32 [1, T], padded on the right; which of the
-            table's R * M vectors fills a place, int32 [1, T], -1 elsewhere; and how many tokens are
-            no padding, int32 [1].
-        draws: of this row.
-
-    Returns:
-        All slots, and the token int32 [1].
-    """
+    """Reads what follows the prefix into a slot: all slots, and its first token int32 [1]."""
+    # Tokens and, of the table's R * M vectors, those that fill places (-1 elsewhere), both padded
+    # on the right; and how many are no padding.
     tokens_1T, vectors_1T, length_1 = prompt
     x_1TD = clara.embed(decoder.config, trees, tokens_1T)
     x_1TD = clara.fill_slots(x_1TD, table_RMD.reshape(1, -1, table_RMD.shape[2]), vectors_1T)
@@ -101,12 +87,12 @@ def prefill(
     return slots, row.tokens_B
 
 
-def step(
+def _step(
     decoder: Decoder, trees: Trees, slots: DecodingState, first: int
 ) -> tuple[DecodingState, jax.Array]:
-    """One more token for every slot: all slots, and the tokens int32 [B]; `first` as before."""
+    """One more token for every slot: all slots, and its tokens int32 [B]."""
     slots = decoding.advance(decoder, trees, ROLE, slots)
-    length = slots.cache.length
+    length = slots.cache.length  # the ring's next column, whose first is `first`
     column = jnp.where(length == slots.cache.slots, first, length)
     return slots.replace(cache=slots.cache.replace(length=column)), slots.tokens_B
 
@@ -145,7 +131,7 @@ class Slots:
             )
         decoder, whole = model.decoder, sharding.replicated(model.mesh)
         self._model, self._trees = model, needed(trees, ROLE)
-        make = functools.partial(empty_slots, decoder, slots, first, max_new_tokens)
+        make = functools.partial(_empty_slots, decoder, slots, first, max_new_tokens)
         shapes = jax.eval_shape(make)
         # Where results are stored is fixed, so that the next call finds its arguments as the first.
         stored = jax.tree.map(lambda x: whole, shapes)
@@ -153,13 +139,13 @@ class Slots:
         kv = NamedSharding(model.mesh, spec)
         stored = stored.replace(cache=stored.cache.replace(k=kv, v=kv))
         self._state = jax.jit(make, out_shardings=stored)()
-        read = jax.jit(functools.partial(read_prefix, decoder), out_shardings=whole)
+        read = jax.jit(functools.partial(_read_prefix, decoder), out_shardings=whole)
         self._prefix = read(self._trees, np.array([self.prefix], np.int32))
         self._prefill = jax.jit(
-            functools.partial(prefill, decoder), donate_argnums=2, out_shardings=(stored, whole)
+            functools.partial(_prefill, decoder), donate_argnums=2, out_shardings=(stored, whole)
         )
         self._step = jax.jit(
-            functools.partial(step, decoder, first=first),
+            functools.partial(_step, decoder, first=first),
             donate_argnums=1,
             out_shardings=(stored, whole),
         )

@@ -278,6 +278,19 @@ def test_a_draw_depends_on_seed_prompt_and_step():
         assert (other == first).mean() < 0.1
 
 
+def test_each_row_is_drawn_by_its_own_values():
+    logits = np.sin(np.arange(50.0))
+    rows = [Sampling(), Sampling(1.5, 1.0, 3), Sampling(0.7, 0.5, 4), Sampling(2.0, 0.9, 3)]
+    alone = [draw_many(logits, 1, s.seed, 2, s.temperature, s.top_p)[0] for s in rows]
+    draws = jax.tree.map(
+        lambda *parts: np.concatenate(parts), *(Draws.create(sampling, 1) for sampling in rows)
+    )
+    draws = draws.replace(count_B=draws.count_B + 2)
+    logits_BV = jnp.tile(jnp.asarray(logits, jnp.float32)[None], (len(rows), 1))
+    assert np.asarray(draws.tokens(logits_BV)[0]).tolist() == alone
+    assert alone[0] == logits.argmax() and len(set(alone)) > 2
+
+
 def test_sampled_texts_do_not_depend_on_the_batches(setup):
     prompts = random_prompts(setup)
     hot = Sampling(temperature=1.5, top_p=0.9, seed=3)
