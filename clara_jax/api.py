@@ -24,18 +24,15 @@ from clara_jax.errors import UserError
 from clara_jax.inference import checks, rank
 from clara_jax.inference.answers import answer_prompts, answers
 from clara_jax.inference.checks import Documents
-from clara_jax.inference.encode import Compressed, compress, encode_query
-from clara_jax.inference.generate import Prompt, needed, prompt_batches, to_host
-from clara_jax.inference.sampling import Sampling, stop_texts
+from clara_jax.inference.encode import compress, encode_query
+from clara_jax.inference.generate import Prompt, generate, needed, prompt_batches, to_host
+from clara_jax.inference.sampling import GenerationOptions, Sampling
 from clara_jax.models.clara import Trees
 from clara_jax.runs import abilities
 from clara_jax.runs.load import load_setup
 from clara_jax.runs.setup import Model
 
-__all__ = [
-    "Answer", "Clara", "Compressed", "Documents", "answer_prompts", "answers", "compress",
-    "encode_query", "load",
-]  # fmt: skip
+__all__ = ["Answer", "Clara", "Documents", "compress", "encode_query", "load"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,9 +108,9 @@ class Clara:
             Float32 [n, N] for the most candidates N; -inf where a question has fewer.
         """
         questions, given = checks.documents_of_each(self.model, questions, "candidates", candidates)
-        scored = [scores_N for _, scores_N in self._scored(questions, given)]
-        scores_nN = np.full((len(scored), max(map(len, scored), default=0)), -np.inf, np.float32)
-        for row, scores_N in zip(scores_nN, scored, strict=True):
+        scores = [scores_N for _, scores_N in self._scored(questions, given)]
+        scores_nN = np.full((len(scores), max(map(len, scores), default=0)), -np.inf, np.float32)
+        for row, scores_N in zip(scores_nN, scores, strict=True):
             row[: len(scores_N)] = scores_N
         return scores_nN
 
@@ -137,16 +134,15 @@ class Clara:
         abilities.can(self.model, self.trees, "ask")
         top_k = self.model.config.select.k if top_k is None else top_k
         checks.at_least_one("top_k", top_k)
-        how = _how(max_new_tokens, temperature, top_p, seed, stop)
+        options = _options(max_new_tokens, temperature, top_p, seed, stop)
         questions, given = checks.documents_of_each(self.model, questions, "candidates", candidates)
-        selected, found = [], []
+        selected, ranked = [], []
         for memories_NMD, scores_N in self._scored(questions, given):
             best = rank.best(scores_N, top_k)
             selected.append(memories_NMD[best])
-            found.append((tuple(best), tuple(scores_N[best].tolist())))
-        asked = answer_prompts(self.model, questions, selected)
-        texts = answers(self.model, self.trees, asked, **how, batch=self.batch)
-        return [Answer(text, *parts) for text, parts in zip(texts, found, strict=True)]
+            ranked.append((tuple(best), tuple(scores_N[best].tolist())))
+        texts = self._texts(answer_prompts(self.model, questions, selected), options)
+        return [Answer(text, *parts) for text, parts in zip(texts, ranked, strict=True)]
 
     def answer(
         self,
@@ -161,10 +157,10 @@ class Clara:
     ) -> list[str]:
         """Answers each question from all of its documents, in their order."""
         abilities.can(self.model, self.trees, "answer")
-        how = _how(max_new_tokens, temperature, top_p, seed, stop)
+        options = _options(max_new_tokens, temperature, top_p, seed, stop)
         questions, given = checks.documents_of_each(self.model, questions, "documents", documents)
-        asked = answer_prompts(self.model, questions, list(self._memories_of_each(given)))
-        return answers(self.model, self.trees, asked, **how, batch=self.batch)
+        memories = list(self._memories_of_each(given))
+        return self._texts(answer_prompts(self.model, questions, memories), options)
 
     def prompt_embeddings(
         self, questions: Sequence[str], documents: Sequence[Documents]
@@ -176,9 +172,9 @@ class Clara:
         """
         model = self.model
         questions, given = checks.documents_of_each(model, questions, "documents", documents)
-        asked = answer_prompts(model, questions, list(self._memories_of_each(given)))
-        out: list[np.ndarray] = [np.empty(0)] * len(asked)
-        for index, batch in prompt_batches(asked, model.extra, self.batch):
+        prompts = answer_prompts(model, questions, list(self._memories_of_each(given)))
+        out: list[np.ndarray] = [np.empty(0)] * len(prompts)
+        for index, batch in prompt_batches(prompts, model.extra, self.batch):
             x_BTD = to_host(model, batch.embed(model.architecture, needed(self.trees, None)))
             for i, x_TD, length in zip(index, x_BTD, batch.lengths_B, strict=False):
                 out[i] = x_TD[:length].astype(np.float32)
@@ -197,16 +193,16 @@ class Clara:
         """Says in other words what each document says, given as text or as its memory."""
         model = self.model
         abilities.can(model, self.trees, "paraphrase")
-        how = _how(max_new_tokens, temperature, top_p, seed, stop)
+        options = _options(max_new_tokens, temperature, top_p, seed, stop)
         memories = self._memories(checks.documents(model, "documents", documents))
         slots = model.layout.slots()
         # The instruction depends on the data type alone.
         record = ScpRecord("paraphrase", (), ("",), "", "")
-        asked = [
+        prompts = [
             Prompt(model.layout.scp_prompt(record, slots, i), memory)
             for i, memory in enumerate(memories)
         ]
-        return answers(model, self.trees, asked, **how, batch=self.batch)
+        return self._texts(prompts, options)
 
     def answer_scp(
         self, questions: Sequence[str], documents: Documents, max_new_tokens: int = 32
@@ -219,11 +215,15 @@ class Clara:
         if len(questions) != len(given):
             raise UserError(f"{len(questions)} questions for {len(given)} documents")
         slots = model.layout.slots()
-        asked = [
+        prompts = [
             Prompt(model.layout.scp_question(slots, question), memory)
             for question, memory in zip(questions, self._memories(given), strict=True)
         ]
-        return answers(model, self.trees, asked, max_new_tokens, batch=self.batch)
+        return answers(model, self.trees, prompts, max_new_tokens, batch=self.batch)
+
+    def _texts(self, prompts: Sequence[Prompt], options: GenerationOptions) -> list[str]:
+        generations = generate(self.model, self.trees, prompts, options, batch=self.batch)
+        return [generation.text.strip() for generation in generations]
 
     def _memories(self, given: list[str] | np.ndarray) -> np.ndarray:
         """Memories of texts; memories as they are."""
@@ -250,13 +250,12 @@ class Clara:
             yield memories_NMD, rank.scores(query_MD, memories_NMD, kind)
 
 
-def _how(
+def _options(
     max_new_tokens: int, temperature: float, top_p: float, seed: int, stop: str | Sequence[str]
-) -> dict[str, Any]:
-    """The options of a method that generates, checked before any work, as `answers` takes them."""
+) -> GenerationOptions:
+    """The options of a method that generates, checked before any work."""
     checks.at_least_one("max_new_tokens", max_new_tokens)
-    sampling = Sampling(temperature, top_p, seed)
-    return {"max_new_tokens": max_new_tokens, "sampling": sampling, "stop": stop_texts(stop)}
+    return GenerationOptions(max_new_tokens, Sampling(temperature, top_p, seed), stop)
 
 
 def load(

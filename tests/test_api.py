@@ -17,6 +17,7 @@ from clara_jax.errors import UserError
 from clara_jax.inference import rank
 from clara_jax.inference.answers import answer_prompts, answers
 from clara_jax.inference.generate import Prompt, generate
+from clara_jax.inference.sampling import GenerationOptions
 from clara_jax.models import clara as model_lib
 from clara_jax.models import scores as scores_lib
 from clara_jax.models import topk
@@ -206,12 +207,12 @@ def test_best_is_the_order_of_select():
 
 def test_answer_reads_all_documents_in_order(joint):
     clara = Clara(*joint, batch=2)
-    texts = clara.answer(QUESTIONS, CANDIDATES, max_new_tokens=6)
+    texts, options = clara.answer(QUESTIONS, CANDIDATES, max_new_tokens=6), GenerationOptions(6)
     for question, documents, text in zip(QUESTIONS, CANDIDATES, texts, strict=True):
         layout = joint.model.layout
         ids, _ = layout.answer_prompt(layout.slots(len(documents)), question)
         vectors = clara.compress(documents).reshape(-1, 128)
-        assert generate(*joint, [Prompt(ids, vectors)], 6)[0].text.strip() == text
+        assert generate(*joint, [Prompt(ids, vectors)], options)[0].text.strip() == text
     reversed_ = [documents[::-1] for documents in CANDIDATES]
     assert clara.answer(QUESTIONS, reversed_, max_new_tokens=6) != texts
     memories = [clara.compress(documents) for documents in CANDIDATES]
@@ -257,7 +258,7 @@ def test_prompts_of_full_texts(joint):
         ids, _ = joint.model.layout.answer_prompt(docs, "who ?")
         assert answer_prompts(joint.model, ["who ?"], [documents]) == [Prompt(ids)]
     (prompt,) = answer_prompts(joint.model, ["who ?"], [DOCUMENTS[:2]])
-    plain = generate(*joint, [prompt], 5, role=None)[0].text.strip()
+    plain = generate(*joint, [prompt], GenerationOptions(5), role=None)[0].text.strip()
     assert answers(*joint, [prompt], 5, role=None, stop="") == [plain]
 
 

@@ -49,8 +49,10 @@ def test_show():
     answer = clara_jax.Answer("Oslo", (2, 0), (0.75, -0.125))
     texts = ["a\n b", "never", "c " * 200]
     assert ask.show(answer, texts).splitlines() == [
-        "Oslo", "   0.7500  " + "c " * 40, "  -0.1250  a b",
-    ]  # fmt: skip
+        "Oslo",
+        "   0.7500  " + "c " * 40,
+        "  -0.1250  a b",
+    ]
 
 
 @pytest.mark.parametrize("stdin", [io.StringIO, Terminal])

@@ -18,6 +18,7 @@ from clara_jax.config import Config
 from clara_jax.corpus.search import nearest
 from clara_jax.data import batches
 from clara_jax.inference import encode, generate
+from clara_jax.inference.decoding import DecodingState
 from clara_jax.models import clara
 from clara_jax.models.clara import Trees
 from clara_jax.models.decoder import Cache, abstract_params
@@ -83,10 +84,10 @@ def decode(model: Model, trees: Trees) -> Program:
 
     @functools.partial(jax.jit, donate_argnums=1)
     def function(trees: Any, state: Any, stop_V: Any) -> Any:
-        return generate.advance(model.decoder, trees, state, stop_V, None, "generator")
+        return generate.advance(model.decoder, trees, state, stop_V, "generator")
 
     B = len(state.done_B)
-    kinds = _kinds(trees) | {"cache": state.cache}
+    kinds = _kinds(trees) | {"cache": state.rows.cache}
     return Program(function, (trees, state, stop_V), kinds, forward_flops(model, trees, B), B)
 
 
@@ -231,12 +232,14 @@ def inference_shapes(model: Model, trees: Trees) -> tuple[Any, Any, Any, Any]:
     cache = jax.eval_shape(lambda: Cache.create(architecture, B, T + NEW_TOKENS - 1))
     everywhere = sharding.replicated(model.mesh)
     rows = sharding.batch_sharding(model.mesh)
-    state = generate.State(
+    numbers_B = jax.ShapeDtypeStruct((B,), jnp.int32, sharding=rows)
+    state = generate.Unfinished(
         step=jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere),
         tokens_BN=jax.ShapeDtypeStruct((B, NEW_TOKENS), jnp.int32, sharding=rows),
-        positions_B=jax.ShapeDtypeStruct((B,), jnp.int32, sharding=rows),
         done_B=jax.ShapeDtypeStruct((B,), jnp.bool_, sharding=rows),
-        cache=sharding.abstract(model.mesh, "cache", cache),
+        rows=DecodingState(
+            numbers_B, numbers_B, None, sharding.abstract(model.mesh, "cache", cache)
+        ),
     )
     stop_V = jax.ShapeDtypeStruct((architecture.vocab_size,), jnp.bool_, sharding=everywhere)
     return trees, stop_V, prompts, state

@@ -125,20 +125,18 @@ def encode_batches(
     """
     trees, waiting = needed(trees, role), None
     spread = model.config.spread
+
+    def fetched(index: np.ndarray, memories_BMD: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+        return index, to_host(model, memories_BMD)[: len(index)]
+
     for batch in encoder_batches(documents, rows, bucket):
         arrays = [put(model, x) for x in (batch.tokens, batch.positions, batch.segments)]
         begun = batch.index, encode_rows(model.decoder, role, spread, trees, *arrays)
         if waiting is not None:  # while the devices work on the next batch
-            yield _fetched(model, *waiting)
+            yield fetched(*waiting)
         waiting = begun
     if waiting is not None:
-        yield _fetched(model, *waiting)
-
-
-def _fetched(
-    model: Model, index: np.ndarray, memories_BMD: jax.Array
-) -> tuple[np.ndarray, np.ndarray]:
-    return index, to_host(model, memories_BMD)[: len(index)]
+        yield fetched(*waiting)
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "role", "spread"))

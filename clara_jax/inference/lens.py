@@ -1,7 +1,7 @@
 """The logit lens of memory vectors (paper, Fig. 4): the words that the head reads in them.
 
-A query's vectors lie where its documents' do, so that they show what the reasoner looks for, words
-of the documents that the question does not hold among them.
+A query's vectors are near its documents', so that they show what the reasoner looks for, words of
+the documents that the question does not hold among them.
 """
 
 import dataclasses
@@ -57,22 +57,18 @@ def words(
     ]
 
 
-def mark(found: Sequence[Word], question: str, documents: Sequence[str]) -> list[Word]:
-    """The same words, with `in_documents` told."""
-    asked = {word.casefold() for word in _WORD.findall(question)}
-    read = {word.casefold() for text in documents for word in _WORD.findall(text)}
+def mark(words: Sequence[Word], question: str, documents: Sequence[str]) -> list[Word]:
+    """The same words, with `in_documents` set."""
+    in_question = {word.casefold() for word in _WORD.findall(question)}
+    in_documents = {word.casefold() for text in documents for word in _WORD.findall(text)}
 
-    def among(text: str, words: set[str]) -> bool:  # tokens of one letter start too many words
-        return any(word == text or (len(text) > 2 and word.startswith(text)) for word in words)
+    def is_among(text: str, others: set[str]) -> bool:  # one letter would start too many words
+        return any(word == text or (len(text) > 2 and word.startswith(text)) for word in others)
 
-    return [
-        dataclasses.replace(
-            word,
-            in_documents=among(word.text.casefold(), read)
-            and not among(word.text.casefold(), asked),
-        )
-        for word in found
-    ]
+    def is_new(text: str) -> bool:
+        return is_among(text, in_documents) and not is_among(text, in_question)
+
+    return [dataclasses.replace(w, in_documents=is_new(w.text.casefold())) for w in words]
 
 
 @functools.partial(jax.jit, static_argnames=("config", "count"))
@@ -89,12 +85,12 @@ def _top(
 def _distinct(
     model: Model, scores: Sequence[float], tokens: Sequence[int], count: int
 ) -> list[Word]:
-    found: dict[str, Word] = {}
+    distinct: dict[str, Word] = {}
     for score, token in sorted(zip(scores, tokens, strict=True), reverse=True):
         # Ids that only fill the head up have no text.
         text = model.tokenizer.decode([token]).strip() if token < model.tokenizer.size else ""
         if _WORD.fullmatch(text):
-            found.setdefault(text.casefold(), Word(text, score))
-        if len(found) == count:
+            distinct.setdefault(text.casefold(), Word(text, score))
+        if len(distinct) == count:
             break
-    return list(found.values())
+    return list(distinct.values())

@@ -21,7 +21,7 @@ MOST = 50  # documents that a question may ask for, and that a search always loo
 TOGETHER = 4  # questions or texts that are encoded at once; one question alone has its own shape
 
 
-class Corpus:
+class LiveCorpus:
     """A store that was made by this model.
 
     `add` and `delete` are for one thread, the others for any: the number of a row means the same
@@ -51,7 +51,7 @@ class Corpus:
 
     def warm_up(self) -> None:
         """Compiles the scores of all numbers of candidates; the first searches do the rest."""
-        M, D = len(self._model.extra.memory), self._model.model.d_model
+        M, D = len(self._model.extra.memory), self._model.architecture.d_model
         count = 1
         while count < 2 * self._search.options.candidates:
             memories = np.zeros((count, M, D), np.float32)

@@ -1,12 +1,34 @@
-"""How many requests wait, how fast they are served, and whether one more may wait."""
+"""What waits for the server's threads: jobs, their ends, and whether one more may wait."""
 
+import dataclasses
 import math
 import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
 
 from clara_jax.config import Serve
+from clara_jax.corpus.search.search import Hit
+from clara_jax.corpus.store import StoredDocument
+from clara_jax.inference.lens import Word
+from clara_jax.inference.sampling import GenerationOptions
 
 _SHARE = 0.5  # of the deadline that a request may have to wait, as it is accepted
 _NEWEST = 0.1  # weight of the newest interval in their mean
+
+
+class Cancelled(Exception):
+    """Whoever asked has gone."""
+
+
+class Late(Exception):
+    """The deadline is over."""
+
+
+class Broken(Exception):
+    """The server's own error: its thread has ended."""
 
 
 class Full(Exception):
@@ -21,11 +43,83 @@ class Full(Exception):
         self.after = max(1, math.ceil(after))
 
 
-class Queue:
-    """Numbers of a queue, not its requests; whoever uses it holds a lock.
+@dataclasses.dataclass(eq=False)
+class Job:
+    """Something to do.
 
     Attributes:
-        waiting: requests that wait.
+        on_end: called once, with None or with why there is no (whole) result.
+        deadline: by `time.monotonic`; set when the service takes it.
+        cancelled: nobody waits for it any more.
+    """
+
+    on_end: Callable[[Exception | None], None]
+    deadline: float = dataclasses.field(default=math.inf, kw_only=True)
+    cancelled: bool = dataclasses.field(default=False, kw_only=True)
+
+    def over(self) -> Exception | None:
+        """Why nothing more needs to be done."""
+        if self.cancelled:
+            return Cancelled("cancelled")
+        return Late("the deadline is over") if time.monotonic() > self.deadline else None
+
+
+@dataclasses.dataclass(eq=False)
+class Work(Job):
+    """A change of the corpus or a compression; `future` takes what `call` returns."""
+
+    call: Callable[[], Any]
+    future: Future
+
+
+@dataclasses.dataclass(eq=False)
+class Question(Job):
+    """A question to search for and, where it has options, to answer.
+
+    Attributes:
+        text: of the question.
+        top_k: documents, `live_corpus.MOST` at most.
+        on_found: called when the documents are there.
+        on_text: called with each new piece of the answer.
+        options: of the answer; None: search alone.
+        wants_words: also read the query by the logit lens.
+        hits: row, score and origin of each document, the best first.
+        documents: the same ones' texts.
+        words: of the query's logit lens.
+        ids: the prompt, whose slots the memories of the hits fill in their order; empty if there is
+            no answer to be.
+        memories: [M, D] of rows among the hits, read already.
+        tokens: ids of the answer so far, the end token included.
+        answer: the part of it that was passed on.
+        reason: stop or length, once the answer has ended.
+    """
+
+    text: str
+    top_k: int
+    on_found: Callable[[], None]
+    on_text: Callable[[str], None]
+    options: GenerationOptions | None = None
+    wants_words: bool = False
+    hits: Sequence[Hit] = ()
+    documents: Sequence[StoredDocument] = ()
+    words: Sequence[Word] = ()
+    ids: Sequence[int] = ()
+    memories: Mapping[int, np.ndarray] = dataclasses.field(default_factory=dict)
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    answer: str = ""
+    reason: str = ""
+
+    @property
+    def rows(self) -> list[int]:
+        """Of the hits in the store."""
+        return [hit.row for hit in self.hits]
+
+
+class Queue:
+    """Numbers of a queue, not its jobs; whoever uses it holds a lock.
+
+    Attributes:
+        waiting: jobs that wait.
         interval: seconds between those that are served while others wait, of late.
 
     Args:
@@ -50,7 +144,7 @@ class Queue:
         self.waiting += 1
 
     def leave(self, served: bool = False) -> None:
-        """One waits no more; those that are served tell how fast the queue moves."""
+        """One waits no more; those that are served show how fast the queue moves."""
         now = time.monotonic()
         if served and self._moved is not None:
             self.interval += _NEWEST * (now - self._moved - self.interval)

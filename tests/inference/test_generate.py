@@ -8,8 +8,15 @@ import pytest
 from clara_jax.config import Data, Mesh
 from clara_jax.errors import UserError
 from clara_jax.inference import generate as generate_lib
-from clara_jax.inference.generate import NONE, Prompt, generate, prompt_batches
-from clara_jax.inference.sampling import Draws, Sampling, before_stop, nucleus, stop_ids
+from clara_jax.inference.generate import NONE, Prompt, prompt_batches
+from clara_jax.inference.sampling import (
+    Draws,
+    GenerationOptions,
+    Sampling,
+    before_stop,
+    nucleus,
+    stop_ids,
+)
 from clara_jax.models import clara
 from clara_jax.models.config import LongRope
 from clara_jax.models.decoder import Decoder, head_logits
@@ -29,6 +36,11 @@ def setup(random_setup):
     head = {"head": 0.1 * jax.random.normal(jax.random.key(8), (D, M + 3))}
     added = {**setup.trees["added"], **head}
     return altered(setup, trees={**setup.trees, "added": added})
+
+
+def generate(model, trees, prompts, new, role="generator", batch=16, **options):
+    options = GenerationOptions(new, **options)
+    return generate_lib.generate(model, trees, prompts, options, role=role, batch=batch)
 
 
 def random_prompts(setup, lengths=LENGTHS, seed=0):
@@ -226,14 +238,12 @@ def test_few_prompts_make_a_small_batch(setup):
 
 
 def draw_many(logits, rows, seed=0, step=0, temperature=1.0, top_p=1.0, first=0):
-    draws = Draws(
-        np.uint32(seed),
-        np.arange(first, first + rows, dtype=np.int32),
-        np.float32(temperature),
-        np.float32(top_p),
-    )
+    draws = Draws.create(Sampling(temperature, top_p, seed), rows, range(first, first + rows))
+    draws = draws.replace(count_B=draws.count_B + step)
     logits_BV = jnp.tile(jnp.asarray(logits, jnp.float32)[None], (rows, 1))
-    return np.asarray(jax.jit(Draws.tokens)(draws, logits_BV, step))
+    tokens_B, after = jax.jit(Draws.tokens)(draws, logits_BV)
+    np.testing.assert_array_equal(after.count_B, step + 1)
+    return np.asarray(tokens_B)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -266,6 +276,19 @@ def test_a_draw_depends_on_seed_prompt_and_step():
     np.testing.assert_array_equal(draw_many(logits, 20, first=30), first[30:])
     for other in (draw_many(logits, 50, seed=1), draw_many(logits, 50, step=1)):
         assert (other == first).mean() < 0.1
+
+
+def test_each_row_is_drawn_by_its_own_values():
+    logits = np.sin(np.arange(50.0))
+    rows = [Sampling(), Sampling(1.5, 1.0, 3), Sampling(0.7, 0.5, 4), Sampling(2.0, 0.9, 3)]
+    alone = [draw_many(logits, 1, s.seed, 2, s.temperature, s.top_p)[0] for s in rows]
+    draws = jax.tree.map(
+        lambda *parts: np.concatenate(parts), *(Draws.create(sampling, 1) for sampling in rows)
+    )
+    draws = draws.replace(count_B=draws.count_B + 2)
+    logits_BV = jnp.tile(jnp.asarray(logits, jnp.float32)[None], (len(rows), 1))
+    assert np.asarray(draws.tokens(logits_BV)[0]).tolist() == alone
+    assert alone[0] == logits.argmax() and len(set(alone)) > 2
 
 
 def test_sampled_texts_do_not_depend_on_the_batches(setup):
@@ -312,7 +335,7 @@ def test_greedy_neither_sorts_nor_draws(setup):
     stop_V = np.zeros(setup.model.architecture.vocab_size + len(setup.model.extra.memory) + 3, bool)
 
     def program(sampling):
-        draws = sampling.draws(range(8), 8)
+        draws = Draws.create(sampling, 8) if sampling.temperature else None
         return generate_lib.decode.lower(
             setup.model.decoder, trees, batch, stop_V, draws, role="generator", max_new_tokens=3
         ).as_text()

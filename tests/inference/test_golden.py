@@ -18,6 +18,9 @@ from clara_jax.errors import UserError
 from clara_jax.exchange import export_model, import_model
 from clara_jax.inference.answers import answer_prompts
 from clara_jax.inference.generate import Prompt, generate, prompt_batches
+from clara_jax.inference.sampling import GenerationOptions
+
+NEW = GenerationOptions(16)
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +94,13 @@ def test_release_paraphrases(golden, load_release):
     # The release draws an instruction for each row; all of them are in the recorded prompts.
     slots = "".join(f"<MEM{i}>" for i in range(4)) + "<SEP>"
     turns = {
-        re.match(r".*?system\n(.*?)<\|im_end\|>\n<\|im_start\|>user\n(.*?)<\|im_end\|>",
-                 row["text"].replace(slots, "{docs}"), re.DOTALL).groups()
+        re.match(
+            r".*?system\n(.*?)<\|im_end\|>\n<\|im_start\|>user\n(.*?)<\|im_end\|>",
+            row["text"].replace(slots, "{docs}"),
+            re.DOTALL,
+        ).groups()
         for row in scalars["paraphrase_prompts"]
-    }  # fmt: skip
+    }
     found = set()
     for system, user in sorted(turns):
         prompts = Prompts(paraphrase_system=system, paraphrase_users=(user,))
@@ -105,14 +111,15 @@ def test_release_paraphrases(golden, load_release):
         ids = layout.scp_prompt(record, layout.slots())
         x = embeddings(asked, [Prompt(ids, memory) for memory in memories])
         rows = [
-            i for i in range(4)
+            i
+            for i in range(4)
             if x[i].shape == expected_x[i].shape and np.abs(x[i] - expected_x[i]).max() < 1e-4
-        ]  # fmt: skip
+        ]
         if not rows:
             continue
         found |= set(rows)
         generations = generate(
-            asked.model, asked.trees, [Prompt(ids, m) for m in memories], 16, batch=2
+            asked.model, asked.trees, [Prompt(ids, m) for m in memories], NEW, batch=2
         )
         by_text = asked.paraphrase(documents, max_new_tokens=16)
         by_memory = asked.paraphrase(memories, max_new_tokens=16)
@@ -136,7 +143,7 @@ def test_release_answers_from_text(golden, load_release):
         embeddings(setup, asked), golden_embeddings(arrays, "gen_from_text"), strict=True
     ):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
-    generations = generate(setup.model, setup.trees, asked, 16, batch=4)
+    generations = generate(setup.model, setup.trees, asked, NEW, batch=4)
     for i, generation in enumerate(generations):
         assert generation.tokens == arrays["gen_from_text/output_ids"][i].tolist()
         assert generation.text == scalars["gen_from_text/texts"][i]
@@ -179,6 +186,6 @@ def test_release_ranks_and_answers(golden, load_release):
         strict=True,
     ):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
-    generations = generate(clara.model, clara.trees, asked, 16)
+    generations = generate(clara.model, clara.trees, asked, NEW)
     expected = arrays["gen_from_questions/output_ids"].tolist()
     assert [generation.tokens for generation in generations] == expected

@@ -10,7 +10,7 @@ from clara_jax.corpus import write
 from clara_jax.corpus.format import Damaged
 from clara_jax.errors import UserError
 from clara_jax.inference.encode import encode_query
-from clara_jax.serving.live_corpus import Corpus
+from clara_jax.serving.live_corpus import LiveCorpus
 from clara_jax.serving.metrics import Metrics
 
 
@@ -20,7 +20,7 @@ def test_a_store_is_searched_added_to_and_deleted_from(setup, texts, tmp_path, h
     write.add(str(tmp_path / "store"), *setup, documents)
     search = Search(key=4, candidates=8, hops=hops)
     config = dataclasses.replace(setup.model.config, search=search)
-    corpus = Corpus(str(tmp_path / "store"), *setup, config)
+    corpus = LiveCorpus(str(tmp_path / "store"), *setup, config)
     corpus.warm_up()
     question = "who plays the zither ?"
     query = encode_query(*setup, [question], 1)
