@@ -37,17 +37,12 @@ __all__ = ["Answer", "Clara", "Documents", "compress", "encode_query", "load"]
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """An answer and what it was read from.
+    """An answer and what it was read from."""
 
-    Attributes:
-        text: the answer.
-        indices: positions of the selected documents among the candidates, the best first.
-        scores: theirs.
-    """
-
-    text: str
+    text: str  # the answer
+    # positions of the selected documents among the candidates, the best first
     indices: tuple[int, ...]
-    scores: tuple[float, ...]
+    scores: tuple[float, ...]  # theirs
 
 
 class Clara:

@@ -17,19 +17,13 @@ from clara_jax.models.decoder import EMPTY, Cache, Decoder, head_logits
 
 @flax.struct.dataclass
 class DecodingState:
-    """Rows that are being decoded.
+    """Rows that are being decoded."""
 
-    Attributes:
-        tokens_B: int32, the newest token of each row, whose keys the cache does not hold yet.
-        positions_B: int32, its position.
-        draws: of the next tokens; None takes the likeliest.
-        cache: keys and values of all tokens before; its `length` is where the next ones go.
-    """
-
+    # int32, the newest token of each row, whose keys the cache does not hold yet
     tokens_B: jax.Array
-    positions_B: jax.Array
-    draws: Draws | None
-    cache: Cache
+    positions_B: jax.Array  # int32, its position
+    draws: Draws | None  # of the next tokens; None takes the likeliest
+    cache: Cache  # keys and values of all tokens before; its `length` is where the next ones go
 
 
 def prefill(

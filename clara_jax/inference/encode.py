@@ -21,17 +21,11 @@ from clara_jax.runs.setup import Model
 
 @dataclasses.dataclass(frozen=True)
 class Compressed:
-    """Texts as memories.
+    """Texts as memories."""
 
-    Attributes:
-        memories: float32 [n, M, D].
-        cut: texts that were longer than the limit.
-        rate: tokens of text that were read, over memory vectors.
-    """
-
-    memories: np.ndarray
-    cut: int
-    rate: float
+    memories: np.ndarray  # float32 [n, M, D]
+    cut: int  # texts that were longer than the limit
+    rate: float  # tokens of text that were read, over memory vectors
 
 
 def compress(

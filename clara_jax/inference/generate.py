@@ -31,32 +31,22 @@ NONE = -1  # stands after the end of a generated row
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """One prompt.
+    """One prompt."""
 
-    Attributes:
-        tokens: ids; those of memory tokens are slots.
-        vectors: [S, D], what fills the slots, in order; None if there is no slot.
-    """
-
-    tokens: Sequence[int]
+    tokens: Sequence[int]  # ids; those of memory tokens are slots
+    # [S, D], what fills the slots, in order; None if there is no slot
     vectors: np.ndarray | None = None
 
 
 @flax.struct.dataclass
 class PromptBatch:
-    """Prompts as arrays.
+    """Prompts as arrays."""
 
-    Attributes:
-        tokens_BT: int32, 0 at the padding, which is on the right.
-        lengths_B: int32, 0 for rows that only fill the batch.
-        slots_BT: int32, which of the row's vectors fills this slot; -1 elsewhere.
-        vectors_BSD: float32, or None if no prompt has a slot.
-    """
-
-    tokens_BT: jax.Array | np.ndarray
-    lengths_B: jax.Array | np.ndarray
+    tokens_BT: jax.Array | np.ndarray  # int32, 0 at the padding, which is on the right
+    lengths_B: jax.Array | np.ndarray  # int32, 0 for rows that only fill the batch
+    # int32, which of the row's vectors fills this slot; -1 elsewhere
     slots_BT: jax.Array | np.ndarray
-    vectors_BSD: jax.Array | np.ndarray | None
+    vectors_BSD: jax.Array | np.ndarray | None  # float32, or None if no prompt has a slot
 
     def positions(self) -> jax.Array:
         """Int32 [B, T], EMPTY at the padding."""
@@ -72,19 +62,12 @@ class PromptBatch:
 
 @flax.struct.dataclass
 class Unfinished:
-    """What the decoding loop carries.
+    """What the decoding loop carries."""
 
-    Attributes:
-        step: int32 scalar, tokens chosen so far.
-        tokens_BN: int32, the tokens chosen, NONE after a row's end.
-        done_B: bool, rows that have chosen a stop token or only fill the batch.
-        rows: their cache and newest tokens; those of rows that are done mean nothing.
-    """
-
-    step: jax.Array
-    tokens_BN: jax.Array
-    done_B: jax.Array
-    rows: DecodingState
+    step: jax.Array  # int32 scalar, tokens chosen so far
+    tokens_BN: jax.Array  # int32, the tokens chosen, NONE after a row's end
+    done_B: jax.Array  # bool, rows that have chosen a stop token or only fill the batch
+    rows: DecodingState  # their cache and newest tokens; those of rows that are done mean nothing
 
     def append(self, rows: DecodingState, stop_V: jax.Array) -> "Unfinished":
         """Adds the newest token of each row that is not done."""
@@ -161,15 +144,10 @@ def advance(
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """What followed one prompt.
+    """What followed one prompt."""
 
-    Attributes:
-        tokens: ids, the stop token included.
-        text: decoded, up to the first stop text.
-    """
-
-    tokens: list[int]
-    text: str
+    tokens: list[int]  # ids, the stop token included
+    text: str  # decoded, up to the first stop text
 
 
 def generate(

@@ -24,16 +24,11 @@ _WORD = re.compile(r"\w+")
 
 @dataclasses.dataclass(frozen=True)
 class Word:
-    """A word that vectors hold.
+    """A word that vectors hold."""
 
-    Attributes:
-        text: the word, or the part of one that is a token.
-        score: its largest logit over the vectors.
-        in_documents: it is a word of the documents, or starts one, and the question has no such.
-    """
-
-    text: str
-    score: float
+    text: str  # the word, or the part of one that is a token
+    score: float  # its largest logit over the vectors
+    # it is a word of the documents, or starts one, and the question has no such
     in_documents: bool = False
 
 

@@ -21,18 +21,13 @@ _COLDEST = 1e-20  # so that no temperature above 0 divides by what float32 takes
 class Sampling:
     """How tokens are chosen.
 
-    Attributes:
-        temperature: divides the logits; 0 takes the likeliest token always.
-        top_p: draws among the likeliest tokens whose probabilities first add up to this.
-        seed: the same seed draws the same texts for the same prompts.
-
     Raises:
         UserError: a value that cannot be meant.
     """
 
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
+    temperature: float = 0.0  # divides the logits; 0 takes the likeliest token always
+    top_p: float = 1.0  # draws among the likeliest tokens whose probabilities first add up to this
+    seed: int = 0  # the same seed draws the same texts for the same prompts
 
     def __post_init__(self):
         for name in ("temperature", "top_p"):
@@ -53,18 +48,14 @@ GREEDY = Sampling()
 class GenerationOptions:
     """How a text is generated.
 
-    Attributes:
-        max_new_tokens: most tokens.
-        sampling: how each is chosen.
-        stop: texts that end it and are no part of it, such as a newline, given as one or several;
-            empty ones do not count.
-
     Raises:
         UserError: `stop` is neither a text nor several.
     """
 
-    max_new_tokens: int
-    sampling: Sampling = GREEDY
+    max_new_tokens: int  # most tokens
+    sampling: Sampling = GREEDY  # how each is chosen
+    # texts that end it and are no part of it, such as a newline, given as one or several; empty
+    # ones do not count
     stop: str | Iterable[str] = ()
 
     def __post_init__(self):
@@ -73,21 +64,14 @@ class GenerationOptions:
 
 @flax.struct.dataclass
 class Draws:
-    """`Sampling` of each row of a batch, as arrays: other values do not compile again.
+    """`Sampling` of each row of a batch, as arrays: other values do not compile again."""
 
-    Attributes:
-        temperature_B: float32, 0 takes the likeliest token.
-        top_p_B: float32.
-        seed_B: uint32.
-        index_B: int32, which of all prompts a row holds: it draws the same in every batch.
-        count_B: int32, tokens drawn so far.
-    """
-
-    temperature_B: jax.Array | np.ndarray
-    top_p_B: jax.Array | np.ndarray
-    seed_B: jax.Array | np.ndarray
+    temperature_B: jax.Array | np.ndarray  # float32, 0 takes the likeliest token
+    top_p_B: jax.Array | np.ndarray  # float32
+    seed_B: jax.Array | np.ndarray  # uint32
+    # int32, which of all prompts a row holds: it draws the same in every batch
     index_B: jax.Array | np.ndarray
-    count_B: jax.Array | np.ndarray
+    count_B: jax.Array | np.ndarray  # int32, tokens drawn so far
 
     @classmethod
     def create(cls, sampling: Sampling, rows: int, index: Sequence[int] = ()) -> "Draws":

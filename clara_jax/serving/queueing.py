@@ -45,17 +45,13 @@ class Full(Exception):
 
 @dataclasses.dataclass(eq=False)
 class Job:
-    """Something to do.
+    """Something to do."""
 
-    Attributes:
-        on_end: called once, with None or with why there is no (whole) result.
-        deadline: by `time.monotonic`; set when the service takes it.
-        cancelled: nobody waits for it any more.
-    """
-
+    # called once, with None or with why there is no (whole) result
     on_end: Callable[[Exception | None], None]
+    # by `time.monotonic`; set when the service takes it
     deadline: float = dataclasses.field(default=math.inf, kw_only=True)
-    cancelled: bool = dataclasses.field(default=False, kw_only=True)
+    cancelled: bool = dataclasses.field(default=False, kw_only=True)  # nobody waits for it any more
 
     def over(self) -> Exception | None:
         """Why nothing more needs to be done."""
@@ -74,40 +70,26 @@ class Work(Job):
 
 @dataclasses.dataclass(eq=False)
 class Question(Job):
-    """A question to search for and, where it has options, to answer.
+    """A question to search for and, where it has options, to answer."""
 
-    Attributes:
-        text: of the question.
-        top_k: documents, `live_corpus.MOST` at most.
-        on_found: called when the documents are there.
-        on_text: called with each new piece of the answer.
-        options: of the answer; None: search alone.
-        wants_words: also read the query by the logit lens.
-        hits: row, score and origin of each document, the best first.
-        documents: the same ones' texts.
-        words: of the query's logit lens.
-        ids: the prompt, whose slots the memories of the hits fill in their order; empty if there is
-            no answer to be.
-        memories: [M, D] of rows among the hits, read already.
-        tokens: ids of the answer so far, the end token included.
-        answer: the part of it that was passed on.
-        reason: stop or length, once the answer has ended.
-    """
-
-    text: str
-    top_k: int
-    on_found: Callable[[], None]
-    on_text: Callable[[str], None]
-    options: GenerationOptions | None = None
-    wants_words: bool = False
-    hits: Sequence[Hit] = ()
-    documents: Sequence[StoredDocument] = ()
-    words: Sequence[Word] = ()
+    text: str  # of the question
+    top_k: int  # documents, `live_corpus.MOST` at most
+    on_found: Callable[[], None]  # called when the documents are there
+    on_text: Callable[[str], None]  # called with each new piece of the answer
+    options: GenerationOptions | None = None  # of the answer; None: search alone
+    wants_words: bool = False  # also read the query by the logit lens
+    hits: Sequence[Hit] = ()  # row, score and origin of each document, the best first
+    documents: Sequence[StoredDocument] = ()  # the same ones' texts
+    words: Sequence[Word] = ()  # of the query's logit lens
+    # the prompt, whose slots the memories of the hits fill in their order; empty if there is no
+    # answer to be
     ids: Sequence[int] = ()
+    # [M, D] of rows among the hits, read already
     memories: Mapping[int, np.ndarray] = dataclasses.field(default_factory=dict)
+    # ids of the answer so far, the end token included
     tokens: list[int] = dataclasses.field(default_factory=list)
-    answer: str = ""
-    reason: str = ""
+    answer: str = ""  # the part of it that was passed on
+    reason: str = ""  # stop or length, once the answer has ended
 
     @property
     def rows(self) -> list[int]:
