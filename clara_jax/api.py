@@ -37,12 +37,17 @@ __all__ = ["Answer", "Clara", "Documents", "compress", "encode_query", "load"]
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """An answer and what it was read from."""
+    """An answer and what it was read from.
 
-    text: str  # the answer
-    # positions of the selected documents among the candidates, the best first
+    Attributes:
+        text: the answer.
+        indices: positions of the selected documents among the candidates, the best first.
+        scores: theirs.
+    """
+
+    text: str
     indices: tuple[int, ...]
-    scores: tuple[float, ...]  # theirs
+    scores: tuple[float, ...]
 
 
 class Clara:
