@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from clara_jax.evaluation import statistics
-from clara_jax.evaluation.fidelity.tables import table
 from clara_jax.evaluation.judge.cases import Case
+from clara_jax.text.markdown import markdown as table
 
 _COUNTS = ("wrong", "left_out")  # things in a text; all else are shares
 Replies = Mapping[str, Mapping[str, Any]]  # by prompt; one that failed has only `error`
