@@ -33,7 +33,7 @@ from clara_jax.evaluation import evaluate
 from clara_jax.evaluation.metrics import f1
 from clara_jax.runs.workdir import newest_evaluation
 from clara_jax.synthesis import run as synthesis
-from clara_jax.text.markdown import markdown
+from clara_jax.text import markdown
 from clara_jax.text.normalise import normalise
 from clara_jax.training.train import train
 
@@ -166,7 +166,7 @@ def table(columns: dict[str, dict[str, float]]) -> str:
     cells = [
         (name, *(f"{column.get(name, 0.0):.4g}" for column in columns.values())) for name in names
     ]
-    return markdown(("", *columns), cells)
+    return markdown.table(("", *columns), cells)
 
 
 def read_config(path: str, changes: Sequence[str]) -> Config:

@@ -22,8 +22,7 @@ from clara_jax.data.sources import open_sources
 from clara_jax.errors import UserError, command
 from clara_jax.synthesis import checks
 from clara_jax.synthesis.checks import Pair
-from clara_jax.text import mentions, sentences
-from clara_jax.text.markdown import markdown
+from clara_jax.text import markdown, mentions, sentences
 
 CLEAN = "clean"
 HALVES = ("tune", "held")
@@ -121,7 +120,7 @@ def table(counts: dict[str, tuple[int, int]]) -> str:
         low, high = wilson(hits, total)
         share = f"{hits / max(total, 1):.1%}"
         cells.append((kind, str(total), str(hits), share, f"{low:.1%} to {high:.1%}"))
-    return markdown(("kind", "pairs", "flagged", "share", "95 % interval"), cells)
+    return markdown.table(("kind", "pairs", "flagged", "share", "95 % interval"), cells)
 
 
 def _entity(answer: str) -> str | None:

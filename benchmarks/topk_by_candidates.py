@@ -18,8 +18,8 @@ import numpy as np
 from benchmarks import topk
 from clara_jax import files
 from clara_jax.errors import UserError, command
-from clara_jax.evaluation.fidelity.tables import table
 from clara_jax.plotting import COLOURS, pyplot, save
+from clara_jax.text.markdown import table
 
 Table = dict[str, dict[str, list[float]]]  # quantity, estimator, one for each number of candidates
 

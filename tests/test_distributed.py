@@ -20,7 +20,7 @@ from clara_jax.data.documents import stream
 from clara_jax.data.facts import FactsQuestions, FactsSource
 from clara_jax.distributed import LOST, from_environment
 from clara_jax.errors import UserError
-from clara_jax.evaluation import joint
+from clara_jax.evaluation import driver
 from clara_jax.evaluation.journal import Journal
 from clara_jax.runs.fingerprint import model_hash
 from clara_jax.runs.load import load_setup
@@ -212,7 +212,9 @@ def test_choosing_among_documents_and_its_evaluation(folder, one):
             model = model_hash(*load_setup(workdir))
             basis = {"step": 2, "model": model, **results[0]["settings"]}
             asked = [FactsQuestions(4, 1)[i] for i in range(4)]
-            name = joint.piece_name("gold", asked, [record.gold for record in asked])
+            name = driver.piece_name("gold", [
+                (r.question, r.answers, [r.documents[i] for i in r.gold]) for r in asked
+            ])  # fmt: skip
             Journal(str(workdir / "eval"), basis).piece(name, lambda: kept)
         run(folder, [*options, "--mode=evaluate"], count)
         results.append(json.loads((workdir / "eval" / "2.json").read_text()))

@@ -109,10 +109,8 @@ def answers_to(
 ) -> list[str]:
     """The answer to each prompt; see `answers.answers`."""
     options = model.config.eval
-    return answers_lib.answers(
-        model, trees, asked, options.max_new_tokens, role=role,
-        stop="\n" if is_scp(model) else "", batch=options.batch, report=report,
-    )  # fmt: skip
+    how = {"role": role, "stop": "\n" if is_scp(model) else "", "batch": options.batch}
+    return answers_lib.answers(model, trees, asked, options.max_new_tokens, **how, report=report)
 
 
 def answer(
@@ -124,10 +122,14 @@ def answer(
 
 
 def nats(
-    model: Model, trees: Trees, questions: Sequence[str], given: Sequence[Read], told: Sequence[str]
+    model: Model,
+    trees: Trees,
+    questions: Sequence[str],
+    given: Sequence[Read],
+    replies: Sequence[str],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Minus the log of each told answer's probability, and the number of its tokens, float64."""
-    triples = zip(questions, given, told, strict=True)
+    """Minus the log of each reply's probability, and the number of its tokens, float64."""
+    triples = zip(questions, given, replies, strict=True)
     rows = [prompt(model, q, each.memories, a) for q, each, a in triples]
     trees = generate.needed(trees, "generator")
     costs = np.zeros(len(rows))

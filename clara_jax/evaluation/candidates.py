@@ -5,6 +5,7 @@ normal  the best of all distinct documents of the source by BM25
 oracle  the same, the gold ones put among them in place of the worst
 """
 
+import dataclasses
 import random
 
 import numpy as np
@@ -48,7 +49,7 @@ class Searched:
         source: of records of the qa form.
         setting: normal or oracle.
         count: candidates of a question; fewer where the source has no more documents.
-        records: so many will be read, from the start; 0: all.
+        records: number of records that will be read, from the start; 0 = all.
 
     Raises:
         UserError: `oracle` where a question that will be read has no gold document, or more than
@@ -80,33 +81,31 @@ class Searched:
         record: QaRecord = self._source[index]
         # All are ranked, since a question may share a word with too few; equal ones in order.
         order = np.argsort(-self._words.scores(record.question), kind="stable")
-        found = [self._texts[row] for row in order[: self._count]]
+        hits = [self._texts[row] for row in order[: self._count]]
         gold = list(dict.fromkeys(record.documents[i] for i in record.gold))
-        missed = [text for text in gold if text not in found]
+        missed = [text for text in gold if text not in hits]
         if self._setting == "oracle" and missed:
-            found = _among(found, gold, missed, len(found), record.question)
+            hits = _among(hits, gold, missed, len(hits), record.question)
             missed = []
-        documents = (*found, *missed)
+        documents = (*hits, *missed)
         positions = tuple(documents.index(text) for text in gold)
-        return QaRecord(
-            record.question, documents, record.answers, positions, record.origin,
-            candidates=len(found),
-        )  # fmt: skip
+        searched = {"documents": documents, "gold": positions, "candidates": len(hits)}
+        return dataclasses.replace(record, teacher_scores=(), **searched)
 
     def __repr__(self) -> str:
         return f"{self._setting} candidates of {self._source!r}"
 
 
 def _among(
-    found: list[str], gold: list[str], missed: list[str], count: int, question: str
+    hits: list[str], gold: list[str], missed: list[str], count: int, question: str
 ) -> list[str]:
     """What was found, its worst documents that are not gold giving way to those that were missed.
 
     Where these come depends on the question alone, so that no place tells which are gold.
     """
-    spare = [text for text in found if text not in gold]
+    spare = [text for text in hits if text not in gold]
     dropped = set(spare[count - len(gold) :])
-    kept, places = [text for text in found if text not in dropped], random.Random(question)
+    kept, places = [text for text in hits if text not in dropped], random.Random(question)
     for text in missed:
         kept.insert(places.randint(0, len(kept)), text)
     return kept

@@ -133,16 +133,16 @@ def ask(
     journal = journal or Journal(None, {})
     out = Answered({}, {}, {})
     for name, condition in conditions.items():
-        cases, found = examples(condition), []
+        cases, done = examples(condition), []
         for part in pieces(len(cases), model.config.eval.batch):
             compute = functools.partial(_piece, model, trees, cases[part], condition.role, report)
-            found.append(journal.piece(piece_name(name, [c.asked for c in cases[part]]), compute))
-        answers = [answer for piece in found for answer in piece["answers"]]
+            done.append(journal.piece(piece_name(name, [c.asked for c in cases[part]]), compute))
+        answers = [answer for piece in done for answer in piece["answers"]]
         scored = metrics.values(answers, accepted)
         out.conditions[name] = {
-            **_losses(found),
+            **_losses(done),
             **means(scored),
-            "seconds": sum(piece["seconds"] for piece in found),
+            "seconds": sum(piece["seconds"] for piece in done),
         }
         out.intervals[name], out.answers[name] = intervals(scored, groups), answers
     return out
@@ -168,9 +168,9 @@ def _piece(
     return {"answers": answers, "nats": nats, "tokens": tokens, "seconds": seconds}
 
 
-def _losses(found: Sequence[Piece]) -> dict[str, float]:
+def _losses(done: Sequence[Piece]) -> dict[str, float]:
     """Mean losses of a condition's pieces, of what has labels."""
-    nats, tokens = (np.sum([piece[key] for piece in found], 0) for key in ("nats", "tokens"))
+    nats, tokens = (np.sum([piece[key] for piece in done], 0) for key in ("nats", "tokens"))
     return {
         name: float(total / count)
         for name, total, count in zip(("turn_ce", "answer_ce"), nats, tokens, strict=True)

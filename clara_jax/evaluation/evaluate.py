@@ -65,7 +65,7 @@ def run(config: Config, workdir: str, base: str | None = None) -> int:
     result = EVALUATIONS[STAGES[config.stage].records](model, trees, source, journal)
     if distributed.is_first():
         print(results.table(result))
-        told = {"model": weights, "settings": settings, "environment": environment()}
-        results.write({**result, **told}, workdir)
+        basis = {"model": weights, "settings": settings, "environment": environment()}
+        results.write(result | basis, workdir)
     journal.close()
     return 0

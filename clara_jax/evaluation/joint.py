@@ -18,7 +18,6 @@ those that are wanted; if it is empty, all that come before `all`, and `constant
 `config.eval.k`, or as in training.
 """
 
-import functools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -84,9 +83,14 @@ def evaluate(
     count = min(options.records or len(source), len(source))
     records = [source[i] for i in range(count)]
     memories, cut, rate = _compress(model, trees, records)
+    questions = [r.question for r in records]
+    queries = encode.encode_query(model, trees, questions, options.batch)
     scores = {
-        "reasoner": _reasoner_scores(model, trees, records, memories),
-        "bm25": words.bm25_scores([r.question for r in records], [r.choice for r in records]),
+        "reasoner": [
+            rank.scores(query_MD, _stack(memories, r.choice), model.config.select.score)
+            for query_MD, r in zip(queries, records, strict=True)
+        ],
+        "bm25": words.bm25_scores(questions, [r.choice for r in records]),
     }
     ranked = {name: [retrieval.ranking(row) for row in rows] for name, rows in scores.items()}
     golds = [r.gold for r in records]
@@ -96,21 +100,17 @@ def evaluate(
     chosen["all"] = [list(range(len(r.choice))) for r in records]
 
     def examples(condition: Condition) -> list[Example]:
-        make = functools.partial(_prompts, model, memories, condition.form)
-        return [
-            Example(_asked(record, picked), functools.partial(make, record, picked))
-            for record, picked in zip(records, chosen[condition.documents], strict=True)
-        ]
+        pairs = zip(records, chosen[condition.documents], strict=True)
+        return [_example(model, condition, memories, *pair) for pair in pairs]
 
     names = _names(model, trees, all(golds))
     modelled = {name: CONDITIONS[name] for name in names if name != CONSTANT}
     accepted = [r.answers for r in records]
     report, close = driver.reporter(2 * len(modelled) * len(records))
-    answered = driver.ask(
-        model, trees, modelled, examples, accepted, groups=None, journal=journal, report=report
+    conditions, intervals, answers = driver.ask(
+        model, trees, modelled, examples, accepted, None, journal, report
     )
     close()
-    conditions, intervals, answers = answered
     if CONSTANT in names:
         answers[CONSTANT] = [metrics.best_constant(accepted)] * len(records)
         scored = metrics.values(answers[CONSTANT], accepted)
@@ -147,27 +147,21 @@ def evaluate(
     ).as_dict()
 
 
-def piece_name(condition: str, records: Sequence[QaRecord], picked: Sequence[Sequence[int]]) -> str:
-    """Of questions with the documents that stand in their prompts (`driver.piece_name`)."""
-    pairs = zip(records, picked, strict=True)
-    return driver.piece_name(condition, [_asked(*pair) for pair in pairs])
-
-
-def _asked(record: QaRecord, picked: Sequence[int]) -> tuple[str, Sequence[str], list[str]]:
-    return record.question, record.answers, [record.documents[i] for i in picked]
-
-
-def _prompts(
-    model: Model, memories: Any, form: str, record: QaRecord, picked: Sequence[int]
-) -> tuple[list[Prompt], list[Labelled]]:
+def _example(
+    model: Model, condition: Condition, memories: Any, record: QaRecord, picked: Sequence[int]
+) -> Example:
     documents = [record.documents[i] for i in picked]
-    if form == "memory" and documents:
-        given = _stack(memories, documents)
-    else:  # what the compressor sees
-        given = "\n\n".join(model.layout.head(document) for document in documents)
-    opened, _ = asking.prompt(model, record.question, given)
-    whole, answer = asking.prompt(model, record.question, given, record.answers[0])
-    return [opened], [Labelled(whole, answer=answer)]
+
+    def prompts() -> tuple[list[Prompt], list[Labelled]]:
+        if condition.form == "memory" and documents:
+            given = _stack(memories, documents)
+        else:  # what the compressor sees
+            given = "\n\n".join(map(model.layout.head, documents))
+        opened, _ = asking.prompt(model, record.question, given)
+        whole, answer = asking.prompt(model, record.question, given, record.answers[0])
+        return [opened], [Labelled(whole, answer=answer)]
+
+    return Example((record.question, record.answers, documents), prompts)
 
 
 def _names(model: Model, trees: Trees, gold_known: bool) -> list[str]:
@@ -213,19 +207,6 @@ def _stored(model: Model, trees: Trees, documents: Sequence[str]) -> dict[bytes,
     chunks = store.take(rows, ["chunk"])["chunk"].to_numpy()
     vectors = store.memories(np.array(rows)[chunks == 0])
     return dict(zip(map(digest, documents), vectors, strict=True))
-
-
-def _reasoner_scores(
-    model: Model, trees: Trees, records: Sequence[QaRecord], memories: Any
-) -> list[np.ndarray]:
-    """Scores of each question's candidates by the query reasoner."""
-    queries = encode.encode_query(
-        model, trees, [r.question for r in records], model.config.eval.batch
-    )
-    return [
-        rank.scores(query_MD, _stack(memories, record.choice), model.config.select.score)
-        for query_MD, record in zip(queries, records, strict=True)
-    ]
 
 
 def _stack(memories: Any, documents: Sequence[str]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How well candidates are ranked, and BM25, the ranking that needs no model."""
+"""How well candidates are ranked."""
 
 from collections.abc import Sequence
 
@@ -67,8 +67,8 @@ def ndcg_at(ranked: Sequence[int], gold: Sequence[int], k: int) -> float:
         raise ValueError(f"k={k} must be at least 1")
     wanted = _wanted(gold)
     discounts = 1 / np.log2(np.arange(2, k + 2))
-    found = np.array([n in wanted for n in ranked[:k]], bool)
-    return float(discounts[: len(found)][found].sum() / discounts[: len(wanted)].sum())
+    hits = np.array([n in wanted for n in ranked[:k]], bool)
+    return float(discounts[: len(hits)][hits].sum() / discounts[: len(wanted)].sum())
 
 
 def values(
@@ -90,16 +90,13 @@ def values(
     pairs = [(r, gold) for r, gold in zip(rankings, golds, strict=True) if len(gold)]
     if not pairs:
         return {}
-    found = {f"recall@{k}": [recall_at(r, gold, k) for r, gold in pairs] for k in ks}
-    found["mrr"] = [reciprocal_rank(r, gold) for r, gold in pairs]
-    return found | {f"ndcg@{max(ks)}": [ndcg_at(r, gold, max(ks)) for r, gold in pairs]}
-
-
-def score_rankings(
-    rankings: Sequence[Sequence[int]], golds: Sequence[Sequence[int]], ks: Sequence[int] = KS
-) -> dict[str, float]:
-    """Means of `values`."""
-    return {name: float(np.mean(each)) for name, each in values(rankings, golds, ks).items()}
+    recalls = {f"recall@{k}": [recall_at(r, gold, k) for r, gold in pairs] for k in ks}
+    ranks = [reciprocal_rank(r, gold) for r, gold in pairs]
+    return (
+        recalls
+        | {"mrr": ranks}
+        | {f"ndcg@{max(ks)}": [ndcg_at(r, gold, max(ks)) for r, gold in pairs]}
+    )
 
 
 def _wanted(gold: Sequence[int]) -> set[int]:

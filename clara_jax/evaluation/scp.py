@@ -10,11 +10,12 @@ cross-entropies of the answers compare:
     no_document_trained  nothing, read by the trained generator: how much of the gain is only form
 """
 
-import functools
 import itertools
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from clara_jax import api
 from clara_jax.data import sources
@@ -68,33 +69,18 @@ def evaluate(
     compressed = api.compress(model, trees, [r.document for r in records], options.batch, report)
 
     def examples(condition: Condition) -> list[Example]:
-        return [
-            Example(
-                (record.document, record.questions, record.accepted),
-                functools.partial(
-                    _prompts, model, record, _given(condition, record.document, memory_MD[None])
-                ),
-            )
-            for record, memory_MD in zip(records, compressed.memories, strict=True)
-        ]
+        pairs = zip(records, compressed.memories, strict=True)
+        return [_example(model, condition, *pair) for pair in pairs]
 
     asked = [
         (record, digest(record.document).hex()[:12], *pair)
         for record in records
         for pair in zip(record.questions, record.accepted, strict=True)
     ]
-    answered = driver.ask(
-        model,
-        trees,
-        {name: CONDITIONS[name] for name in names},
-        examples,
-        accepted=[accepted for *_, accepted in asked],
-        groups=[document for _, document, *_ in asked],
-        journal=journal,
-        report=report,
-    )
+    _, documents, _, accepted = zip(*asked, strict=True)
+    conditions = {name: CONDITIONS[name] for name in names}
+    answered = driver.ask(model, trees, conditions, examples, accepted, documents, journal, report)
     close()
-    gaps = results.gaps(answered.conditions, ("no_document", "memory", "full_text"))
     return Result(
         step=model.step,
         records=len(records),
@@ -104,7 +90,7 @@ def evaluate(
         compression_rate=compressed.rate,
         conditions=answered.conditions,
         intervals=answered.intervals,
-        gap_closed=gaps,
+        gap_closed=results.gaps(answered.conditions, ("no_document", "memory", "full_text")),
         seconds=time.monotonic() - begun,
         predictions=[
             {
@@ -131,17 +117,18 @@ def _names(model: Model, trees: Trees) -> list[str]:
     return [n for n in CONDITIONS if n != "no_document_trained" or "generator" in trees]
 
 
-def _given(condition: Condition, document: str, memory_1MD: Any) -> asking.Documents:
+def _example(
+    model: Model, condition: Condition, record: ScpRecord, memory_MD: np.ndarray
+) -> Example:
+    given = memory_MD[None] if condition.form == "memory" else record.document
     if condition.documents == "none":
-        return ""
-    return memory_1MD if condition.form == "memory" else document
+        given = ""
 
+    def prompts() -> tuple[list[Prompt], list[Labelled]]:
+        asked = [asking.prompt(model, question, given)[0] for question in record.questions]
+        return asked, labelled_rows(model, record, given)
 
-def _prompts(
-    model: Model, record: ScpRecord, given: asking.Documents
-) -> tuple[list[Prompt], list[Labelled]]:
-    asked = [asking.prompt(model, question, given)[0] for question in record.questions]
-    return asked, labelled_rows(model, record, given)
+    return Example((record.document, record.questions, record.accepted), prompts)
 
 
 def qa_records(source: sources.Source | Sequence[ScpRecord]) -> Iterator[ScpRecord]:

@@ -131,7 +131,7 @@ def _peft(model: Model, trees: Trees, folder: str, base: str) -> None:
 
 def _release(model: Model, trees: Trees, folder: str, base: str) -> None:
     _needs_base(model, base, "release")
-    config, trees = model.config, _trees(trees)
+    config, own = model.config, _trees(trees)
     if config.memory.positions != "after":
         raise UserError(
             f"config.memory.positions={config.memory.positions}: the release knows no other place "
@@ -139,15 +139,15 @@ def _release(model: Model, trees: Trees, folder: str, base: str) -> None:
         )
     adapters = STAGES[theirs(config.stage)][1]
     for name in adapters:
-        if name not in trees:
+        if name not in own:
             raise UserError(f"this model has no {name}, which the release's stage needs")
     if config.select.score != "cosine":
         logging.warning("the release ranks by cosines, not by select.score=%s", config.select.score)
     # The release's alpha is always twice the rank.
     factor = config.lora.scale / 2
-    for name in set(ADAPTERS) & set(trees):
-        trees[name] = jax.tree.map_with_path(
-            lambda path, x: x * np.float32(factor) if path[-1].key == "b" else x, trees[name]
+    for name in set(ADAPTERS) & set(own):
+        own[name] = jax.tree.map_with_path(
+            lambda path, x: x * np.float32(factor) if path[-1].key == "b" else x, own[name]
         )
     settings = Settings(
         stage=config.stage,
@@ -163,7 +163,7 @@ def _release(model: Model, trees: Trees, folder: str, base: str) -> None:
     release_write.write(
         folder,
         settings,
-        trees,
+        own,
         model.architecture,
         lambda first, last: np.asarray(embed[first:last]),
         None if head is None else lambda first, last: np.asarray(head["kernel"][:, first:last]).T,

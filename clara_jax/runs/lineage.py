@@ -13,7 +13,10 @@ from clara_jax.interop import native
 from clara_jax.runs.checkpoint import newest_step
 
 # Options that the trees of earlier runs were trained with and that no shape gives away.
-INHERITED = [name for name, option in OPTIONS.items() if option.inherited]
+INHERITED = sorted(
+    (name for name, option in OPTIONS.items() if option.inherited),
+    key=lambda name: name.startswith("lora."),
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,8 @@ from clara_jax.data.tokenizer import load_tokenizer
 from clara_jax.errors import UserError
 from clara_jax.evaluation import candidates, compare, driver, joint, metrics, results
 from clara_jax.evaluation.journal import Journal
-from clara_jax.evaluation.retrieval import ranking, score_rankings
+from clara_jax.evaluation.results import means
+from clara_jax.evaluation.retrieval import ranking, values
 from clara_jax.inference import answers as answers_lib
 from clara_jax.inference import encode
 from clara_jax.runs import setup as setup_lib
@@ -67,24 +68,24 @@ def test_the_reasoner_condition_is_what_ask_gives(setup, result):
     gold = [[r.documents[g] for g in r.gold] for r in records]
     told = api.Clara(*setup).answer(questions, gold, max_new_tokens=4)
     assert [p["pos_index"] for p in result["predictions"]] == [list(r.gold) for r in records]
-    values = metrics.score(told, [r.answers for r in records])
-    assert {k: result["conditions"]["gold"][k] for k in values} == values
+    scored = metrics.score(told, [r.answers for r in records])
+    assert {k: result["conditions"]["gold"][k] for k in scored} == scored
 
 
 def test_rankings_are_scored(setup, result):
     records = [SOURCE[i] for i in range(3)]
     golds = [r.gold for r in records]
     scores = bm25_scores([r.question for r in records], [r.documents for r in records])
-    assert result["retrieval"]["bm25"] == score_rankings(list(map(ranking, scores)), golds)
+    assert result["retrieval"]["bm25"] == means(values(list(map(ranking, scores)), golds))
     ours = api.Clara(*setup).rank([r.question for r in records], [r.documents for r in records])
-    assert result["retrieval"]["reasoner"] == score_rankings(list(map(ranking, ours)), golds)
+    assert result["retrieval"]["reasoner"] == means(values(list(map(ranking, ours)), golds))
 
 
 def test_what_lexical_overlap_cannot_tell():
     """The quickstart's questions: BM25 finds the three that share all words, not which it is."""
     records = [FactsQuestions(150, 7)[i] for i in range(150)]
     scores = bm25_scores([r.question for r in records], [r.documents for r in records])
-    found = score_rankings(list(map(ranking, scores)), [r.gold for r in records])
+    found = means(values(list(map(ranking, scores)), [r.gold for r in records]))
     assert found["recall@1"] < 0.6 and found["recall@5"] > 0.95
     tokenizer = load_tokenizer("facts")
     for record in records:
@@ -100,11 +101,11 @@ def test_conditions_and_table(result):
     usual = [name for name, condition in joint.CONDITIONS.items() if condition.default]
     assert list(result["conditions"]) == [*usual, "constant"]
     assert (result["step"], result["questions"], result["candidates"]) == (9, 3, 20.0)
-    for name, values in result["conditions"].items():
-        assert 0 <= values["f1"] <= 1
+    for name, numbers in result["conditions"].items():
+        assert 0 <= numbers["f1"] <= 1
         low, high = result["intervals"][name]["f1"]
-        assert low <= values["f1"] <= high
-        assert name == "constant" or np.isfinite(values["answer_ce"])
+        assert low <= numbers["f1"] <= high
+        assert name == "constant" or np.isfinite(numbers["answer_ce"])
     low, high = result["intervals"]["retrieval bm25"]["recall@1"]
     assert low <= result["retrieval"]["bm25"]["recall@1"] <= high
     text = results.table(result)
@@ -175,7 +176,7 @@ def test_fewer_documents_are_read_than_in_training(setup, result):
 def test_a_kill_in_the_middle_and_a_rerun_give_the_same(setup, tmp_path, monkeypatch):
     def run():
         found = chosen(setup, "reasoner,no_document", Journal(str(tmp_path), {}), records=4)
-        seconds = [values.pop("seconds") for values in found["conditions"].values()]
+        seconds = [numbers.pop("seconds") for numbers in found["conditions"].values()]
         return found | {"seconds": 0}, seconds
 
     whole = run()

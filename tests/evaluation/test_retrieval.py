@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clara_jax.corpus.search.words import bm25_scores
-from clara_jax.evaluation.retrieval import ranking, recall_at, reciprocal_rank, score_rankings
+from clara_jax.evaluation.results import means
+from clara_jax.evaluation.retrieval import ranking, recall_at, reciprocal_rank, values
 
 
 def test_ranking_by_hand():
@@ -54,21 +55,21 @@ def test_recall_and_rank_need_gold_and_a_place():
 
 def test_means_are_over_questions_with_gold():
     rankings, golds = [[0, 1, 2], [2, 1, 0], [1, 0]], [[0], np.array([0, 1]), []]
-    assert score_rankings(rankings, golds) == {
+    assert means(values(rankings, golds)) == {
         "recall@1": 0.5,
         "recall@3": 1.0,
         "recall@5": 1.0,
         "mrr": 0.75,
         "ndcg@5": pytest.approx((1 + (1 / math.log2(3) + 1 / 2) / (1 + 1 / math.log2(3))) / 2),
     }
-    assert score_rankings(rankings, golds, ks=(2,)) == {
+    assert means(values(rankings, golds, ks=(2,))) == {
         "recall@2": 0.75,
         "mrr": 0.75,
         "ndcg@2": pytest.approx((1 + (1 / math.log2(3)) / (1 + 1 / math.log2(3))) / 2),
     }
-    assert score_rankings([[0]], [[]]) == {} == score_rankings([], [])
+    assert values([[0]], [[]]) == {} == values([], [])
     with pytest.raises(ValueError):
-        score_rankings(rankings, golds[:2])
+        values(rankings, golds[:2])
 
 
 def formula(question, document, documents):

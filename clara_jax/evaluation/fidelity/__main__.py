@@ -11,7 +11,7 @@ writes OUTPUT.md, OUTPUT.json and pictures of what --parts name:
 
 Documents longer than the limit are read in pieces, as in a store. `unseen` are the documents of
 --documents, or those that the run evaluates on; `seen` are some that it was trained on.
-The same command after a kill goes on where it stopped, to the same numbers.
+The same command after a kill resumes where it stopped, and comes to the same numbers.
 """
 
 import argparse
@@ -39,8 +39,9 @@ from clara_jax.evaluation.fidelity import spacy as spacy_lib
 from clara_jax.evaluation.fidelity import text as text_lib
 from clara_jax.evaluation.fidelity.pieces import Pieces
 from clara_jax.evaluation.journal import Journal
+from clara_jax.models.clara import Trees
 from clara_jax.runs import abilities
-from clara_jax.runs.setup import Loaded
+from clara_jax.runs.setup import Loaded, Model
 from clara_jax.text import wording
 
 PARTS = ("facts", "order", "text", "similarity")
@@ -115,22 +116,18 @@ def measure(
     """
     model, trees = clara.model, clara.trees
     abilities.can(model, trees, "compress")
-    # Before the long work: what is missing is told.
+    # Before the long work: what is missing is reported.
     compare = spacy_lib.comparer(options.spacy) if options.spacy else wording.compare
-    similar = None
-    # The made-up facts' words do not make up an instruction to paraphrase.
     if "text" in options.parts and model.config.model.tokenizer == "facts":
-        options = _without("text", options, strict, (
-            "text: the made-up facts' words do not make up an instruction to paraphrase"
-        ))  # fmt: skip
-    if options.encoder and "text" not in options.parts:
-        print(
-            f"--encoder={options.encoder} is not used: no paraphrases are read back",
-            file=sys.stderr,
-        )
+        why = "text: the made-up facts' words do not make up an instruction to paraphrase"
+        options = _without("text", options, strict, why)
+    similar = None
     if "text" in options.parts:
         text_lib.rouge_scorer()
         similar = text_lib.bert_scores(options.encoder) if options.encoder else None
+    elif options.encoder:
+        why = "no paraphrases are read back"
+        print(f"--encoder={options.encoder} is not used: {why}", file=sys.stderr)
     sides = {"unseen": unseen(model.config, options)}
     if {"facts", "text"} & set(options.parts):
         sides["seen"] = seen(model.config, options)
@@ -145,8 +142,7 @@ def measure(
             similarity.changed(sides["unseen"])
         except UserError as e:
             options = _without("similarity", options, strict, str(e))
-    if options.pairs:
-        pairs = similarity.read_pairs(options.pairs, options.count)
+    pairs = similarity.read_pairs(options.pairs, options.count) if options.pairs else []
     found: dict[str, Any] = {
         "step": model.step,
         "stage": model.config.stage,
@@ -154,29 +150,40 @@ def measure(
         "rate": model.config.data.document_length / len(model.extra.memory),
     }
     if "facts" in options.parts:
-        found["facts"], found["answers"] = {}, {}
-        for name, records in asked.items():
-            if records:
-                facts, rate = facts_lib.ask(model, trees, records, pieces, f"facts, {name}")
-                found["rate"] = found["rate"] if name == "seen" else rate
-                found["facts"][name] = facts_lib.summary(facts)
-                found["answers"][name] = [dataclasses.asdict(fact) for fact in facts]
+        found |= _facts(model, trees, asked, pieces)
     if "order" in options.parts:
         found["order"] = order_lib.shuffled(model, trees, asked["unseen"], pieces)
         found["which_first"] = order_lib.which_first(model, trees, asked["unseen"], pieces)
     if "text" in options.parts:
-        found["text"] = {
-            name: text_lib.read_back(
-                clara, records, options.tokens, similar, compare, pieces, f"paraphrases, {name}",
-            ) | {"mentions": options.spacy or "rules"}
-            for name, records in sides.items()
-            if records
-        }  # fmt: skip
+        found["text"] = {}
+        for name, records in sides.items():
+            if records:
+                part = f"paraphrases, {name}"
+                read_back = text_lib.read_back(
+                    clara, records, options.tokens, similar, compare, pieces, part
+                )
+                found["text"][name] = read_back | {"mentions": options.spacy or "rules"}
     if "similarity" in options.parts:
         found["similarity"] = similarity.changed_copies(model, trees, sides["unseen"], pieces)
     if options.pairs:
         found["human_scores"] = similarity.human_scores(model, trees, pairs, pieces)
     return found
+
+
+def _facts(
+    model: Model, trees: Trees, asked: Mapping[str, list[ScpRecord]], pieces: Pieces | None
+) -> dict[str, Any]:
+    """What became of the facts of each side, and the rate of the unseen documents."""
+    facts = {
+        name: facts_lib.ask(model, trees, records, pieces, f"facts, {name}")
+        for name, records in asked.items()
+        if records
+    }
+    return {
+        "rate": facts["unseen"][1],
+        "facts": {name: facts_lib.summary(each) for name, (each, _) in facts.items()},
+        "answers": {name: [*map(dataclasses.asdict, each)] for name, (each, _) in facts.items()},
+    }
 
 
 def _without(part: str, options: Options, strict: bool, why: str) -> Options:
@@ -189,14 +196,10 @@ def _without(part: str, options: Options, strict: bool, why: str) -> Options:
 def draw(runs: Mapping[str, Mapping[str, Any]], output: str) -> list[str]:
     """The pictures; returns their paths."""
     paths = []
-    for part, name, function in (
-        ("facts", "facts", draw_lib.facts),
-        ("facts", "places", draw_lib.places),
-        ("similarity", "similarity", draw_lib.similarity),
-    ):
+    for name, part in (("facts", "facts"), ("places", "facts"), ("similarity", "similarity")):
         if all(part in run for run in runs.values()):
             paths.append(f"{output}_{name}.png")
-            function(runs, paths[-1])
+            getattr(draw_lib, name)(runs, paths[-1])
     return paths
 
 

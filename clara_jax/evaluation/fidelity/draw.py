@@ -1,4 +1,4 @@
-"""Pictures of fidelity's numbers; colours are Okabe and Ito's, which colour-blind people tell."""
+"""Pictures of fidelity's numbers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,15 +6,16 @@ from typing import Any
 import numpy as np
 
 from clara_jax.evaluation.fidelity import facts as facts_lib
-from clara_jax.plotting import COLOURS, pyplot, save, shortened, tidy
+from clara_jax.plotting import COLOURS, heat_map, pyplot, save, shortened, tidy
 
-STATES = {"kept": "#009E73", "altered": "#D55E00", "lost": "#BDBDBD"}
-SETS = {"unseen": ("#0072B2", "o", "-"), "seen": ("#E69F00", "s", "--")}
+BLUE, ORANGE, GREEN, PINK, RED, _ = COLOURS
+STATES = {"kept": GREEN, "altered": RED, "lost": "#BDBDBD"}
+SETS = {"unseen": (BLUE, "o", "-"), "seen": (ORANGE, "s", "--")}
 COPIES = {
-    "paraphrase": "#CC79A7",
-    "reordered": "#0072B2",
-    "one fact exchanged": "#E69F00",
-    "another document": "#009E73",
+    "paraphrase": PINK,
+    "reordered": BLUE,
+    "one fact exchanged": ORANGE,
+    "another document": GREEN,
 }
 
 
@@ -61,19 +62,14 @@ def places(runs: Mapping[str, Mapping[str, Any]], path: str) -> None:
         for i, (name, values) in enumerate(found.items()):
             side = 0.06 * (i - (len(runs) - 1) / 2)  # intervals stand beside each other
             x = [groups.index(group) + side for group in values]
-            _with_bars(
-                ax, x, list(values.values()), "kept", label=_label(name, runs[name]["rate"]),
-                color=COLOURS[i % len(COLOURS)], marker="os^Dv<"[i % 6],
-            )  # fmt: skip
+            style = {"color": COLOURS[i % len(COLOURS)], "marker": "os^Dv<"[i % 6]}
+            label = _label(name, runs[name]["rate"])
+            _with_bars(ax, x, list(values.values()), label=label, **style)
         first = next(iter(found.values()))
-        ticks = [f"{group}\n({first[group]['facts']})" if group in first else group
-                 for group in groups]  # fmt: skip
-        ax.set_xticks(range(len(ticks)), ticks)
-        ax.set(
-            xlabel=f"{panels[key]}; in brackets: number of facts",
-            ylabel="facts kept",
-            ylim=(0, 1.03),
-        )
+        counts = [f"\n({first[group]['facts']})" if group in first else "" for group in groups]
+        ax.set_xticks(range(len(groups)), map("".join, zip(groups, counts, strict=True)))
+        ax.set(xlabel=f"{panels[key]}; in brackets: number of facts")
+        ax.set(ylabel="facts kept", ylim=(0, 1.03))
         tidy(ax)
         ax.legend(fontsize=9)
     save(figure, path)
@@ -82,16 +78,12 @@ def places(runs: Mapping[str, Mapping[str, Any]], path: str) -> None:
 def similarity(runs: Mapping[str, Mapping[str, Any]], path: str) -> None:
     """How close documents are to their changed copies, by each scorer."""
     columns = len(next(iter(runs.values()))["similarity"]["scores"])
-    figure, axes = pyplot().subplots(
-        len(runs), columns, figsize=(4.4 * columns, 4.0 * len(runs)), layout="constrained",
-        squeeze=False, sharey="col",
-    )  # fmt: skip
+    size = {"figsize": (4.4 * columns, 4.0 * len(runs)), "layout": "constrained"}
+    figure, axes = pyplot().subplots(len(runs), columns, squeeze=False, sharey="col", **size)
     for row, (name, run) in zip(axes, runs.items(), strict=True):
         for ax, (scorer, copies) in zip(row, run["similarity"]["scores"].items(), strict=True):
-            drawn = ax.boxplot(
-                list(copies.values()), widths=0.6, patch_artist=True, whis=(5, 95),
-                showfliers=False, medianprops={"color": "black"},
-            )  # fmt: skip
+            look = {"widths": 0.6, "patch_artist": True, "medianprops": {"color": "black"}}
+            drawn = ax.boxplot(list(copies.values()), whis=(5, 95), showfliers=False, **look)
             for box, copy in zip(drawn["boxes"], copies, strict=True):
                 box.set(facecolor=COPIES[copy], alpha=0.75)
             ax.set_xticks(range(1, len(copies) + 1), [copy.replace(" ", "\n") for copy in copies])
@@ -109,14 +101,10 @@ def _facts_by_rate(
 ) -> None:
     """`places` are rates, or those of runs that are not joined by a line."""
     for name, (colour, marker, line) in SETS.items():
-        has = [(place, run["facts"][name]) for place, run in zip(places, runs, strict=True)
-               if run["facts"].get(name)]  # fmt: skip
-        if has:
-            x, found = zip(*has, strict=True)
-            _with_bars(
-                ax, x, found, "kept", label=f"{name} documents", color=colour, marker=marker,
-                ls=line if of_rates else "none",
-            )  # fmt: skip
+        has = [i for i, run in enumerate(runs) if run["facts"].get(name)]
+        style = {"color": colour, "marker": marker, "ls": line if of_rates else "none"}
+        found = [runs[i]["facts"][name] for i in has]
+        _with_bars(ax, [places[i] for i in has], found, label=f"{name} documents", **style)
     floor = np.mean([run["facts"]["unseen"]["constant"] for run in runs])
     if floor:
         ax.axhline(floor, color="grey", ls=":", label="best constant answers")
@@ -152,27 +140,20 @@ def _by_question(ax: Any, found: Sequence[Mapping[str, Any]]) -> None:
     shares = np.array(
         [[each["by_question"].get(n, {}).get("kept", np.nan) for n in names] for each in found]
     )
-    ax.imshow(shares.T, cmap="cividis", vmin=0, vmax=1, aspect="auto")
-    for (row, column), share in np.ndenumerate(shares.T):
-        if not np.isnan(share):
-            colour = "white" if share < 0.55 else "black"
-            ax.text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=9, color=colour)
-    ax.set_yticks(range(len(names)), names)
-    ax.set_title("Facts kept, by question")
+    heat_map(ax, shares.T, names, [], title="Facts kept, by question", most=1.0, numbers=".2f")
 
 
 def _with_bars(
-    ax: Any, x: Sequence[float], found: Sequence[Mapping[str, Any]], key: str, **how: Any
+    ax: Any, x: Sequence[float], found: Sequence[Mapping[str, Any]], **style: Any
 ) -> None:
-    """A line with 95 % intervals."""
-    if not found:
-        return
-    y = np.array([each[key] for each in found])
-    ends = np.array(
-        [each["intervals"][key] if "intervals" in each else each["interval"] for each in found]
-    )
-    gaps = np.maximum(np.abs(ends.T - y), 0)
-    ax.errorbar(x, y, yerr=gaps, capsize=3, lw=1.6, elinewidth=1, **how)
+    """A line of what is kept, with 95 % intervals."""
+    if found:
+        y = np.array([each["kept"] for each in found])
+        ends = [
+            each["intervals"]["kept"] if "intervals" in each else each["interval"] for each in found
+        ]
+        gaps = np.maximum(np.abs(np.transpose(ends) - y), 0)
+        ax.errorbar(x, y, yerr=gaps, capsize=3, lw=1.6, elinewidth=1, **style)
 
 
 def _label(name: str, rate: float) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from clara_jax.data.records import ScpRecord, digest
-from clara_jax.evaluation import asking, metrics, statistics
+from clara_jax.evaluation import asking, metrics, results
 from clara_jax.evaluation.fidelity.pieces import Pieces
 from clara_jax.evaluation.journal import Piece
 from clara_jax.models.clara import Trees
@@ -116,23 +116,17 @@ def _ask(model: Model, trees: Trees, records: Sequence[ScpRecord]) -> Piece:
     costs, tokens = asking.nats(model, trees, questions, reads, answers)
     sure = np.exp(-costs / np.maximum(tokens, 1))
     facts = []
-    for (question, accepted, text, one), answer, p in zip(asked, answers, sure, strict=True):
+    for (question, accepted, text, one), answer, p in zip(
+        asked, answers, sure.tolist(), strict=True
+    ):
         inside = [locate(part, accepted) is not None for part in one.texts]
-        facts.append(
-            Fact(
-                question,
-                accepted,
-                answer,
-                float(p),
-                judge(answer, accepted, float(p)),
-                locate(text, accepted),
-                inside.index(True) if any(inside) else None,
-                len(one.texts),
-                digest(text).hex()[:12],
-            )
-        )
+        piece = inside.index(True) if any(inside) else None
+        state, place = judge(answer, accepted, p), locate(text, accepted)
+        document = digest(text).hex()[:12]
+        fact = Fact(question, accepted, answer, p, state, place, piece, len(one.texts), document)
+        facts.append(dataclasses.asdict(fact))
     return {
-        "facts": [dataclasses.asdict(fact) for fact in facts],
+        "facts": facts,
         "rate": rate,
         "memories": sum(len(one.texts) for one in given),
     }
@@ -144,19 +138,17 @@ def summary(facts: Sequence[Fact]) -> dict[str, Any]:
     Args:
         facts: at least one.
     """
-    kinds = {state: [float(fact.state == state) for fact in facts] for state in STATES}
-    certain = [fact for fact in facts if fact.probability >= SURE]
-    sure = [float(fact.state == "kept") for fact in certain]
-    found = kinds | ({"precision": sure} if sure else {})
-    documents = dict.fromkeys(kinds, _documents(facts)) | {"precision": _documents(certain)}
+    states = {state: [float(fact.state == state) for fact in facts] for state in STATES}
+    means, intervals = results.means(states), results.intervals(states, _documents(facts))
+    if certain := [fact for fact in facts if fact.probability >= SURE]:
+        kept = {"precision": [float(fact.state == "kept") for fact in certain]}
+        means |= results.means(kept)
+        intervals |= results.intervals(kept, _documents(certain))
     return {
         "facts": len(facts),
-        "sure": len(sure),
-        **{name: float(np.mean(values)) for name, values in found.items()},
-        "intervals": {
-            name: list(statistics.interval(values, documents[name]))
-            for name, values in found.items()
-        },
+        "sure": len(certain),
+        **means,
+        "intervals": intervals,
         "constant": constant(facts),
         "by_question": _by_question(facts),
         "by_place": _grouped(facts, lambda f: f.place, lambda p: f"{int(p * PLACES) + 1}"),
@@ -227,12 +219,9 @@ def _grouped(
     for fact in facts:
         if (at := value(fact)) is not None:
             groups.setdefault(name(at), []).append(fact)
-    found = {}
+    out = {}
     for text in sorted(groups, key=lambda text: (len(text), text)):
         kept = [float(fact.state == "kept") for fact in groups[text]]
-        found[text] = {
-            "facts": len(kept),
-            "kept": float(np.mean(kept)),
-            "interval": list(statistics.interval(kept, _documents(groups[text]))),
-        }
-    return found
+        share = results.share(kept, _documents(groups[text]))
+        out[text] = {"facts": len(kept), "kept": share["mean"], "interval": share["interval"]}
+    return out

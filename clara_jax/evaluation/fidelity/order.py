@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from clara_jax.data.records import ScpRecord
-from clara_jax.evaluation import asking, metrics, statistics
+from clara_jax.evaluation import asking, metrics, results, statistics
 from clara_jax.evaluation.fidelity import copies
 from clara_jax.evaluation.fidelity.pieces import Pieces
 from clara_jax.evaluation.journal import Piece
@@ -65,25 +65,25 @@ def shuffled(
     answers = [[text for piece in found for text in piece["answers"][i]] for i in range(2)]
     right = [metrics.values(texts, accepted)["cover_exact_match"] for texts in answers]
     changed = [float(normalise(a) != normalise(b)) for a, b in zip(*answers, strict=True)]
-    found = {}
+    out = {}
     for name, wanted in (("order", True), ("other", False)):
         chosen = [i for i, q in enumerate(questions) if depends_on_order(q) == wanted]
         if chosen:
-            before, after = ([values[i] for i in chosen] for values in right)
             groups = [documents[i] for i in chosen]
+            before, after = ([values[i] for i in chosen] for values in right)
             gap = statistics.paired(after, before, groups)
-            share = [changed[i] for i in chosen]
-            found[name] = {
+            share = results.share([changed[i] for i in chosen], groups)
+            out[name] = {
                 "questions": len(chosen),
                 "in_order": float(np.mean(before)),
                 "shuffled": float(np.mean(after)),
                 "difference": gap.difference,
                 "interval": [gap.low, gap.high],
                 "p": gap.p,
-                "changed": float(np.mean(share)),
-                "changed_interval": list(statistics.interval(share, groups)),
+                "changed": share["mean"],
+                "changed_interval": share["interval"],
             }
-    return found
+    return out
 
 
 def _answers(
@@ -125,10 +125,8 @@ def which_first(
     }
     return {
         "documents": len(cases),
-        "shares": {name: float(each.mean()) for name, each in values.items()},
-        "intervals": {
-            name: list(statistics.interval(each.astype(float))) for name, each in values.items()
-        },
+        "shares": results.means(values),
+        "intervals": results.intervals(values),
     }
 
 
@@ -157,7 +155,7 @@ def _read(model: Model, trees: Trees, texts: Sequence[str]) -> list[asking.Read]
 def _case(text: str) -> tuple[str, str, str, str] | None:
     """A document, it reversed, and two names that stand in one sentence each, the first first.
 
-    The names are of like length, as far as there is a choice, for a longer one costs more.
+    The names are of similar length, as far as there is a choice, for a longer one costs more.
     """
     title, parts = copies.split(text)
     turned = copies.reverse(text)

@@ -49,7 +49,7 @@ class Pieces:
             part: name of what is computed.
             items: all that it is computed of; a piece is known again by their texts.
             compute: of a few items.
-            times: so many batches of items in a piece.
+            times: number of batches of items in a piece.
         """
         size = times * self._size
         cuts = [items[start : start + size] for start in range(0, len(items), size)]

@@ -13,16 +13,18 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import scipy.stats
 
 from clara_jax.corpus.search.words import bm25_scores
 from clara_jax.data import records as records_lib
 from clara_jax.data.records import ScpRecord
 from clara_jax.data.tfds_source import open_rows, read_row
 from clara_jax.errors import UserError
-from clara_jax.evaluation import asking, statistics
+from clara_jax.evaluation import asking
 from clara_jax.evaluation.fidelity import copies
 from clara_jax.evaluation.fidelity.pieces import Pieces
 from clara_jax.evaluation.journal import Piece
+from clara_jax.evaluation.results import share
 from clara_jax.inference import rank
 from clara_jax.inference.encode import compress
 from clara_jax.models.clara import Trees
@@ -63,11 +65,11 @@ def _vector_scores(model: Model, trees: Trees, pairs: Sequence[tuple[str, str]])
     means_nD /= np.maximum(np.linalg.norm(means_nD, axis=1, keepdims=True), 1e-12)
     kind = model.config.select.score
     index = [(row[a], row[b]) for a, b in pairs]
+    near = [rank.scores(memories_nMD[a], memories_nMD[[b]], kind) for a, b in index]
     return {
-        "memory": [float(rank.scores(memories_nMD[a], memories_nMD[[b]], kind)[0])
-                   for a, b in index],
+        "memory": [float(scores_1[0]) for scores_1 in near],
         "base mean": [float(means_nD[a] @ means_nD[b]) for a, b in index],
-    }  # fmt: skip
+    }
 
 
 def changed(records: Sequence[ScpRecord], seed: int = 0) -> list[tuple[str, str, str, str, str]]:
@@ -101,30 +103,35 @@ def changed_copies(
     Raises:
         UserError: there are no two documents with such copies.
     """
-    found = changed(records, seed)
+    documents = changed(records, seed)
     # Copies of a document stand together: a piece compresses it once.
-    named = [(copy, (texts[0], texts[number])) for texts in found
-             for number, copy in enumerate(COPIES, 1) if texts[number]]  # fmt: skip
+    named = [
+        (copy, (text, changed_text))
+        for text, *changed_texts in documents
+        for copy, changed_text in zip(COPIES, changed_texts, strict=True)
+        if changed_text
+    ]
     kinds, pairs = zip(*named, strict=True)
     scores: dict[str, dict[str, list[float]]] = {}
     for name, values in pair_scores(model, trees, pairs, pieces, "changed copies").items():
         scores[name] = {copy: [] for copy in COPIES if copy in kinds}
         for copy, value in zip(kinds, values, strict=True):
             scores[name][copy].append(value)
-    has = [bool(texts[1]) for texts in found]
-    told = {}
+    apart = {}
     for name, of in scores.items():
         paraphrases = iter(of.get("paraphrase", ()))
-        same = [next(paraphrases) if p else s
-                for p, s in zip(has, of["reordered"], strict=True)]  # fmt: skip
-        exchanged = of["one fact exchanged"]
+        same = [
+            next(paraphrases) if paraphrase else score
+            for (_, paraphrase, *_), score in zip(documents, of["reordered"], strict=True)
+        ]
         # Closer than rounding is a tie: BM25 does not see order at all.
-        nearer = [0.5 if abs(a - b) < 1e-6 else float(a > b)
-                  for a, b in zip(same, exchanged, strict=True)]  # fmt: skip
-        told[name] = {
-            "mean": float(np.mean(nearer)), "interval": list(statistics.interval(nearer))
-        }  # fmt: skip
-    return {"documents": len(found), "scores": scores, "told_apart": told}
+        apart[name] = share(
+            [
+                0.5 if abs(a - b) < 1e-6 else float(a > b)
+                for a, b in zip(same, of["one fact exchanged"], strict=True)
+            ]
+        )
+    return {"documents": len(documents), "scores": scores, "told_apart": apart}
 
 
 def human_scores(
@@ -145,10 +152,9 @@ def human_scores(
 
 def spearman(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """Spearman's rank correlation, equal values having their mean rank; 0 if all are equal."""
-    a, b = _ranks(np.asarray(ours, float)), _ranks(np.asarray(theirs, float))
-    a, b = a - a.mean(), b - b.mean()
-    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / norm if norm else 0.0
+    if len(set(ours)) == 1 or len(set(theirs)) == 1:
+        return 0.0
+    return float(scipy.stats.spearmanr(ours, theirs).statistic)
 
 
 def spearman_interval(
@@ -183,18 +189,13 @@ def read_pairs(name: str, count: int) -> list[Pair]:
 
 
 def _pair(value: dict[str, Any], origin: str) -> Pair:
-    found = [next((value[k] for k in keys if k in value), None)
-             for keys in (_FIRST, _SECOND, _SCORE)]  # fmt: skip
-    first, second, score = found
+    first, second, score = (
+        next((value[k] for k in keys if k in value), None) for keys in (_FIRST, _SECOND, _SCORE)
+    )
     numeric = isinstance(score, int | float | np.number) and np.isfinite(score)
-    if not all(isinstance(t, str) and t.strip() for t in found[:2]) or not numeric:
+    if not all(isinstance(t, str) and t.strip() for t in (first, second)) or not numeric:
         raise UserError(
             f"{origin}: a pair has texts sentence1 and sentence2 and a number score, not "
             f"{json.dumps(value, default=str)[:80]}"
         )
     return first, second, float(score)
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[place]

@@ -19,83 +19,89 @@ _TEXT = {
     "entities_own": "names not in the document",
     "numbers_own": "numbers not in it",
 }
+_FIRST = {
+    "in_order": "right in order",
+    "reversed": "right reversed",
+    "both": "right in both",
+    "same": "same answer twice",
+}
 
 Runs = Mapping[str, Mapping[str, Any]]
 
 
 def markdown(runs: Runs) -> str:
     """All tables that the runs have numbers for."""
-    parts = [_facts(runs), _places(runs), _order(runs), _text(runs), _similarity(runs)]
+    sections = (_facts, _places, _shuffled, _which_first, _text, _copies, _human_scores)
+    parts = [section(runs) for section in sections]
     return "\n\n".join(["# Fidelity of the memories", *filter(None, parts)])
+
+
+def _section(heading: str, head: Sequence[str], rows: list[list[str]], note: str = "") -> str:
+    """A table under its heading; nothing without rows."""
+    parts = [f"## {heading}", note, table(["run", *head], rows)]
+    return "\n\n".join(filter(None, parts)) if rows else ""
 
 
 def _facts(runs: Runs) -> str:
     rows = [
-        [name, f"{run['rate']:.3g}", side, f"{found['facts']}",
-         *(_cell(found, state) for state in STATES), _cell(found, "precision"),
-         f"{found['constant']:.3f}"]
+        [
+            name,
+            f"{run['rate']:.3g}",
+            side,
+            str(found["facts"]),
+            *_cells(found, found["intervals"], (*STATES, "precision")),
+            f"{found['constant']:.3f}",
+        ]
         for name, run in sorted(runs.items(), key=lambda item: item[1]["rate"])
         for side, found in run.get("facts", {}).items()
-    ]  # fmt: skip
-    if not rows:
-        return ""
-    head = [
-        "run",
-        "rate",
-        "documents",
-        "facts",
-        *STATES,
-        "right among the sure",
-        "constant answers",
     ]
-    points = [(run["rate"], run["facts"]["unseen"]["kept"]) for run in runs.values()]
-    knee = facts.knee(*zip(*points, strict=True))
-    text = "" if knee is None else (
-        f"\n\nFacts are lost fastest between the rates {knee[0]:.3g} and {knee[1]:.3g}."
-    )  # fmt: skip
-    return "## Facts\n\n" + table(head, rows) + text
+    last = ["right among the sure", "constant answers"]
+    text = _section("Facts", ["rate", "documents", "facts", *STATES, *last], rows)
+    if text:
+        points = [(run["rate"], run["facts"]["unseen"]["kept"]) for run in runs.values()]
+        if knee := facts.knee(*zip(*points, strict=True)):
+            text += "\n\nFacts are lost fastest between the rates {:.3g} and {:.3g}.".format(*knee)
+    return text
 
 
 def _places(runs: Runs) -> str:
     rows = [
-        [name, kind, group, f"{values['facts']}", _mean(values["kept"], values["interval"])]
+        [name, kind, group, str(values["facts"]), _mean(values["kept"], values["interval"])]
         for name, run in runs.items()
         for kind in ("place", "piece")
         for group, values in run.get("facts", {}).get("unseen", {}).get(f"by_{kind}", {}).items()
     ]
-    if not rows:
-        return ""
     note = "Place: which fifth of the document holds the answer. Piece: of a document too long."
-    head = ["run", "by", "number", "facts", "kept"]
-    return f"## By the place of the fact\n\n{note}\n\n{table(head, rows)}"
+    return _section("By the place of the fact", ["by", "number", "facts", "kept"], rows, note)
 
 
-def _order(runs: Runs) -> str:
+def _shuffled(runs: Runs) -> str:
     rows = [
-        [name, kind, f"{n['questions']}", f"{n['in_order']:.3f}", f"{n['shuffled']:.3f}",
-         _mean(n["difference"], n["interval"]), f"{n['p']:.4f}",
-         _mean(n["changed"], n["changed_interval"])]
+        [
+            name,
+            kind,
+            str(found["questions"]),
+            f"{found['in_order']:.3f}",
+            f"{found['shuffled']:.3f}",
+            _mean(found["difference"], found["interval"]),
+            f"{found['p']:.4f}",
+            _mean(found["changed"], found["changed_interval"]),
+        ]
         for name, run in runs.items()
-        for kind, n in run.get("order", {}).items()
-    ]  # fmt: skip
-    parts = []
-    if rows:
-        head = ["run", "questions about", "questions", "cover EM", "shuffled", "difference", "p",
-                "answers changed"]  # fmt: skip
-        parts.append("## Sentences shuffled\n\n" + table(head, rows))
-    kinds = ("in_order", "reversed", "both", "same")
+        for kind, found in run.get("order", {}).items()
+    ]
+    head = "questions about,questions,cover EM,shuffled,difference,p,answers changed".split(",")
+    return _section("Sentences shuffled", head, rows)
+
+
+def _which_first(runs: Runs) -> str:
     rows = [
-        [name, f"{found['documents']}",
-         *(_mean(found["shares"][kind], found["intervals"][kind]) for kind in kinds)]
+        [name, str(found["documents"]), *_cells(found["shares"], found["intervals"], _FIRST)]
         for name, run in runs.items()
         if (found := run.get("which_first"))
-    ]  # fmt: skip
-    if rows:
-        head = ["run", "documents", "right in order", "right reversed", "right in both",
-                "same answer twice"]  # fmt: skip
-        note = "Which of two names stands first; reading no order gives 0.5, 0.5, 0 and 1."
-        parts.append(f"## Which comes first\n\n{note}\n\n{table(head, rows)}")
-    return "\n\n".join(parts)
+    ]
+    note = "Which of two names stands first; reading no order gives 0.5, 0.5, 0 and 1."
+    return _section("Which comes first", ["documents", *_FIRST.values()], rows, note)
 
 
 def _text(runs: Runs) -> str:
@@ -106,66 +112,57 @@ def _text(runs: Runs) -> str:
     ]
     if not sides:
         return ""
-    keys = [key for key in _TEXT if any(key in found["means"] for _, _, found in sides)]
+    keys = [key for key in _TEXT if any(key in found["means"] for *_, found in sides)]
     rows = [
-        [name, side, f"{found['documents']}",
-         *(_mean(found["means"][key], found["intervals"][key]) if key in found["means"] else ""
-           for key in keys)]
+        [name, side, str(found["documents"]), *_cells(found["means"], found["intervals"], keys)]
         for name, side, found in sides
-    ]  # fmt: skip
-    head = ["run", "documents", "number", *(_TEXT[key] for key in keys)]
+    ]
     by = ", ".join(dict.fromkeys(found.get("mentions", "rules") for *_, found in sides))
+    note = f"Names, numbers and dates are found by {by}."
+    head = ["documents", "number", *(_TEXT[key] for key in keys)]
     shown = [
         f"> {' '.join(sample['reference'].split())[:300]}\n>\n"
         f"> **{name}:** {' '.join(sample['read back'].split())[:300]}"
-        for name, side, found in sides if side == "unseen"
+        for name, side, found in sides
+        if side == "unseen"
         for sample in found["samples"][:_SAMPLES]
-    ]  # fmt: skip
-    note = f"Names, numbers and dates are found by {by}."
-    theirs = table(*paper.fidelity([run["rate"] for run in runs.values()]))
+    ]
     told = f"Not comparable, of other documents: {paper.NAME}, Table 16, at the nearest rates."
-    parts = ["## Paraphrases read back", note, table(head, rows), *shown, told, theirs]
-    return "\n\n".join(parts)
+    theirs = table(*paper.fidelity([run["rate"] for run in runs.values()]))
+    return "\n\n".join([_section("Paraphrases read back", head, rows, note), *shown, told, theirs])
 
 
-def _similarity(runs: Runs) -> str:
-    parts, rows = [], []
-    for name, run in runs.items():
-        found = run.get("similarity")
-        for scorer, copies in found["scores"].items() if found else ():
+def _copies(runs: Runs) -> str:
+    measured = {name: run["similarity"] for name, run in runs.items() if "similarity" in run}
+    scores = [found["scores"]["memory"] for found in measured.values()]
+    copies = list(dict.fromkeys(copy for each in scores for copy in each))
+    rows = []
+    for name, found in measured.items():
+        for scorer, closeness in found["scores"].items():
             told = found["told_apart"][scorer]
-            means = [
-                sum(copies[c]) / len(copies[c]) if c in copies else None for c in _copies(runs)
-            ]
-            rows.append([name, scorer, f"{found['documents']}",
-                         *("" if mean is None else f"{mean:.3f}" for mean in means),
-                         _mean(told["mean"], told["interval"])])  # fmt: skip
-    if rows:
-        head = ["run", "score", "documents", *_copies(runs), "same facts nearer"]
-        parts.append("## Closeness to changed copies\n\n" + table(head, rows))
+            means = [sum(x) / len(x) if x else None for x in map(closeness.get, copies)]
+            cells = ["" if mean is None else f"{mean:.3f}" for mean in means]
+            apart = _mean(told["mean"], told["interval"])
+            rows.append([name, scorer, str(found["documents"]), *cells, apart])
+    head = ["score", "documents", *copies, "same facts nearer"]
+    return _section("Closeness to changed copies", head, rows)
+
+
+def _human_scores(runs: Runs) -> str:
+    measured = {name: run["human_scores"] for name, run in runs.items() if run.get("human_scores")}
+    scorers = list(next(iter(measured.values()))["spearman"]) if measured else []
     rows = [
-        [name, f"{found['pairs']}",
-         *(_mean(found["spearman"][key], found["intervals"][key]) for key in found["spearman"])]
-        for name, run in runs.items()
-        if (found := run.get("human_scores"))
-    ]  # fmt: skip
-    if rows:
-        scorers = next(run["human_scores"]["spearman"] for run in runs.values())
-        parts.append(
-            "## Spearman's correlation with people's scores\n\n"
-            + table(["run", "pairs", *scorers], rows)
-        )
-    return "\n\n".join(parts)
+        [name, str(found["pairs"]), *_cells(found["spearman"], found["intervals"], scorers)]
+        for name, found in measured.items()
+    ]
+    return _section("Spearman's correlation with people's scores", ["pairs", *scorers], rows)
 
 
-def _copies(runs: Runs) -> list[str]:
-    found = [run["similarity"]["scores"]["memory"] for run in runs.values() if "similarity" in run]
-    return list(dict.fromkeys(copy for copies in found for copy in copies))
-
-
-def _cell(found: Mapping[str, Any], key: str) -> str:
-    return _mean(found[key], found["intervals"][key]) if key in found else ""
+def _cells(
+    means: Mapping[str, float], intervals: Mapping[str, Sequence[float]], keys: Sequence[str]
+) -> list[str]:
+    return [_mean(means[key], intervals[key]) if key in means else "" for key in keys]
 
 
 def _mean(mean: float, interval: Sequence[float]) -> str:
-    return f"{mean:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+    return "{:.3f} [{:.3f}, {:.3f}]".format(mean, *interval)

@@ -3,12 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from clara_jax.api import Clara
 from clara_jax.data.records import ScpRecord
 from clara_jax.errors import UserError, reason
-from clara_jax.evaluation import statistics
+from clara_jax.evaluation import results
 from clara_jax.evaluation.fidelity.pieces import Pieces
 from clara_jax.evaluation.journal import Piece
 from clara_jax.text import wording
@@ -94,19 +92,19 @@ def read_back(
     def paraphrase(given: Sequence[str]) -> Piece:
         return {"texts": clara.paraphrase(given, max_new_tokens)}
 
-    found = (pieces or Pieces()).each(part, read, paraphrase)
-    texts = [text for piece in found for text in piece["texts"]]
-    found = scored(texts, wanted, compare)
+    done = (pieces or Pieces()).each(part, read, paraphrase)
+    texts = [text for piece in done for text in piece["texts"]]
+    values = scored(texts, wanted, compare)
     if similar:
-        found["bert_score"] = similar(texts, wanted)
+        values["bert_score"] = similar(texts, wanted)
     samples = [
         {"origin": record.origin, "reference": reference, "read back": text}
         for record, reference, text in zip(records, wanted, texts, strict=True)
     ]
     return {
         "documents": len(records),
-        "means": {name: float(np.mean(values)) for name, values in found.items()},
-        "intervals": {name: list(statistics.interval(values)) for name, values in found.items()},
+        "means": results.means(values),
+        "intervals": results.intervals(values),
         "samples": samples,
     }
 

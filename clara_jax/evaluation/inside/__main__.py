@@ -87,7 +87,7 @@ def look(
         abilities.can(*loaded, "compress")
     if answering:
         abilities.can(model, trees, "answer")
-    pyplot()  # missing, it is told before any work
+    pyplot()  # a missing library is reported before any work
     files.make_folder(output)
     found: dict[str, Any] = {}
     left: list[str] = []

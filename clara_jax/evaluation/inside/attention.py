@@ -22,6 +22,7 @@ from clara_jax.models.decoder import Decoder, Layer
 from clara_jax.models.layers import RMSNorm, rotary_tables, rotate
 from clara_jax.plotting import FONT, heat_map, pyplot, shortened, slot_labels
 from clara_jax.runs.setup import Model
+from clara_jax.text.markdown import table
 
 _PARTS = 20  # of a document at most, where documents differ in length
 _LINE = 52  # tokens of the example beside each other
@@ -30,13 +31,16 @@ _DIFFERS = "□"
 
 
 def layer_weights(
-    config: ModelConfig, q_BTI: jax.Array, k_BTI: jax.Array, cos: jax.Array, sin: jax.Array,
+    config: ModelConfig,
+    q_BTI: jax.Array,
+    k_BTI: jax.Array,
+    rotary: tuple[jax.Array, jax.Array],
     mask_BTS: jax.Array,
-) -> jax.Array:  # fmt: skip
-    """Attention weights float32 [B, H, T, S] of queries and keys before rotation."""
+) -> jax.Array:
+    """Attention weights float32 [B, H, T, S] of queries and keys before the rotation."""
     B, T, _ = q_BTI.shape
-    q = rotate(q_BTI.reshape(B, T, config.n_heads, config.head_dim), cos, sin)
-    k = rotate(k_BTI.reshape(B, T, config.n_kv_heads, config.head_dim), cos, sin)
+    q = rotate(q_BTI.reshape(B, T, config.n_heads, config.head_dim), *rotary)
+    k = rotate(k_BTI.reshape(B, T, config.n_kv_heads, config.head_dim), *rotary)
     k = jnp.repeat(k, config.n_heads // config.n_kv_heads, axis=2)
     scores = jnp.einsum("bthc,bshc->bhts", q, k, preferred_element_type=jnp.float32)
     scores = jnp.where(mask_BTS[:, None], scores * config.head_dim**-0.5, -1e30)
@@ -78,22 +82,20 @@ def weights(
     mask_BTS &= segments_BT[:, :, None] == segments_BT[:, None]
     if config.sliding_window is not None:
         mask_BTS &= positions_BT[:, :, None] - positions_BT[:, None] < config.sliding_window
-    cos, sin = rotary_tables(config, positions_BT)
+    rotary = rotary_tables(config, positions_BT)
     module = Layer(config, decoder.lora, decoder.layout)
     caught = ("q_norm", "k_norm") if config.qk_norm else ("q", "k")
     adapter = (trees.get(role) or {}).get("layers")
 
     def layer(x_BTD: jax.Array, parts: tuple) -> tuple[jax.Array, jax.Array]:
         params, lora, number = parts
-        ((x_BTD, _), _), kept = module.apply(
-            {"params": params, **({} if lora is None else {"lora": lora})},
-            (x_BTD, None), number, cos, sin, mask_BTS, segments_BT,
-            capture_intermediates=lambda part, _: part.name in caught,
-            mutable=["intermediates"],
-        )  # fmt: skip
+        variables = {"params": params, **({} if lora is None else {"lora": lora})}
+        inputs = ((x_BTD, None), number, *rotary, mask_BTS, segments_BT)
+        catch = {"capture_intermediates": lambda part, _: part.name in caught}
+        ((x_BTD, _), _), kept = module.apply(variables, *inputs, **catch, mutable=["intermediates"])
         q, k = (kept["intermediates"]["attention"][name]["__call__"][0] for name in caught)
         q, k = (y.reshape(*tokens_BT.shape, -1) for y in (q, k))
-        seen_BHTS = layer_weights(config, q, k, cos, sin, mask_BTS)
+        seen_BHTS = layer_weights(config, q, k, rotary, mask_BTS)
         return x_BTD, clara.memory_vectors(config, trees, seen_BHTS.mean(1), tokens_BT)
 
     parts = trees["base"]["layers"], adapter, jnp.arange(config.n_layers)
@@ -173,28 +175,30 @@ def _in_parts(row_MT: np.ndarray, parts: int) -> np.ndarray:
     return np.add.reduceat(row_MT, edges[:-1], axis=1)
 
 
-def draw(found: dict[str, Any]) -> Any:
+def draw(result: dict[str, Any]) -> Any:
     """The average above, one document with its words below."""
-    seen = np.array(found["example"]["weights"])
+    seen = np.array(result["example"]["weights"])
     lines = min(-(-seen.shape[1] // _LINE), _LINES)
-    high = max(0.9, 0.2 * found["slots"])
+    high = max(0.9, 0.2 * result["slots"])
     figure, axes = pyplot().subplots(
         1 + lines, 1, figsize=(13, 1.2 + (1 + lines) * (high + 1.0)), layout="constrained"
     )
-    names = slot_labels(found["slots"])
-    heat_map(
-        axes[0], np.array(found["average"]["weights"]), names, found["average"]["labels"],
-        title=f"average over {found['documents']} documents ({_DIFFERS} where their words differ)"
-        if "%" not in found["average"]["labels"][0]
-        else f"average over {found['documents']} documents, in equal parts of their length",
-        numbers="",
-    )  # fmt: skip
+    names, average = slot_labels(result["slots"]), result["average"]
+    is_in_parts = "%" in average["labels"][0]
+    of = (
+        ", in equal parts of their length"
+        if is_in_parts
+        else f" ({_DIFFERS} where their words differ)"
+    )
+    title = f"average over {result['documents']} documents{of}"
+    values = np.array(average["weights"])
+    heat_map(axes[0], values, names, average["labels"], title=title, numbers="")
     most = float(seen.max())
     for n, ax in enumerate(axes[1:]):
         part = seen[:, n * _LINE : (n + 1) * _LINE]
         padded = np.full((len(seen), min(_LINE, seen.shape[1])), np.nan)
         padded[:, : part.shape[1]] = part
-        labels = found["example"]["labels"][n * _LINE : (n + 1) * _LINE]
+        labels = result["example"]["labels"][n * _LINE : (n + 1) * _LINE]
         labels += [""] * (padded.shape[1] - len(labels))
         image = heat_map(
             ax, padded, names, labels, title="one document" if not n else "", most=most, numbers=""
@@ -207,11 +211,11 @@ def draw(found: dict[str, Any]) -> Any:
     return figure
 
 
-def text(found: dict[str, Any]) -> list[str]:
+def text(result: dict[str, Any]) -> list[str]:
     """Where the attention of each slot falls, as lines of Markdown."""
-    names = list(found["share"])
-    lines = ["| | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
-    for slot in range(found["slots"]):
-        cells = (f"{found['share'][name][slot]:.3f}" for name in names)
-        lines.append(f"| slot {slot} | " + " | ".join(cells) + " |")
-    return lines
+    by_slot = zip(*result["share"].values(), strict=True)
+    rows = [
+        [f"slot {slot}", *(f"{share:.3f}" for share in shares)]
+        for slot, shares in enumerate(by_slot)
+    ]
+    return [table(["", *result["share"]], rows)]

@@ -19,8 +19,10 @@ from clara_jax.inference import answers as answers_lib
 from clara_jax.models.clara import Trees
 from clara_jax.plotting import FONT, pyplot
 from clara_jax.runs.setup import Model
+from clara_jax.text.markdown import table
 
-KINDS = ("new", "old", "other")  # follows the changed document, the old one, neither
+# What an answer follows: the changed document, the old one, neither.
+KINDS = {"new": "new fact", "old": "old fact", "other": "neither"}
 _COLOURS = {"new": "#0072b2", "old": "#e69f00", "other": "#bbbbbb"}
 _EXAMPLES = 5
 
@@ -62,13 +64,11 @@ def measure(model: Model, trees: Trees, given: Given, seed: int = 0) -> dict[str
         "passed_over": len(given.facts) - len(changes),
         "shares": shares,
         "answers": [
-            {
-                "question": fact.question, "old": fact.answer, "new": new,
-                **{name: answers[i] for name, answers in kept.items()},
-            }
+            {"question": fact.question, "old": fact.answer, "new": new}
+            | {name: answers[i] for name, answers in kept.items()}
             for i, (fact, new, _) in enumerate(changes)
         ],
-    }  # fmt: skip
+    }
 
 
 def follows(answer: str, new: str, old: str) -> str:
@@ -94,13 +94,13 @@ def _answers(
     return answers_lib.answers(model, trees, asked, model.config.eval.max_new_tokens, batch=batch)
 
 
-def draw(found: dict[str, Any]) -> Any:
+def draw(result: dict[str, Any]) -> Any:
     """Bars of what answers follow."""
     figure, axes = pyplot().subplots(figsize=(9, 3.4), layout="constrained")
-    names = list(found["shares"])
+    names = list(result["shares"])
     left = np.zeros(len(names))
-    for kind, label in zip(KINDS, ("new fact", "old fact", "neither"), strict=True):
-        widths = np.array([found["shares"][name][kind]["mean"] for name in names])
+    for kind, label in KINDS.items():
+        widths = np.array([result["shares"][name][kind]["mean"] for name in names])
         axes.barh(names, widths, left=left, color=_COLOURS[kind], label=label)
         for y, (start, width) in enumerate(zip(left, widths, strict=True)):
             if width > 0.05:
@@ -110,24 +110,32 @@ def draw(found: dict[str, Any]) -> Any:
         left += widths
     axes.invert_yaxis()
     axes.set(xlim=(0, 1), xlabel="share of answers")
-    axes.set_title(f"What answers follow when a fact changes ({found['changed']} facts)")
+    axes.set_title(f"What answers follow when a fact changes ({result['changed']} facts)")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, frameon=False)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def text(found: dict[str, Any]) -> list[str]:
+def text(result: dict[str, Any]) -> list[str]:
     """Shares with intervals, and a few answers, as lines of Markdown."""
-    lines = ["| document | new fact | old fact | neither |", "|---|---:|---:|---:|"]
-    for name, kinds in found["shares"].items():
-        cells = (
-            "{:.3f} ({:.3f}-{:.3f})".format(kinds[k]["mean"], *kinds[k]["interval"]) for k in KINDS
-        )
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += ["", f"{found['changed']} facts changed; {found['passed_over']} do not stand in their "
-              "document, or have no other answer of their kind.", ""]  # fmt: skip
-    for a in found["answers"][:_EXAMPLES]:
+    rows = [
+        [
+            name,
+            *(
+                "{mean:.3f} ({interval[0]:.3f}-{interval[1]:.3f})".format(**shares[k])
+                for k in KINDS
+            ),
+        ]
+        for name, shares in result["shares"].items()
+    ]
+    lines = [
+        table(["document", *KINDS.values()], rows),
+        "",
+        f"{result['changed']} facts changed; {result['passed_over']} do not stand in their "
+        "document, or have no other answer of their kind.",
+        "",
+    ]
+    for a in result["answers"][:_EXAMPLES]:
         said = a["memory, one fact changed"]
         lines.append(f"- {a['question']} {a['old']} → {a['new']}; from the memory: {said}")
     return lines

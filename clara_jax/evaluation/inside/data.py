@@ -13,7 +13,7 @@ from clara_jax.evaluation.asking import occurrence, place
 from clara_jax.runs.setup import Loaded, Model
 from clara_jax.stages import STAGES
 
-_KINDS = 12  # most questions that are told apart
+_KINDS = 12  # most questions that are shown beside each other
 
 
 @dataclasses.dataclass(frozen=True)

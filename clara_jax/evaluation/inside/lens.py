@@ -20,6 +20,7 @@ from clara_jax.models.clara import Trees
 from clara_jax.plotting import FONT, pyplot, shortened, slot_labels
 from clara_jax.runs.setup import Model
 from clara_jax.text import wording
+from clara_jax.text.markdown import table
 
 WORDS = 6  # a slot
 _EXAMPLES = 3
@@ -73,10 +74,9 @@ def measure(model: Model, trees: Trees, given: Given) -> dict[str, Any]:
         for name, slots in said.items():
             control = [lens.mark(words, record.question, other) for words in slots]
             counts[name].append((_distinct(marked[name]), _distinct(control)))
-        out.append({
-            "question": record.question, "answer": record.answers[0], "document": texts[0],
-            **{name: [_plain(words) for words in slots] for name, slots in marked.items()},
-        })  # fmt: skip
+        example = {"question": record.question, "answer": record.answers[0], "document": texts[0]}
+        plain = {name: [*map(_plain, slots)] for name, slots in marked.items()}
+        out.append(example | plain)
     return {
         "questions": len(asked),
         "role": "compressor" if trees.get("reasoner") is None else "reasoner",
@@ -123,14 +123,12 @@ def _plain(words: Sequence[Word]) -> list[list[Any]]:
     ]
 
 
-def draw(found: dict[str, Any]) -> Any:
+def draw(result: dict[str, Any]) -> Any:
     """Words of a few queries (left) and their documents (right), those of the document marked."""
-    examples = found["words"][:_EXAMPLES]
+    examples = result["words"][:_EXAMPLES]
     slots = min(len(examples[0]["query"]), _SLOTS)
-    figure, axes = pyplot().subplots(
-        len(examples), 2, figsize=(13, len(examples) * (1.1 + 0.3 * slots)),
-        layout="constrained", squeeze=False,
-    )  # fmt: skip
+    size = {"figsize": (13, len(examples) * (1.1 + 0.3 * slots)), "layout": "constrained"}
+    figure, axes = pyplot().subplots(len(examples), 2, squeeze=False, **size)
     for line, example in zip(axes, examples, strict=True):
         titles = {
             "query": f"query: {shortened(example['question'], 62)}",
@@ -143,42 +141,38 @@ def draw(found: dict[str, Any]) -> Any:
         "Logit lens: the words that each memory vector says, likeliest first\n"
         "orange: in the gold document and not in the question; short and function words left out",
         fontsize=12,
-    )  # fmt: skip
+    )
     return figure
 
 
 def _words(axes: Any, slots: Sequence[Sequence[Sequence[Any]]]) -> None:
     for y, words in enumerate(slots):
         for x, (word, _, marked) in enumerate(words):
-            axes.text(
-                x + 0.5, y + 0.5, shortened(word, 13), ha="center", va="center", fontsize=FONT,
-                bbox={"facecolor": _MARKED if marked else "#eeeeee", "edgecolor": "none", "pad": 2},
-            )  # fmt: skip
+            box = {"facecolor": _MARKED if marked else "#eeeeee", "edgecolor": "none", "pad": 2}
+            look = {"ha": "center", "va": "center", "fontsize": FONT, "bbox": box}
+            axes.text(x + 0.5, y + 0.5, shortened(word, 13), **look)
     axes.set(xlim=(0, WORDS), ylim=(len(slots), 0), xticks=[])
     axes.set_yticks(np.arange(len(slots)) + 0.5, slot_labels(len(slots)), fontsize=FONT)
     axes.tick_params(length=0)
-    for side in axes.spines.values():
-        side.set_visible(False)
+    axes.spines[:].set_visible(False)
 
 
-def text(found: dict[str, Any]) -> list[str]:
+def text(result: dict[str, Any]) -> list[str]:
     """The numbers and a few queries, as lines of Markdown; marked words are bold."""
-    names = {"query": f"the query ({found['role']})", "memory": "the document (compressor)"}
+    names = {"query": f"the query ({result['role']})", "memory": "the document (compressor)"}
+    difference = "{difference:.2f} ({interval[0]:.2f} to {interval[1]:.2f})"
+    rows = [
+        [label, f"{c['own']:.2f}", f"{c['another']:.2f}", difference.format(**c), f"{c['p']:.4f}"]
+        for c, label in ((result["counts"][name], label) for name, label in names.items())
+    ]
     lines = [
         f"Words of the gold document that the question does not hold, said by the vectors of each "
-        f"of {found['questions']} questions and documents, and as many of another document:",
+        f"of {result['questions']} questions and documents, and as many of another document:",
         "",
-        "| vectors of | its document | another | difference | p |",
-        "|---|---:|---:|---:|---:|",
+        table(["vectors of", "its document", "another", "difference", "p"], rows),
+        "",
     ]
-    for name, label in names.items():
-        c = found["counts"][name]
-        lines.append(
-            f"| {label} | {c['own']:.2f} | {c['another']:.2f} | {c['difference']:.2f} "
-            f"({c['interval'][0]:.2f} to {c['interval'][1]:.2f}) | {c['p']:.4f} |"
-        )
-    lines.append("")
-    for example in found["words"][:_EXAMPLES]:
+    for example in result["words"][:_EXAMPLES]:
         lines += [f"*{example['question']}* (answer: {example['answer']})", ""]
         for name in ("query", "memory"):
             for slot, words in enumerate(example[name][:_SLOTS]):

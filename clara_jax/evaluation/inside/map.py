@@ -20,6 +20,7 @@ from clara_jax.models.clara import Trees
 from clara_jax.plotting import FONT, pyplot
 from clara_jax.runs.setup import Model
 from clara_jax.stages import STAGES
+from clara_jax.text.markdown import table
 
 _FEWEST = 3
 
@@ -109,17 +110,15 @@ def apart(texts: np.ndarray, memories: np.ndarray) -> dict[str, Any]:
     }
 
 
-def draw(found: dict[str, Any]) -> Any:
+def draw(result: dict[str, Any]) -> Any:
     """A row of PCA and t-SNE for each model."""
-    models = found["models"]
+    models = result["models"]
     kinds = [k for k in ("pca", "tsne") if all(model[k] for model in models.values())]
-    figure, axes = pyplot().subplots(
-        len(models), len(kinds), figsize=(5.5 * len(kinds), 4.4 * len(models)),
-        layout="constrained", squeeze=False,
-    )  # fmt: skip
+    size = {"figsize": (5.5 * len(kinds), 4.4 * len(models)), "layout": "constrained"}
+    figure, axes = pyplot().subplots(len(models), len(kinds), squeeze=False, **size)
     for line, (name, model) in zip(axes, models.items(), strict=True):
         for ax, kind in zip(line, kinds, strict=True):
-            points, n = np.array(model[kind]["points"]), found["documents"]
+            points, n = np.array(model[kind]["points"]), result["documents"]
             texts, memories = points[:n], points[n:]
             for text, memory in zip(texts, memories, strict=True):
                 ax.plot(*zip(text, memory, strict=True), color="#cccccc", lw=0.4, zorder=0)
@@ -136,24 +135,24 @@ def draw(found: dict[str, Any]) -> Any:
             else:
                 ax.set(xticks=[], yticks=[])
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    title = f"Means of texts and of memories, {found['documents']} documents"
+    title = f"Means of texts and of memories, {result['documents']} documents"
     figure.suptitle(f"{title}\n(a line joins the two of a document)", fontsize=12)
     return figure
 
 
-def text(found: dict[str, Any]) -> list[str]:
+def text(result: dict[str, Any]) -> list[str]:
     """Distances, as lines of Markdown."""
-    lines = [
-        "| run | MSE weight | gap of the centres | gap, compressor's own states | cosine | "
-        "nearest text is its own | chance |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+    head = ["run", "MSE weight", "gap of the centres", "gap, compressor's own states", "cosine"]
+    rows = [
+        [
+            name,
+            "" if m["mse_weight"] is None else f"{m['mse_weight']:g}",
+            f"{m['gap']:.2f}",
+            f"{m['compressor_gap']:.2f}",
+            f"{m['cosine']:.3f}",
+            "{mean:.3f} ({interval[0]:.3f}-{interval[1]:.3f})".format(**m["nearest"]),
+            f"{m['chance']:.3f}",
+        ]
+        for name, m in result["models"].items()
     ]
-    for name, m in found["models"].items():
-        low, high = m["nearest"]["interval"]
-        weight = "" if m["mse_weight"] is None else f"{m['mse_weight']:g}"
-        lines.append(
-            f"| {name} | {weight} | {m['gap']:.2f} | {m['compressor_gap']:.2f} | "
-            f"{m['cosine']:.3f} | {m['nearest']['mean']:.3f} ({low:.3f}-{high:.3f}) | "
-            f"{m['chance']:.3f} |"
-        )
-    return lines
+    return [table([*head, "nearest text is its own", "chance"], rows)]

@@ -24,6 +24,7 @@ from clara_jax.models.clara import Trees
 from clara_jax.models.decoder import Decoder
 from clara_jax.plotting import FONT, heat_map, pyplot, shortened, slot_labels
 from clara_jax.runs.setup import Model
+from clara_jax.text.markdown import table
 
 PLACES = 5  # parts of a document by where a fact's answer stands
 _EXAMPLE = 8  # most facts of the example
@@ -149,47 +150,49 @@ def _concentration(needs_M: np.ndarray) -> float:
     return float(lost.max() / lost.sum()) if lost.sum() > 0 else 1 / len(lost)
 
 
-def draw(found: dict[str, Any]) -> Any:
+def draw(result: dict[str, Any]) -> Any:
     """Heat maps, slots over facts: needed above, sufficient below."""
-    panels = {name: p for name, p in found["panels"].items() if p["columns"]}
+    panels = {name: p for name, p in result["panels"].items() if p["columns"]}
     slots = len(next(iter(panels.values()))["needed"])
     widths = [max(len(p["columns"]), 3) for p in panels.values()]
+    size = {"figsize": (4 + 0.6 * sum(widths), 3.2 + 2 * max(1.6, 0.25 * slots))}
     figure, axes = pyplot().subplots(
-        2, len(panels), figsize=(4 + 0.6 * sum(widths), 3.2 + 2 * max(1.6, 0.25 * slots)),
-        layout="constrained", squeeze=False, width_ratios=widths,
-    )  # fmt: skip
+        2, len(panels), squeeze=False, width_ratios=widths, layout="constrained", **size
+    )
     titles = {"needed": "taken away: nats lost", "suffices": "alone: nats gained over none"}
     for line, (kind, title) in zip(axes, titles.items(), strict=True):
         for ax, (name, p) in zip(line, panels.items(), strict=True):
             labels = ["\n".join(map(shortened, c.split("\n"))) for c in p["columns"]]
             values = np.array(p[kind])
-            image = heat_map(
-                ax, values, slot_labels(slots) if ax is line[0] else [],
-                labels if kind == "suffices" else [], title=f"{name}\n{title}", least_most=_NATS,
-            )  # fmt: skip
+            rows = slot_labels(slots) if ax is line[0] else []
+            columns = labels if kind == "suffices" else []
+            heading = f"{name}\n{title}"
+            image = heat_map(ax, values, rows, columns, title=heading, least_most=_NATS)
             bar = figure.colorbar(image, ax=ax, fraction=0.04, pad=0.02)
             bar.ax.tick_params(labelsize=FONT)
             bar.set_label("nats", fontsize=FONT)
             if np.abs(values).max() < _NATS:
                 ax.set_xlabel(f"no effect of {_NATS:g} nats or more", fontsize=FONT)
-    what = "its mean over documents" if found["replaced_by"] == "mean" else "zeros"
+    what = "its mean over documents" if result["replaced_by"] == "mean" else "zeros"
     figure.suptitle(
-        f"Which memory slot carries which fact\n{found['facts']} facts of {found['documents']} "
-        f"documents; a slot taken away becomes {what}", fontsize=12,
-    )  # fmt: skip
+        f"Which memory slot carries which fact\n{result['facts']} facts of {result['documents']} "
+        f"documents; a slot taken away becomes {what}",
+        fontsize=12,
+    )
     return figure
 
 
-def text(found: dict[str, Any]) -> list[str]:
+def text(result: dict[str, Any]) -> list[str]:
     """The numbers, as lines of Markdown."""
-    lines = ["| slots that the generator reads | answers right | 95 % |", "|---|---:|---:|"]
-    for name, right in found["right"].items():
-        low, high = right["interval"]
-        lines.append(f"| {name} | {right['mean']:.3f} | {low:.3f}-{high:.3f} |")
-    c = found["concentration"]
+    rows = [
+        [name, f"{right['mean']:.3f}", "{:.3f}-{:.3f}".format(*right["interval"])]
+        for name, right in result["right"].items()
+    ]
+    c = result["concentration"]
     return [
-        *lines, "",
+        table(["slots that the generator reads", "answers right", "95 %"], rows),
+        "",
         f"Of all that a fact loses over the slots, its most important slot loses {c['mean']:.0%} "
         f"({c['interval'][0]:.0%}-{c['interval'][1]:.0%}); "
-        f"{found['concentration_if_even']:.0%} if slots shared evenly.",
-    ]  # fmt: skip
+        f"{result['concentration_if_even']:.0%} if slots shared evenly.",
+    ]

@@ -80,7 +80,7 @@ def test_weights_are_those_that_attention_mixes_values_with():
     mask = (jnp.arange(5)[:, None] >= jnp.arange(5)[None])[None]
     expected = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, mask)
     flat = (q.reshape(2, 5, -1), k.reshape(2, 5, -1))
-    seen = attention.layer_weights(SMALL, *flat, cos, sin, mask)
+    seen = attention.layer_weights(SMALL, *flat, (cos, sin), mask)
     mixed = jnp.einsum("bhts,bshc->bthc", seen, jnp.repeat(v, 2, axis=2)).reshape(2, 5, -1)
     np.testing.assert_allclose(mixed, expected, rtol=1e-4, atol=1e-5)
 
