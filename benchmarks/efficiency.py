@@ -22,16 +22,16 @@ from benchmarks.measure import Program, measured
 from benchmarks.programs import DOCUMENT, QUESTION, Options, make_setup
 from benchmarks.speed import alone
 from clara_jax import files
-from clara_jax.data import prompts
 from clara_jax.data.prompts import FRAME
 from clara_jax.errors import UserError, command
 from clara_jax.evaluation.efficiency_table import HEAD, PAPER, Row, cells
 from clara_jax.evaluation.paper import paper
 from clara_jax.inference import encode, generate
+from clara_jax.models.clara import Trees
 from clara_jax.models.config import PRESETS
 from clara_jax.models.decoder import Cache
-from clara_jax.runs.setup import Setup
-from clara_jax.text.markdown import markdown
+from clara_jax.runs.setup import Model
+from clara_jax.text.markdown import table
 
 TEMPLATE = 47  # tokens of the default prompt with SmolLM2's tokenizer, without documents, question
 
@@ -53,30 +53,30 @@ class Work:
 
 def measure(options: Options, work: Work, rate: int | None) -> Row:
     """Measures one rate, or the full text for None."""
-    setup = make_setup(options, stage="e2e", rate=rate or DOCUMENT)
-    M, D = len(setup.extra.memory), setup.model.d_model
-    asked, role = _asked(setup, work, rate is None)
-    ((_, arrays),) = generate.prompt_batches(asked, setup.extra, work.batch)
-    batch, trees = generate.put(setup, arrays), generate.needed(setup.trees, role)
-    never_V = np.zeros(setup.model.vocab_size, bool)
+    model, trees = make_setup(options, stage="e2e", rate=rate or DOCUMENT)
+    M, D = len(model.extra.memory), model.architecture.d_model
+    asked, role = _asked(model, work, rate is None)
+    ((_, arrays),) = generate.prompt_batches(asked, model.extra, work.batch)
+    batch, read = generate.put(model, arrays), generate.needed(trees, role)
+    never_V = np.zeros(model.architecture.vocab_size, bool)
 
     def answers(name: str, new_tokens: int) -> Program:
         compiled = generate.decode.lower(
-            setup.decoder, trees, batch, never_V, role=role, max_new_tokens=new_tokens
+            model.decoder, read, batch, never_V, role=role, max_new_tokens=new_tokens
         ).compile()
-        run = functools.partial(compiled, trees, batch, never_V)
+        run = functools.partial(compiled, read, batch, never_V)
         return Program(name, compiled, run, arrays.tokens_BT.size)
 
     programs = [answers("prompt", 1), answers("answer", work.new_tokens)]
     if rate is not None:
         programs += [
-            _encoding(setup, "compressor", work.batch, DOCUMENT),
-            _encoding(setup, "reasoner", work.batch, QUESTION),
+            _encoding(model, trees, "compressor", work.batch, DOCUMENT),
+            _encoding(model, trees, "reasoner", work.batch, QUESTION),
         ]
     found = measured(*programs)
     each = [result.seconds / work.batch for result in found] + [0.0, 0.0]
     length = arrays.tokens_BT.shape[1] + work.new_tokens - 1
-    cache = Cache.create(setup.model, 1, length)
+    cache = Cache.create(model.architecture, 1, length)
     return Row(
         "full text" if rate is None else f"{rate}x",
         compress=each[2],
@@ -90,30 +90,30 @@ def measure(options: Options, work: Work, rate: int | None) -> Row:
     )
 
 
-def _asked(setup: Setup, work: Work, as_text: bool) -> tuple[list[generate.Prompt], str | None]:
+def _asked(model: Model, work: Work, as_text: bool) -> tuple[list[generate.Prompt], str | None]:
     """Prompts of random tokens, and the adapter that reads them."""
-    rng, extra, k = np.random.default_rng(0), setup.extra, work.documents
+    rng, extra, k = np.random.default_rng(0), model.extra, work.documents
     length = TEMPLATE + QUESTION + k * DOCUMENT * as_text
     tokens = rng.integers(0, extra.vocab_size, (work.batch, length)).tolist()
     if as_text:
         return [generate.Prompt(row) for row in tokens], None
-    shape = (k * len(extra.memory), setup.model.d_model)
-    slots = list(prompts.slots(extra, k))
+    shape = (k * len(extra.memory), model.architecture.d_model)
+    slots = model.layout.slots(k)
     return [
         generate.Prompt(row[:TEMPLATE] + slots + row[TEMPLATE:], rng.standard_normal(shape, "f4"))
         for row in tokens
     ], "generator"
 
 
-def _encoding(setup: Setup, role: str, rows: int, text: int) -> Program:
+def _encoding(model: Model, trees: Trees, role: str, rows: int, text: int) -> Program:
     """Memories of texts by an adapter."""
-    rng, extra = np.random.default_rng(0), setup.extra
+    rng, extra = np.random.default_rng(0), model.extra
     tokens = rng.integers(0, extra.vocab_size, (rows, text + FRAME + len(extra.memory)), np.int32)
     tokens[:, 0], tokens[:, -len(extra.memory) :] = extra.enc, extra.memory
     positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape).copy()
-    arrays = [generate.put(setup, x) for x in (tokens, positions, np.ones_like(tokens))]
-    trees = generate.needed(setup.trees, role)
-    compiled = encode.encode_rows.lower(setup.decoder, role, False, trees, *arrays).compile()
+    arrays = [generate.put(model, x) for x in (tokens, positions, np.ones_like(tokens))]
+    trees = generate.needed(trees, role)
+    compiled = encode.encode_rows.lower(model.decoder, role, False, trees, *arrays).compile()
     return Program(role, compiled, functools.partial(compiled, trees, *arrays), tokens.size)
 
 
@@ -145,8 +145,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for rate in (None, *args.rate):  # minutes each, for a large model
         rows.append(alone(measure, options, work, rate))
         print(f"{rows[-1].name}: {rows[-1].answer:.3g} s an answer", file=sys.stderr, flush=True)
-    text = markdown(HEAD, cells(rows))
-    text += f"\n\n{PAPER}\n\n{markdown(*paper.seconds(args.rate))}"
+    text = table(HEAD, cells(rows))
+    text += f"\n\n{PAPER}\n\n{table(*paper.seconds(args.rate))}"
     print(text)
     if args.output:
         files.write(f"{args.output}.md", text + "\n")

@@ -30,8 +30,7 @@ from clara_jax.interop.clara_release import (
     HEAD,
     TABLES_FILE,
 )
-from clara_jax.models.config import ModelConfig
-from clara_jax.models.decoder import abstract_params
+from clara_jax.models.config import LoraConfig, ModelConfig
 
 RANK, LENGTH, RATE = 16, 256, 16
 _ROWS = 1000  # of a table that are drawn at a time
@@ -65,17 +64,11 @@ def write_release(folder: pathlib.Path, base: pathlib.Path, model: ModelConfig) 
     settings = release_config.Settings("e2e", (), LENGTH, RATE, 5, RANK, "/a/path/of/its/author")
     (folder / release_config.CONFIG).write_text(json.dumps(release_config.to_json(settings)))
 
+    shapes = native.expected(model, LoraConfig(RANK), LENGTH // RATE)["compressor"]
+
     def adapter() -> dict[str, np.ndarray]:
-        tree: dict = {"layers": {}}
-        for group in ("attention", "mlp"):
-            for name, leaf in abstract_params(model)["layers"][group].items():
-                n_layers, n_in, n_out = leaf["kernel"].shape
-                tree["layers"].setdefault(group, {})[name] = {
-                    key: rng.standard_normal((n_layers, RANK, n), np.float32).astype(
-                        ml_dtypes.bfloat16
-                    )
-                    for key, n in (("a", n_in), ("b", n_out))
-                }
+        tree = jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), shapes)
+        tree = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), tree)
         return adapters.to_tensors(tree, model)
 
     torch_zip_write.write(folder / ADAPTERS_FILE, {name: adapter() for name in ADAPTER_NAMES})
@@ -97,7 +90,7 @@ def write_release(folder: pathlib.Path, base: pathlib.Path, model: ModelConfig) 
 
 
 def write_tokenizer(folder: pathlib.Path, size: int) -> None:
-    """A tokenizer of so many words, for a base that has none."""
+    """A tokenizer of `size` words, for a base that has none."""
     words = {f"w{i}": i for i in range(size)}
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
     transformers.PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(str(folder))
@@ -106,14 +99,14 @@ def write_tokenizer(folder: pathlib.Path, size: int) -> None:
 def measure(source: str, base: str, workdir: str) -> list[Conversion]:
     """Imports a checkpoint and exports it to every format; to be called in a fresh process."""
     jax.config.update("jax_platforms", "cpu")
-    found = [_measured("import", lambda: import_model.run(source, workdir, base))]
+    results = [_measured("import", lambda: import_model.run(source, workdir, base))]
     size = os.path.getsize(os.path.join(workdir, native.WEIGHTS))
-    found[0] = dataclasses.replace(found[0], excess=found[0].excess - size, destination=size)
+    results[0] = dataclasses.replace(results[0], excess=results[0].excess - size, destination=size)
     for format in export_model.FORMATS:
         output = f"{workdir}-{format}"
         run = functools.partial(export_model.run, workdir, format, output)
-        found.append(_measured(format, run))
-    return found
+        results.append(_measured(format, run))
+    return results
 
 
 def _measured(what: str, run: Callable[[], int]) -> Conversion:

@@ -22,11 +22,18 @@ from typing import Any
 
 FAULTS = ("malformed", "cut", "length", "429", "500", "closed", "timeout")
 KEY = {  # of the reply's shape that a prompt states, in the order in which they are looked for
-    '"support"': "support", '"equivalence"': "equivalence", '"faithfulness"': "faithfulness",
-    '"verdicts"': "validate", '"answers"': "answers", '"covered"': "coverage",
-    '"nothing_lost"': "check_paraphrase", '"paraphrase"': "paraphrase", '"answer"': "instruct",
-    "two or more facts": "complex", '"questions"': "simple",
-}  # fmt: skip
+    '"support"': "support",
+    '"equivalence"': "equivalence",
+    '"faithfulness"': "faithfulness",
+    '"verdicts"': "validate",
+    '"answers"': "answers",
+    '"covered"': "coverage",
+    '"nothing_lost"': "check_paraphrase",
+    '"paraphrase"': "paraphrase",
+    '"answer"': "instruct",
+    "two or more facts": "complex",
+    '"questions"': "simple",
+}
 
 
 def luck(text: str, one_in: int) -> bool:
@@ -71,11 +78,16 @@ def reply(prompt: str) -> dict[str, Any]:
     if kind == "validate":
         return {
             "verdicts": [
-                {"number": i, "supported": not luck(pair, 20), "complete": True,
-                 "nothing_added": True, "reason": "x" if luck(pair, 20) else ""}
+                {
+                    "number": i,
+                    "supported": not luck(pair, 20),
+                    "complete": True,
+                    "nothing_added": True,
+                    "reason": "x" if luck(pair, 20) else "",
+                }
                 for i, pair in enumerate(items("pairs", prompt), 1)
             ]
-        }  # fmt: skip
+        }
     if kind == "coverage":
         round_ = prompt.count("What more is said of")
         covered = not luck(f"never {document}", 50) and (luck(document, 2) or round_ > 0)
@@ -87,8 +99,12 @@ def reply(prompt: str) -> dict[str, Any]:
         turned = sentences[1:] + sentences[:1] if again else sentences[::-1]
         return {"paraphrase": " ".join(turned) or document}
     good = not luck(f"bad {document}", 60) and not luck(between("paraphrase", prompt), 10)
-    return {"nothing_lost": good, "nothing_added": True, "restructured": True,
-            "problems": [] if good else ["something is lost"]}  # fmt: skip
+    return {
+        "nothing_lost": good,
+        "nothing_added": True,
+        "restructured": True,
+        "problems": [] if good else ["something is lost"],
+    }
 
 
 def support(prompt: str) -> dict[str, Any]:
@@ -197,8 +213,11 @@ class State:
         kind = kinds[self._random.randrange(len(kinds))]
         self._counts[kind] += 1
         if kind == "429":
-            server.send("429 Too Many Requests", {"error": {"message": "slower"}},
-                        f"Retry-After: {self._options.retry_after}\r\n")  # fmt: skip
+            server.send(
+                "429 Too Many Requests",
+                {"error": {"message": "slower"}},
+                f"Retry-After: {self._options.retry_after}\r\n",
+            )
         elif kind == "500":
             server.send("500 Internal Server Error", {"error": {"message": "out of order"}})
         elif kind == "closed":

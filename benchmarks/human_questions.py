@@ -13,7 +13,6 @@ documents, and evaluates both on the human questions of `--dev`.
 import argparse
 import collections
 import dataclasses
-import json
 import os
 import random
 import re
@@ -26,6 +25,7 @@ from typing import Any
 from clara_jax import config as config_lib
 from clara_jax import files
 from clara_jax.config import Config, Synthesis
+from clara_jax.data import records
 from clara_jax.data.records import ScpRecord
 from clara_jax.data.sources import JsonlSource
 from clara_jax.errors import UserError, command
@@ -33,13 +33,11 @@ from clara_jax.evaluation import evaluate
 from clara_jax.evaluation.metrics import f1
 from clara_jax.runs.workdir import newest_evaluation
 from clara_jax.synthesis import run as synthesis
+from clara_jax.text.markdown import markdown
 from clara_jax.text.normalise import normalise
 from clara_jax.training.train import train
 
-_KINDS = (
-    "how many", "how much", "how long", "how", "who", "whose", "when", "where", "which", "what",
-    "why",
-)  # fmt: skip
+_KINDS = "how many,how much,how long,how,who,whose,when,where,which,what,why".split(",")
 _AUXILIARIES = frozenset(
     "is are was were do does did has have had can could will would should may might".split()
 )
@@ -56,18 +54,18 @@ def kind(question: str) -> str:
     return min(found, key=lambda pair: (pair[0], -len(pair[1])))[1] if found else "other"
 
 
-def by_document(records: Iterable[ScpRecord], documents: Sequence[str] | None = None) -> Asked:
+def by_document(given: Iterable[ScpRecord], documents: Sequence[str] | None = None) -> Asked:
     """Pairs of the qa records by document.
 
     Args:
-        records: of any type.
+        given: records of any type.
         documents: those to file them under, where the records' own may be pieces of one; what is of
             none of these is left out. None: the records' own.
     """
     found: Asked = collections.defaultdict(list)
     homes: dict[str, str | None] = {}
     plain = {_plain(document): document for document in documents or ()}
-    for record in records:
+    for record in given:
         if record.data_type != "qa":
             continue
         document = record.document
@@ -137,19 +135,16 @@ def equal(human: Asked, synthetic: Asked, seed: int = 0) -> tuple[Asked, Asked]:
 
 def write(path: str, asked: Asked) -> None:
     """Writes records of the scp form, one a document."""
-    lines = [
-        json.dumps(
-            {
-                "data_type": "qa",
-                "question": [question for question, _ in pairs],
-                "answers": [answer for _, answer in pairs],
-                "docs": [document],
-            },
-            ensure_ascii=False,
-        )
+    values = (
+        {
+            "data_type": "qa",
+            "question": [question for question, _ in pairs],
+            "answers": [answer for _, answer in pairs],
+            "docs": [document],
+        }
         for document, pairs in asked.items()
-    ]
-    files.write(path, "".join(f"{line}\n" for line in lines))
+    )
+    records.write(path, values)
 
 
 def train_on(path: str, workdir: str, config: Config, dev: str) -> dict[str, float]:
@@ -168,11 +163,10 @@ def train_on(path: str, workdir: str, config: Config, dev: str) -> dict[str, flo
 def table(columns: dict[str, dict[str, float]]) -> str:
     """Markdown with a row for each number and a column for each set."""
     names = dict.fromkeys(name for column in columns.values() for name in column)
-    lines = [f"| | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
-    for name in names:
-        values = (f"{column.get(name, 0.0):.4g}" for column in columns.values())
-        lines.append(f"| {name} | {' | '.join(values)} |")
-    return "\n".join(lines)
+    cells = [
+        (name, *(f"{column.get(name, 0.0):.4g}" for column in columns.values())) for name in names
+    ]
+    return markdown(("", *columns), cells)
 
 
 def read_config(path: str, changes: Sequence[str]) -> Config:
@@ -205,12 +199,13 @@ def _like(value: Any) -> Callable[[str], Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.human_questions", description=__doc__,
+        prog="python -m benchmarks.human_questions",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("--human", required=True, help="records with human questions (scp form)")
     parser.add_argument("--output", required=True, help="folder for tables and runs")
-    parser.add_argument("--documents", type=int, default=0, help="at most so many; 0: all")
+    parser.add_argument("--documents", type=int, default=0, help="number of documents; 0 = all")
     parser.add_argument(
         "--synthetic", default="", help="records to compare with; else they are made"
     )
@@ -255,16 +250,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _synthesize(args: argparse.Namespace, documents: Sequence[str]) -> str:
     """Asks about documents by the endpoint; the file of records."""
     corpus = os.path.join(args.output, "documents.jsonl")
-    rows = []
-    for document in documents:
-        first, newline, rest = document.partition("\n")
-        title, text = (first, rest) if newline else ("", first)
-        rows.append(json.dumps({"title": title, "text": text}, ensure_ascii=False) + "\n")
-    files.write(corpus, "".join(rows))
+    parts = (("\n" * ("\n" not in text) + text).split("\n", 1) for text in documents)
+    records.write(corpus, ({"title": title, "text": text} for title, text in parts))
     options = Synthesis(
-        base_url=args.base_url, model=args.model, rounds=args.rounds, concurrency=args.concurrency,
-        paraphrase=False, near_duplicates=1.0,
-    )  # fmt: skip
+        base_url=args.base_url,
+        model=args.model,
+        rounds=args.rounds,
+        concurrency=args.concurrency,
+        paraphrase=False,
+        near_duplicates=1.0,
+    )
     config = config_lib.freeze(dataclasses.asdict(Config(synthesis=options, seed=args.seed)))
     folder = os.path.join(args.output, "synthetic")
     if code := synthesis.run(corpus, folder, config):  # it has told why

@@ -16,23 +16,21 @@ import threading
 import time
 from collections.abc import Iterator
 
-import flax.traverse_util
 import jax
 import ml_dtypes
 import numpy as np
 
 from clara_jax import config as config_lib
 from clara_jax import sharding
-from clara_jax.interop.weights import TABLE, tensor_names
+from clara_jax.interop import hf_config, hf_write
 from clara_jax.models.config import PRESETS, ModelConfig
 from clara_jax.models.decoder import abstract_params
-from clara_jax.runs import setup
+from clara_jax.runs import weights as weights_lib
 
 DEVICES = 8
 # How the measured runs hold the weights, and the mesh: (param_dtype, fsdp, tensor).
 RUNS = [(dtype, *mesh) for dtype in ("float32", "bfloat16", "int8") for mesh in ((8, 1), (4, 2))]
 
-_FILE_BYTES = 10**9  # of a file's tensors, unless one alone has more
 _BLOCK = 2**22  # elements that are drawn at a time
 _SECONDS = 0.005  # between two looks at the memory
 
@@ -73,7 +71,7 @@ class Import:
 
 
 def model_of(gigabytes: float) -> ModelConfig:
-    """Mistral 7B with as many layers, one at least, as make about so many GB in bfloat16."""
+    """Mistral 7B with as many layers, one at least, as make about `gigabytes` GB in bfloat16."""
     one, two = (
         sum(x.size for x in jax.tree.leaves(abstract_params(model)))
         for model in (dataclasses.replace(PRESETS["mistral_7b"], n_layers=n) for n in (1, 2))
@@ -83,51 +81,21 @@ def model_of(gigabytes: float) -> ModelConfig:
 
 
 def write_checkpoint(
-    folder: pathlib.Path, model: ModelConfig, file_bytes: int = _FILE_BYTES
+    folder: pathlib.Path, model: ModelConfig, file_bytes: int = hf_write.SHARD
 ) -> None:
     """Writes random bfloat16 weights in the Hugging Face layout, a block at a time.
 
     Args:
         folder: an empty folder, for config.json, the safetensors files and their index.
-        model: the architecture; of the Llama family.
+        model: the architecture.
         file_bytes: most bytes of a file's tensors, unless one alone has more.
     """
-    config = {
-        "model_type": "llama", "vocab_size": model.vocab_size, "hidden_size": model.d_model,
-        "intermediate_size": model.d_ff, "num_hidden_layers": model.n_layers,
-        "num_attention_heads": model.n_heads, "num_key_value_heads": model.n_kv_heads,
-        "head_dim": model.head_dim, "tie_word_embeddings": model.tied_embeddings,
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
-    files: list[dict[str, tuple[int, ...]]] = [{}]
-    held = 0
-    for name, shape in _tensors(model).items():
-        size = 2 * math.prod(shape)
-        if files[-1] and held + size > file_bytes:
-            files.append({})
-            held = 0
-        files[-1][name] = shape
-        held += size
+    (folder / "config.json").write_text(json.dumps(hf_config.hf_config(model)))
+    files = hf_write.plan(model, 2, file_bytes)
     rng = np.random.default_rng(0)
-    weight_map = {}
-    for number, tensors in enumerate(files, 1):
-        name = f"model-{number:05}-of-{len(files):05}.safetensors"
-        weight_map |= dict.fromkeys(tensors, name)
-        _write_file(folder / name, tensors, rng)
-    index = {"metadata": {}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-
-
-def _tensors(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor of a checkpoint, by its name."""
-    params = flax.traverse_util.flatten_dict(abstract_params(model), sep="/")
-    tensors = {}
-    for row in TABLE:
-        if row.path in params:
-            shape = params[row.path].shape[row.stacked :]
-            shape = shape[::-1] if row.transposed else shape
-            tensors |= dict.fromkeys(tensor_names(row, "hf", model.n_layers), shape)
-    return tensors
+    for name, tensors in files.items():
+        _write_file(folder / name, {tensor.name: tensor.shape for tensor in tensors}, rng)
+    hf_write.write_index(folder, files, 2)
 
 
 def _write_file(
@@ -160,12 +128,12 @@ def measure(folder: str, param_dtype: str, fsdp: int, tensor: int) -> Import:
         model=config_lib.Model(base=folder, param_dtype=param_dtype),
         mesh=config_lib.Mesh(data=1, fsdp=fsdp, tensor=tensor),
     )
-    model = setup.model_config(config)
+    model = weights_lib.model_config(config)
     mesh = sharding.make_mesh(config.mesh)
     baseline = memory("RssAnon")
     start = time.perf_counter()
     with sampled() as seen:
-        base = jax.block_until_ready(setup.load_base(config, model, mesh))
+        base = jax.block_until_ready(weights_lib.load_base(config, model, mesh))
     seconds = time.perf_counter() - start
     destination = sum(
         shard.data.nbytes for x in jax.tree.leaves(base) for shard in x.addressable_shards

@@ -9,22 +9,24 @@ their text, so that rules can be tuned on one and reported on the other.
 
 import argparse
 import collections
-import math
 import random
 import re
 import sys
 from collections.abc import Callable, Sequence
 
+from scipy import stats
+
 from clara_jax.data import records
+from clara_jax.data.documents import Document
 from clara_jax.data.sources import open_sources
 from clara_jax.errors import UserError, command
 from clara_jax.synthesis import checks
-from clara_jax.synthesis.document import Document, Pair
+from clara_jax.synthesis.checks import Pair
 from clara_jax.text import mentions, sentences
+from clara_jax.text.markdown import markdown
 
 CLEAN = "clean"
 HALVES = ("tune", "held")
-_Z = 1.959964  # of a 95 % interval
 
 Example = tuple[Document, Pair]
 Fault = Callable[[Example, "Sequence[Example]", random.Random], str | None]
@@ -103,12 +105,7 @@ def measure(
 
 def wilson(hits: int, total: int) -> tuple[float, float]:
     """95 % interval of a share."""
-    if not total:
-        return 0.0, 1.0
-    share, z2 = hits / total, _Z * _Z
-    middle = share + z2 / (2 * total)
-    wide = _Z * math.sqrt(share * (1 - share) / total + z2 / (4 * total * total))
-    return (middle - wide) / (1 + z2 / total), (middle + wide) / (1 + z2 / total)
+    return stats.binomtest(hits, total).proportion_ci(method="wilson") if total else (0.0, 1.0)
 
 
 def table(counts: dict[str, tuple[int, int]]) -> str:
@@ -119,12 +116,12 @@ def table(counts: dict[str, tuple[int, int]]) -> str:
         "**all faults**": tuple(map(sum, zip(*spoilt, strict=True))) if spoilt else (0, 0),
         "**clean**": counts.get(CLEAN, (0, 0)),
     }
-    lines = ["| kind | pairs | flagged | share | 95 % interval |", "|---|---|---|---|---|"]
+    cells = []
     for kind, (hits, total) in rows.items():
         low, high = wilson(hits, total)
-        share = hits / max(total, 1)
-        lines.append(f"| {kind} | {total} | {hits} | {share:.1%} | {low:.1%} to {high:.1%} |")
-    return "\n".join(lines)
+        share = f"{hits / max(total, 1):.1%}"
+        cells.append((kind, str(total), str(hits), share, f"{low:.1%} to {high:.1%}"))
+    return markdown(("kind", "pairs", "flagged", "share", "95 % interval"), cells)
 
 
 def _entity(answer: str) -> str | None:

@@ -15,14 +15,17 @@ import numpy as np
 from benchmarks.measure import Program, Result, measured
 from clara_jax import sharding
 from clara_jax.config import Config, Data, Mesh, Model, Train
-from clara_jax.data import prompts, scp_rows
+from clara_jax.data import scp_rows
 from clara_jax.data.packing import PADDED_DECODER, Report, measure
 from clara_jax.data.prompts import FRAME
+from clara_jax.data.reader import Reader
 from clara_jax.inference import generate
 from clara_jax.models import clara
+from clara_jax.models.clara import Trees
 from clara_jax.models.config import ExtraTokens
+from clara_jax.runs import setup as setup_lib
 from clara_jax.runs.lineage import Run
-from clara_jax.runs.setup import Setup, create
+from clara_jax.runs.setup import Loaded, create
 from clara_jax.training.losses import IGNORE
 from clara_jax.training.optim import make_optimizer
 from clara_jax.training.step import compile_step, init_optimizer, make_step
@@ -39,8 +42,13 @@ QUERY_ROW, ANSWER_ROW = 64, 192  # of the reasoner, of the generator: prompt and
 ANSWERS, NEW_TOKENS = 4, 64  # answered at once, tokens of each
 # The PyTorch release on two cores, float32, in u; e2e compresses and pads to 1,043 tokens there.
 RELEASE = {
-    "1 row": 47.0, "4 rows": 163.0, "compress": 7.5, "e2e": 340.0, "prompts": 13.0, "answer": 80.0,
-}  # fmt: skip
+    "1 row": 47.0,
+    "4 rows": 163.0,
+    "compress": 7.5,
+    "e2e": 340.0,
+    "prompts": 13.0,
+    "answer": 80.0,
+}
 RELEASE_MODEL = "smollm2_135m"
 
 
@@ -67,12 +75,15 @@ class Options:
     documents: int = 200_000
 
 
-def make_setup(options: Options, remat: str = "none", stage: str = "scp", **data: Any) -> Setup:
+def make_setup(options: Options, remat: str = "none", stage: str = "scp", **data: Any) -> Loaded:
     """A model as at the start of a stage, on one device."""
     config = Config(
         stage=stage,
         model=Model(
-            preset=options.preset, base=options.base, dtype=options.dtype, remat=remat,
+            preset=options.preset,
+            base=options.base,
+            dtype=options.dtype,
+            remat=remat,
             tokenizer="" if options.base else "facts",
         ),
         data=Data(
@@ -80,7 +91,7 @@ def make_setup(options: Options, remat: str = "none", stage: str = "scp", **data
             | data
         ),
         train=Train(loss_chunks=options.chunks),
-    )  # fmt: skip
+    )
     mesh = sharding.make_mesh(Mesh(data=1, fsdp=1, tensor=1), jax.devices()[:1])
     earlier = dataclasses.replace(config, stage="scp")  # which trained the compressor
     return create(config, mesh, [Run("", earlier)] if stage != "scp" else [])
@@ -94,13 +105,17 @@ def random_batch(extra: ExtraTokens, rows: int) -> dict[str, np.ndarray]:
     dec = _dialogues(rng, extra, rows, PADDED_DECODER, PROMPT - 1, documents=1)
     slots = _slots(extra, dec)
     slots[slots >= 0] += enc.shape[1] - M
-    return {"dec_slots": slots, "dec_targets": _labels(dec, PROMPT), **_side("enc", enc),
-            **_side("dec", dec)}  # fmt: skip
+    return {
+        "dec_slots": slots,
+        "dec_targets": _labels(dec, PROMPT),
+        **_side("enc", enc),
+        **_side("dec", dec),
+    }
 
 
-def question_batch(setup: Setup, compress: bool) -> dict[str, np.ndarray]:
+def question_batch(model: setup_lib.Model, compress: bool) -> dict[str, np.ndarray]:
     """One question with full-length candidates, compressed in the step or before."""
-    rng, extra, select = np.random.default_rng(0), setup.extra, setup.config.select
+    rng, extra, select = np.random.default_rng(0), model.extra, model.config.select
     M, N = len(extra.memory), select.candidates
     qry = _documents(rng, extra, 1, QUESTION)
     dec = _dialogues(rng, extra, 1, ANSWER_ROW, ASKED - QUESTION, select.k)
@@ -114,8 +129,8 @@ def question_batch(setup: Setup, compress: bool) -> dict[str, np.ndarray]:
         **_side("qry", qry, QUERY_ROW),
     }
     if not compress:
-        memories = rng.standard_normal((1, N, M, setup.model.d_model), np.float32)
-        return batch | {"memories": memories.astype(setup.model.dtype)}
+        memories = rng.standard_normal((1, N, M, model.architecture.d_model), np.float32)
+        return batch | {"memories": memories.astype(model.architecture.dtype)}
     enc = _documents(rng, extra, N, DOCUMENT)
     first = np.arange(1, N + 1, dtype=np.int32) * enc.shape[1] - M
     documents = {key: value[None] for key, value in _side("enc", enc).items()}
@@ -134,7 +149,7 @@ def _dialogues(
 ) -> np.ndarray:
     """Random tokens [rows, length] with the slots of so many documents before position `end`."""
     tokens = rng.integers(0, extra.vocab_size, (rows, length), np.int32)
-    slots = prompts.slots(extra, documents)
+    slots = [*extra.memory, extra.sep] * documents
     tokens[:, end - len(slots) : end] = slots
     return tokens
 
@@ -163,16 +178,20 @@ def _side(side: str, tokens: np.ndarray, length: int = 0) -> dict[str, np.ndarra
 
 
 def step_program(
-    setup: Setup, name: str, batch: dict[str, np.ndarray], release: float | None = None
+    model: setup_lib.Model,
+    trees: Trees,
+    name: str,
+    batch: dict[str, np.ndarray],
+    release: float | None = None,
 ) -> Program:
     """Whole train steps: forward, backward, clipping and AdamW."""
-    # Copies, for the step gives its state's memory away and the setup may serve another program.
-    trained = {key: jax.tree.map(jnp.copy, setup.trees[key]) for key in setup.config.trained}
-    frozen = {key: tree for key, tree in setup.trees.items() if key not in trained}
-    optimizer = make_optimizer(setup.config)
-    state = (trained, init_optimizer(setup, optimizer, trained))
-    rows = sharding.put_whole(sharding.batch_sharding(setup.mesh), batch)
-    step_fn = compile_step(setup, make_step(setup, optimizer), state)
+    # Copies, for the step gives its state's memory away and the model may serve another program.
+    trained = {key: jax.tree.map(jnp.copy, trees[key]) for key in model.config.trained}
+    frozen = {key: tree for key, tree in trees.items() if key not in trained}
+    optimizer = make_optimizer(model.config)
+    state = (trained, init_optimizer(model, optimizer, trained))
+    rows = sharding.put_whole(sharding.batch_sharding(model.mesh), batch)
+    step_fn = compile_step(model, make_step(model, optimizer), state)
     compiled = step_fn.lower(state, frozen, rows, np.int32(0)).compile()
 
     def run() -> Any:
@@ -192,29 +211,32 @@ def release(options: Options, name: str) -> float | None:
 
 def scp_step(options: Options, rows: int, remat: str) -> Result:
     """A train step of `rows` padded examples."""
-    setup = make_setup(options, remat)
+    model, trees = make_setup(options, remat)
     name = f"{rows} row{'s' * (rows > 1)}"
     full = f"scp step, {name}" + (f", remat {remat}" if remat != "none" else "")
-    batch = random_batch(setup.extra, rows)
-    return measured(step_program(setup, full, batch, release(options, name)))[0]
+    batch = random_batch(model.extra, rows)
+    return measured(step_program(model, trees, full, batch, release(options, name)))[0]
 
 
 def compress(options: Options) -> Result:
     """Compressing one document of full length, as one of COMPRESSED in a batch."""
-    setup = make_setup(options)
-    batch = random_batch(setup.extra, COMPRESSED)
+    model, trees = make_setup(options)
+    batch = random_batch(model.extra, COMPRESSED)
     arrays = [jnp.asarray(batch[f"enc_{x}"]) for x in ("tokens", "positions", "segments")]
 
     @jax.jit
     def memories(trees: clara.Trees, tokens: Any, positions: Any, segments: Any) -> Any:
-        hidden = clara.encode(setup.decoder, trees, tokens, positions, segments)
-        return clara.memory_vectors(setup.model, trees, hidden, tokens)
+        hidden = clara.encode(model.decoder, trees, tokens, positions, segments)
+        return clara.memory_vectors(model.architecture, trees, hidden, tokens)
 
-    compiled = memories.lower(setup.trees, *arrays).compile()
+    compiled = memories.lower(trees, *arrays).compile()
     program = Program(
-        "compress, 1 document", compiled, lambda: compiled(setup.trees, *arrays),
-        batch["enc_tokens"].size, release(options, "compress"),
-    )  # fmt: skip
+        "compress, 1 document",
+        compiled,
+        lambda: compiled(trees, *arrays),
+        batch["enc_tokens"].size,
+        release(options, "compress"),
+    )
     whole = measured(program)[0]
     return dataclasses.replace(
         whole,
@@ -226,10 +248,10 @@ def compress(options: Options) -> Result:
 
 def e2e_step(options: Options, compress: bool) -> Result:
     """A train step of one question with its candidates' texts, or with their memories."""
-    setup = make_setup(options, stage="e2e")
+    model, trees = make_setup(options, stage="e2e")
     name = "e2e step, " + ("20 documents" if compress else "20 memories")
-    batch = question_batch(setup, compress)
-    return measured(step_program(setup, name, batch, release(options, "e2e")))[0]
+    batch = question_batch(model, compress)
+    return measured(step_program(model, trees, name, batch, release(options, "e2e")))[0]
 
 
 def answer(options: Options) -> list[Result]:
@@ -239,19 +261,19 @@ def answer(options: Options) -> list[Result]:
         One token of each, which is the work of the prompts; and NEW_TOKENS of each, prompts
         included. No token ends an answer.
     """
-    setup = make_setup(options, stage="e2e")
-    rng, extra, k = np.random.default_rng(0), setup.extra, setup.config.select.k
+    model, trees = make_setup(options, stage="e2e")
+    rng, extra, k = np.random.default_rng(0), model.extra, model.config.select.k
     tokens = _dialogues(rng, extra, ANSWERS, ASKED, ASKED - QUESTION, k)
-    shape = (k * len(extra.memory), setup.model.d_model)
+    shape = (k * len(extra.memory), model.architecture.d_model)
     vectors = rng.standard_normal((ANSWERS, *shape), np.float32)
     asked = [generate.Prompt(*pair) for pair in zip(tokens.tolist(), vectors, strict=True)]
     ((_, arrays),) = generate.prompt_batches(asked, extra, ANSWERS)
-    trees, batch = generate.needed(setup.trees, "generator"), generate.put(setup, arrays)
-    never_V = np.zeros(setup.model.vocab_size, bool)
+    trees, batch = generate.needed(trees, "generator"), generate.put(model, arrays)
+    never_V = np.zeros(model.architecture.vocab_size, bool)
 
     def program(name: str, key: str, new_tokens: int) -> Program:
         compiled = generate.decode.lower(
-            setup.decoder, trees, batch, never_V, role="generator", max_new_tokens=new_tokens
+            model.decoder, trees, batch, never_V, role="generator", max_new_tokens=new_tokens
         ).compile()
         work = arrays.tokens_BT.size + ANSWERS * (new_tokens - 1)
         run = functools.partial(compiled, trees, batch, never_V)
@@ -269,17 +291,20 @@ def packing(options: Options) -> tuple[Result, Result, float, Report]:
     Returns:
         Both results, how many examples the packed rows hold on average, and the packing's report.
     """
-    setup = make_setup(options)
-    config, extra = setup.config, setup.extra
+    model, trees = make_setup(options)
+    config, extra = model.config, model.extra
     source = scp_rows.open_data(config)
-    lengths = scp_rows.row_lengths(config, setup.tokenizer, extra, source)
-    dataset = scp_rows.make_dataset(config, setup.tokenizer, extra, source=source, lengths=lengths)
+    reader = Reader(source, model.layout, config)
+    lengths = scp_rows.row_lengths(reader)
+    dataset = scp_rows.make_dataset(reader, lengths)
     report = measure(dataset, config.data, extra)
     rows = max(1, round(PADDED_ROWS * TOKENS / (lengths.encoder + lengths.decoder)))
     first = [row for row, _ in zip(dataset, range(rows), strict=False)]
     batch = {key: np.stack([row[key] for row in first]) for key in first[0]}
     padded, packed = measured(
-        step_program(setup, f"padded step, {PADDED_ROWS} rows", random_batch(extra, PADDED_ROWS)),
-        step_program(setup, f"packed step, {rows} row{'s' * (rows > 1)}", batch),
+        step_program(
+            model, trees, f"padded step, {PADDED_ROWS} rows", random_batch(extra, PADDED_ROWS)
+        ),
+        step_program(model, trees, f"packed step, {rows} row{'s' * (rows > 1)}", batch),
     )
     return padded, packed, rows * report.examples / report.rows, report

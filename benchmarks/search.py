@@ -1,4 +1,4 @@
-"""Search among many documents, in time and recall: `… evaluation.benchmark search`.
+"""Search among many documents, in time and recall: `python -m benchmarks.speed search`.
 
 The memories are made up, like those of a trained model in their spectrum. On 4,308 passages that
 SmolLM2 compressed 16 times (M * D = 9,216) the mean has a norm of 0.77 beside unit vectors, the
@@ -19,12 +19,12 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from clara_jax import config as config_lib
+from clara_jax.corpus.format import StorePart
 from clara_jax.corpus.search.keys import Recall
 from clara_jax.corpus.search.search import Search
 
@@ -40,23 +40,8 @@ RUNS = 30
 _BLOCK = 2048
 
 
-@dataclasses.dataclass(frozen=True)
-class RamPart:
-    """A part of a RamStore."""
-
-    name: str
-    rows: int
-
-
-@dataclasses.dataclass(frozen=True)
-class RamManifest:
-    """The parts of a RamStore."""
-
-    parts: tuple[RamPart, ...]
-
-
 class RamStore:
-    """What `Search` asks of a store, with memories in main memory.
+    """What `Search` needs of a store to search by keys, with memories in main memory.
 
     Args:
         path: folder for the keys.
@@ -66,7 +51,7 @@ class RamStore:
     def __init__(self, path: str, memories_RMD: np.ndarray):
         self.path, self._memories = path, memories_RMD
         self.rows, self.alive_R = len(memories_RMD), np.ones(len(memories_RMD), bool)
-        self.manifest = RamManifest((RamPart("00000", self.rows),))
+        self.parts = (StorePart("00000", self.rows, self.rows, 0, 0, 0),)
         os.makedirs(os.path.join(path, "parts", "00000"), exist_ok=True)
 
     def memories(self, rows: Sequence[int]) -> np.ndarray:
@@ -143,25 +128,24 @@ def measure(documents: int, key: int, candidates: int) -> list[str]:
     return lines
 
 
-def _recall(corpus: Corpus, store: Any, search: Search, candidates: int) -> list[str]:
+def _recall(corpus: Corpus, store: RamStore, search: Search, candidates: int) -> list[str]:
     queries = corpus.queries_nMD
     recall = Recall(queries, np.full(len(queries), -1), "cosine", 20)
     for first, block_bMD in store.blocks(_BLOCK):
         recall.add(first, block_bMD, store.alive_R[first : first + len(block_bMD)])
-    found = [
-        search.candidates(queries[i : i + BATCH], [""] * BATCH)
-        for i in range(0, len(queries), BATCH)
-    ]
-    found_nC = np.concatenate(found)
-    cosines = [f"{recall.scores[:, place].mean():.3f}" for place in (0, 1, 19)]
-    first_is_source = (recall.best[:, 0] == corpus.sources_n).mean()
+    starts = range(0, len(queries), BATCH)
+    rows_nC = np.concatenate(
+        [search.candidates(queries[i : i + BATCH], [""] * BATCH) for i in starts]
+    )
+    cosines = [f"{recall.scores_nb[:, place].mean():.3f}" for place in (0, 1, 19)]
+    first_is_source = (recall.best_nb[:, 0] == corpus.sources_n).mean()
     lines = [
         f"{len(queries)} queries; exact search finds the document that a query was made of first "
         f"for {first_is_source:.1%}; mean scores of the first, second and 20th: "
         + ", ".join(cosines)
     ]
     for count in sorted({20, 50, 100, candidates}):
-        lines.append(f"recall@20 among {count} candidates: {recall.of(found_nC[:, :count]):.2%}")
+        lines.append(f"recall@20 among {count} candidates: {recall.of(rows_nC[:, :count]):.2%}")
     return lines
 
 

@@ -30,12 +30,12 @@ from clara_jax.data.sources import Source, open_source
 from clara_jax.errors import UserError, command
 from clara_jax.inference.answers import answer_prompts
 from clara_jax.inference.encode import compress, encode_query
+from clara_jax.models.clara import Trees
 from clara_jax.runs.load import load_setup
-from clara_jax.runs.setup import Setup
-from clara_jax.serving.batching import common_prefix, prompt_ids, vector_places
+from clara_jax.runs.setup import Model
 from clara_jax.serving.device_rows import DeviceRows
 from clara_jax.serving.run import TOKEN
-from clara_jax.serving.slots import Choice, Slots
+from clara_jax.serving.slots import Slots, common_prefix, prompt_ids
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:
@@ -51,7 +51,7 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
 async def load(
     url: str, questions: Sequence[str], clients: int, seconds: float, max_new_tokens: int
 ) -> dict[str, Any]:
-    """Clients that ask one question after the other, streamed, for so long.
+    """Clients that ask one question after the other, streamed, for a time.
 
     A client that gets 429 comes again after the time that the server names.
 
@@ -86,11 +86,11 @@ async def load(
                 await asyncio.sleep(float(headers.get("retry-after", 1)))
 
     async def watch() -> list[dict[str, float]]:
-        found = []
+        gauges = []
         for i in range(3):
             await asyncio.sleep(max(0.0, until - seconds + i * seconds / 2 - time.monotonic()))
-            found.append(await _gauges(place))
-        return found
+            gauges.append(await _gauges(place))
+        return gauges
 
     watched, *_ = await asyncio.gather(watch(), *(client() for _ in range(clients)))
     return {
@@ -144,7 +144,7 @@ async def _post(place: Any, body: dict[str, Any], begun: float) -> Any:
 
 
 async def _gauges(place: Any) -> dict[str, float]:
-    """What the server tells of itself."""
+    """What the server reports of itself."""
     _, _, reader, writer = await _request(place, "GET", "/metrics")
     text = (await reader.read()).decode()
     writer.close()
@@ -162,16 +162,16 @@ async def _gauges(place: Any) -> dict[str, float]:
 
 
 def answering(
-    setup: Setup, records: Source, documents: int, count: int, max_new_tokens: int
+    model: Model, trees: Trees, records: Source, documents: int, count: int, max_new_tokens: int
 ) -> dict[str, Any]:
     """Seconds to the first token and to the last, from memories and from full texts.
 
     Both have the common start of their prompts cached, and read in the server's own programs.
     Every answer has `max_new_tokens`. What memories need before, compression, was done when they
-    were stored; what a search needs, the question's vectors, is told apart.
+    were stored; what a search needs, the question's vectors, is reported apart.
 
     Raises:
-        UserError: there are no two records with so many documents.
+        UserError: there are no two records with `documents` documents.
     """
     every = (records[i] for i in range(len(records)))
     enough = (record for record in every if len(record.documents) >= documents)
@@ -179,40 +179,39 @@ def answering(
     if len(records) < 2:
         raise UserError(f"no two records of --questions have {documents} documents")
     given = [list(record.documents[:documents]) for record in records]
-    asked = [record.question for record in records]
-    texts = [list(prompt.tokens) for prompt in answer_prompts(setup, asked, given)]
+    questions = [record.question for record in records]
+    texts = [list(prompt.tokens) for prompt in answer_prompts(model, questions, given)]
     start = texts[0][: min(common(texts[0], other) for other in texts[1:])]
-    compressed = compress(setup, [text for docs in given for text in docs])
+    compressed = compress(model, trees, [text for docs in given for text in docs])
     memories = compressed.memories
-    rows = DeviceRows(setup, len(memories), lambda hits, misses: None)
-    own = [prompt_ids(setup, question, documents) for question in asked]
+    rows = DeviceRows(
+        model, len(memories), lambda missing: memories[list(missing)], lambda hits, misses: None
+    )
+    own = [prompt_ids(model, question, documents) for question in questions]
 
     def slots(prompts: list[list[int]], prefix: list[int]) -> Slots:
         longest = max(map(len, prompts)) - len(prefix)
-        made = Slots(setup, prefix, 1, longest, max_new_tokens)
+        made = Slots(model, trees, prefix, 1, longest, max_new_tokens)
         made.warm_up(rows.table_RMD)
         return made
 
     readers = {
-        "memories": (slots(own, common_prefix(setup)), own),
+        "memories": (slots(own, common_prefix(model)), own),
         "texts": (slots(texts, start), texts),
     }
-    encode_query(setup, asked[:1], 1)
+    encode_query(model, trees, questions[:1], 1)
     seconds = collections.defaultdict(list)
     for i in range(len(records)):
         begun = time.perf_counter()
-        encode_query(setup, [asked[i]], 1)
+        encode_query(model, trees, [questions[i]], 1)
         seconds["query"].append(time.perf_counter() - begun)
         for name, (reader, prompts) in readers.items():
             begun = time.perf_counter()
-            ids, vectors = prompts[i][len(reader.prefix) :], []
+            places = []
             if name == "memories":
-                wanted = range(i * documents, (i + 1) * documents)
-                places = rows.place(list(wanted), {}, lambda missing: memories[list(missing)])
-                vectors = vector_places(setup, np.asarray(ids), places)
-            else:
-                vectors = np.full(len(ids), -1)
-            np.asarray(reader.prefill(0, ids, vectors, rows.table_RMD, Choice.create()))
+                wanted = list(range(i * documents, (i + 1) * documents))
+                places = rows.place(wanted, {})
+            np.asarray(reader.prefill(0, prompts[i], places, rows.table_RMD))
             seconds[f"{name} first"].append(time.perf_counter() - begun)
             for _ in range(max_new_tokens - 1):
                 np.asarray(reader.step())
@@ -255,15 +254,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     records = open_source(args.questions, form="qa")
     if args.what == "load":
-        asked = [records[i].question for i in range(len(records))]
-        found = asyncio.run(load(args.url, asked, args.clients, args.seconds, args.max_new_tokens))
+        questions = [records[i].question for i in range(len(records))]
+        report = asyncio.run(
+            load(args.url, questions, args.clients, args.seconds, args.max_new_tokens)
+        )
     elif args.workdir is None:
         raise UserError("answering needs --workdir, of the model")
     else:
-        setup = load_setup(args.workdir, args.base)
-        found = answering(setup, records, args.documents, args.count, args.max_new_tokens)
-    print(json.dumps(found, indent=2))
-    return int(args.what == "load" and not set(found["statuses"]) <= {"200", "429"})
+        model, trees = load_setup(args.workdir, args.base)
+        report = answering(model, trees, records, args.documents, args.count, args.max_new_tokens)
+    print(json.dumps(report, indent=2))
+    return int(args.what == "load" and not set(report["statuses"]) <= {"200", "429"})
 
 
 if __name__ == "__main__":

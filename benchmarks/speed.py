@@ -128,9 +128,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.speed", description=__doc__.split("\n", 1)[0]
     )
     parser.add_argument(
-        "what", nargs="*",
+        "what",
+        nargs="*",
         help=f"any of {', '.join(COMMANDS)}; default: all that can be measured, but the last three",
-    )  # fmt: skip
+    )
     parser.add_argument("--base", default="", help="base model; default: random weights")
     parser.add_argument("--preset", default="smollm2_135m", help="shape of the random weights")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])

@@ -1,4 +1,4 @@
-"""How fast documents become a store, in batches of like length and each padded to the limit.
+"""How fast documents become a store, in batches of similar length and each padded to the limit.
 
 python -m benchmarks.store --workdir=RUN --documents=corpus.jsonl
 """
@@ -19,21 +19,22 @@ from clara_jax.data.documents import stream
 from clara_jax.data.prompts import FRAME
 from clara_jax.errors import UserError, command
 from clara_jax.inference.encode import encode_batches
+from clara_jax.models.clara import Trees
 from clara_jax.runs.load import load_setup
-from clara_jax.runs.setup import Setup
+from clara_jax.runs.setup import Model
 
 REPEATS = 5  # the median counts
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Speeds:
     """Medians of both ways.
 
     Attributes:
         documents: of the sample.
         tokens: tokens of all documents, each padded to the limit, over those of the batches.
         possible: the same if no batch had padding.
-        seconds: CPU seconds of the sample, in batches of like length and padded.
+        seconds: CPU seconds of the sample, in batches of similar length and padded.
         wall: seconds of the clock.
     """
 
@@ -52,28 +53,32 @@ class Found:
         rates = [self.documents / taken for taken in (*self.seconds, *self.wall)]
         return (
             f"{self.documents} documents, median of {REPEATS}: {rates[0]:.2f} a CPU second in "
-            f"batches of like length, {rates[1]:.2f} padded: {self.ratio:.2f}x (by the clock "
+            f"batches of similar length, {rates[1]:.2f} padded: {self.ratio:.2f}x (by the clock "
             f"{rates[2]:.2f} and {rates[3]:.2f} a second); tokens of all: {self.tokens:.2f}x, "
             f"{self.possible:.2f}x possible"
         )
 
 
-def measure(setup: Setup, documents: Sequence[Sequence[int]], options: Store, sample: int) -> Found:
+def measure(
+    model: Model, trees: Trees, documents: Sequence[Sequence[int]], options: Store, sample: int
+) -> Speeds:
     """Compresses some of the documents both ways in turns.
 
     The sample is some of the batches that the whole would be compressed in, evenly spread over
     their lengths; what is padded are the same documents.
 
     Args:
-        setup: the model.
+        model: the model.
+        trees: its weights.
         documents: the compressor's input of each.
         options: of a store.
         sample: documents to compress, about.
     """
-    limit = setup.config.data.document_length + FRAME + len(setup.extra.memory)
+    limit = model.config.data.document_length + FRAME + len(model.extra.memory)
     parts = [documents[i : i + options.part] for i in range(0, len(documents), options.part)]
-    batches = [(part, b) for part in parts for b in encoder_batches(part, options.batch,
-                                                                    options.bucket)]  # fmt: skip
+    batches = [
+        (part, b) for part in parts for b in encoder_batches(part, options.batch, options.bucket)
+    ]
     used = sum(batch.tokens.size for _, batch in batches)
     read = sum(map(len, documents))
     batches.sort(key=lambda pair: pair[1].tokens.shape[1])
@@ -83,11 +88,11 @@ def measure(setup: Setup, documents: Sequence[Sequence[int]], options: Store, sa
 
     def bucketed() -> None:
         for texts in chosen:
-            _run(setup, texts, options.batch, options.bucket)
+            _run(model, trees, texts, options.batch, options.bucket)
 
     def padded() -> None:
         for texts in chosen:
-            _run(setup, texts, options.batch, limit)
+            _run(model, trees, texts, options.batch, limit)
 
     ways, taken = (bucketed, padded), ([], [])
     for way in ways:
@@ -96,14 +101,19 @@ def measure(setup: Setup, documents: Sequence[Sequence[int]], options: Store, sa
         for way, clocks in zip(ways, taken, strict=True):
             clocks.append(_clock(way))
     medians = [[statistics.median(column) for column in zip(*c, strict=True)] for c in taken]
-    return Found(
-        sum(map(len, chosen)), len(documents) * limit / used, len(documents) * limit / read,
-        (medians[0][0], medians[1][0]), (medians[0][1], medians[1][1]),
-    )  # fmt: skip
+    return Speeds(
+        sum(map(len, chosen)),
+        len(documents) * limit / used,
+        len(documents) * limit / read,
+        (medians[0][0], medians[1][0]),
+        (medians[0][1], medians[1][1]),
+    )
 
 
-def _run(setup: Setup, texts: Sequence[Sequence[int]], batch: int, bucket: int) -> None:
-    for _ in encode_batches(setup, "compressor", texts, batch, bucket):
+def _run(
+    model: Model, trees: Trees, texts: Sequence[Sequence[int]], batch: int, bucket: int
+) -> None:
+    for _ in encode_batches(model, trees, "compressor", texts, batch, bucket):
         pass
 
 
@@ -129,9 +139,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if min(args.batch, args.bucket, args.sample) < 1:
         raise UserError("--batch, --bucket and --sample must be at least 1")
-    setup = load_setup(args.workdir, args.base)
-    rows = [row.ids for document in stream(args.documents) for row in pieces.rows(setup, document)]
-    print(measure(setup, rows, Store(batch=args.batch, bucket=args.bucket), args.sample))
+    model, trees = load_setup(args.workdir, args.base)
+    rows = [row.ids for document in stream(args.documents) for row in pieces.rows(model, document)]
+    print(measure(model, trees, rows, Store(batch=args.batch, bucket=args.bucket), args.sample))
     return 0
 
 

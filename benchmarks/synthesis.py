@@ -52,8 +52,9 @@ def endpoint(*options: str) -> Iterator[str]:
     """Yields the address of an endpoint in a process of its own."""
     server = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.fake_endpoint", *options],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         yield server.stdout.readline().strip()
     finally:
@@ -73,10 +74,13 @@ def synthesize(
     """The command line of a run."""
     options = {"base_url": url, "model": "none", "concurrency": CONCURRENCY} | options
     return [
-        *program, "--mode=synthesize", f"--documents={documents}", f"--output={output}",
+        *program,
+        "--mode=synthesize",
+        f"--documents={documents}",
+        f"--output={output}",
         "--config=configs/synthesize.py",
         *(f"--config.synthesis.{name}={value}" for name, value in options.items()),
-    ]  # fmt: skip
+    ]
 
 
 def finish(line: Sequence[str], log: str) -> dict[str, Any]:

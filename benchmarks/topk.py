@@ -145,15 +145,17 @@ def agreement(
     return jnp.cumsum(per_slot_2K, axis=1) / jnp.arange(1, slots + 1)[None]
 
 
-def compare(found_SRN: np.ndarray, exact_RN: np.ndarray) -> tuple[float, float]:
+def compare(estimates_SRN: np.ndarray, exact_RN: np.ndarray) -> tuple[float, float]:
     """Mean cosine, and relative error after the best common scaling (module docstring)."""
-    found_SRN, exact_SRN = np.broadcast_arrays(found_SRN.astype(np.float64), exact_RN)
-    dot_SR = (found_SRN * exact_SRN).sum(-1)
-    norms_SR = np.linalg.norm(found_SRN, axis=-1) * np.linalg.norm(exact_SRN, axis=-1)
+    estimates_SRN, exact_SRN = np.broadcast_arrays(estimates_SRN.astype(np.float64), exact_RN)
+    dot_SR = (estimates_SRN * exact_SRN).sum(-1)
+    norms_SR = np.linalg.norm(estimates_SRN, axis=-1) * np.linalg.norm(exact_SRN, axis=-1)
     # A gradient that vanishes has no direction: it counts as one at a right angle.
     cosine_SR = np.divide(dot_SR, norms_SR, out=np.zeros_like(dot_SR), where=norms_SR > 0)
-    scale = dot_SR.sum() / max(np.square(found_SRN).sum(), 1e-300)
-    off = np.square(scale * found_SRN - exact_SRN).sum() / max(np.square(exact_SRN).sum(), 1e-300)
+    scale = dot_SR.sum() / max(np.square(estimates_SRN).sum(), 1e-300)
+    off = np.square(scale * estimates_SRN - exact_SRN).sum() / max(
+        np.square(exact_SRN).sum(), 1e-300
+    )
     return float(cosine_SR.mean()), math.sqrt(off)
 
 
@@ -170,11 +172,11 @@ def measure(problems: Problems, temperature: float, keys_S: jax.Array) -> Table:
     for k in [k for k in range(1, K + 1) if math.perm(N, k) <= MOST]:
         exact_RN = exact_gradient(problems, k, temperature)
         for method in ESTIMATORS:
-            found_SRN = estimates(problems, np.float32(k), method, temperature, keys[method])
-            found = {method: found_SRN.mean(0, keepdims=True)}
+            estimates_SRN = estimates(problems, np.float32(k), method, temperature, keys[method])
+            gradients = {method: estimates_SRN.mean(0, keepdims=True)}
             if method == "gumbel":
-                found[ONE_DRAW] = found_SRN
-            for name, gradients_SRN in found.items():
+                gradients[ONE_DRAW] = estimates_SRN
+            for name, gradients_SRN in gradients.items():
                 both = compare(np.asarray(gradients_SRN), exact_RN)
                 table["cosine"][name][k - 1], table["error"][name][k - 1] = both
     return table

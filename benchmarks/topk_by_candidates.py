@@ -3,7 +3,7 @@
     python -m benchmarks.topk_by_candidates --k=2 --temperature=0.1 --spread=0.3
 
 The longer the documents, the more pieces there are to choose from. The problems, estimators and
-quantities are those of `topk_table`, which has all k and temperatures at one number of candidates;
+quantities are those of `topk.py`, which has all k and temperatures at one number of candidates;
 here stand one k and one temperature, for several numbers. Writes OUTPUT.md and OUTPUT.png.
 """
 
@@ -27,10 +27,10 @@ Table = dict[str, dict[str, list[float]]]  # quantity, estimator, one for each n
 def by_candidates(
     candidates: Sequence[int], k: int, temperature: float, spread: float, problems: int, noise: int
 ) -> Table:
-    """Every quantity of every estimator, see `topk_table`.
+    """Every quantity of every estimator, see `topk.py`.
 
     Args:
-        candidates: numbers of them, each at least k; where there are more than topk_table.MOST
+        candidates: numbers of them, each at least k; where there are more than topk.MOST
             ordered selections, cosine and error are NaN.
         k: slots.
         temperature: tau.
@@ -39,7 +39,7 @@ def by_candidates(
         noise: draws of gumbel.
     """
     keys_S = jax.random.split(jax.random.key(0), noise)
-    found: Table = {quantity: {} for quantity in topk.QUANTITIES}
+    tables: Table = {quantity: {} for quantity in topk.QUANTITIES}
     for N in candidates:
         made = topk.make_problems(problems, N, 3.0, 0)
         made = made._replace(
@@ -47,14 +47,14 @@ def by_candidates(
         )
         for quantity, rows in topk.measure(made, temperature, keys_S).items():
             for name, values in rows.items():
-                found[quantity].setdefault(name, []).append(float(values[k - 1]))
-    return found
+                tables[quantity].setdefault(name, []).append(float(values[k - 1]))
+    return tables
 
 
-def markdown(found: Table, candidates: Sequence[int]) -> str:
+def markdown(tables: Table, candidates: Sequence[int]) -> str:
     """A table for each quantity."""
     parts = []
-    for quantity, rows in found.items():
+    for quantity, rows in tables.items():
         cells = [
             [name, *("" if math.isnan(x) else f"{x:.2f}" for x in row)]
             for name, row in rows.items()
@@ -64,15 +64,14 @@ def markdown(found: Table, candidates: Sequence[int]) -> str:
     return "\n\n".join(parts)
 
 
-def draw(found: Table, candidates: Sequence[int], title: str, path: str) -> None:
+def draw(tables: Table, candidates: Sequence[int], title: str, path: str) -> None:
     """Cosine and error over the number of candidates, and the soft mass on the hard selection."""
     figure, axes = pyplot().subplots(1, 3, figsize=(13.5, 4.4), layout="constrained")
     for ax, quantity in zip(axes, ("error", "cosine", "mass"), strict=True):
-        for i, (name, values) in enumerate(found[quantity].items()):
-            ax.plot(
-                candidates, values, label=name, color=COLOURS[i % len(COLOURS)],
-                marker="os^Dv<"[i % 6], ls="--" if i % 2 else "-", lw=1.6, ms=5,
-            )  # fmt: skip
+        for i, (name, values) in enumerate(tables[quantity].items()):
+            style = {"color": COLOURS[i % len(COLOURS)], "marker": "os^Dv<"[i % 6]}
+            dashes = "--" if i % 2 else "-"
+            ax.plot(candidates, values, label=name, ls=dashes, lw=1.6, ms=5, **style)
         ax.set(xscale="log", xlabel="candidates", ylim=(min(0.0, *ax.get_ylim()), None))
         ax.set_title(topk.QUANTITIES[quantity], fontsize=10)
         ax.set_xticks(candidates, [str(N) for N in candidates])
@@ -105,17 +104,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--candidates must be at least 2, --problems and --noise at least 1")
     if not all(1e-6 <= x <= 1e6 for x in (args.temperature, args.spread)):
         parser.error("--temperature and --spread must be from 1e-6 to 1e6")
-    found = by_candidates(
+    tables = by_candidates(
         candidates, args.k, args.temperature, args.spread, args.problems, args.noise
     )
-    text = markdown(found, candidates)
+    text = markdown(tables, candidates)
     print(text)
     title = f"Soft top-{args.k}, tau {args.temperature:g}, spread of the scores {args.spread:g}"
     try:
         files.write(f"{args.output}.md", f"## {title}\n\n{text}\n")
     except OSError as e:
         raise UserError(f"{args.output}.md: cannot be written ({e.strerror})") from e
-    draw(found, candidates, title, f"{args.output}.png")
+    draw(tables, candidates, title, f"{args.output}.png")
     print(f"written: {args.output}.md, {args.output}.png")
     return 0
 

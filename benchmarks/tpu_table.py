@@ -76,14 +76,14 @@ ROWS = (
 )
 
 
-def markdown(found: Sequence[tuple[Row, dict[str, Any]]]) -> str:
+def markdown(results: Sequence[tuple[Row, dict[str, Any]]]) -> str:
     """The table."""
     lines = [
         "| program | model | topology | options | HBM GiB | spare | compute s | interconnect s | "
         "step s | MFU |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for row, f in found:
+    for row, f in results:
         spare = 1 - f["hbm_bytes_per_device"] / f["hbm_limit_bytes"]
         keys = ("compute_seconds", "interconnect_seconds", "predicted_step_seconds")
         times = ["–" if f[key] is None else f"{f[key]:.3g}" for key in keys]
@@ -100,7 +100,7 @@ def compile_row(row: Row) -> dict[str, Any]:
     """The JSON object of `--mode=compile`.
 
     Raises:
-        UserError: it failed; its last line of errors is told.
+        UserError: it failed; its last line of errors is reported.
     """
     command_line = [sys.executable, "-m", "clara_jax.main", *row.arguments()]
     done = subprocess.run(command_line, capture_output=True, text=True)
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     known = _read(options.output)
     if options.output:
         open(options.output, "a", encoding="utf-8").close()  # rather now than after minutes
-    found = []
+    results = []
     for number, row in enumerate(rows, 1):
         if row.name not in known or known[row.name]["versions"] != versions():
             print(f"{number}/{len(rows)} {row.name}", file=sys.stderr, flush=True)
@@ -134,8 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if options.output:
                 with open(options.output, "a", encoding="utf-8") as f:
                     f.write(json.dumps({"name": row.name, **known[row.name]}) + "\n")
-        found.append((row, known[row.name]))
-    print(markdown(found))
+        results.append((row, known[row.name]))
+    print(markdown(results))
     return 0
 
 

@@ -19,23 +19,20 @@ import numpy as np
 from clara_jax import config
 from clara_jax.corpus import write
 from clara_jax.corpus.store import Store
-from clara_jax.data import prompts
 from clara_jax.data.records import ScpRecord
 from clara_jax.errors import UserError
 from clara_jax.inference import checks, rank
 from clara_jax.inference.answers import answer_prompts, answers
 from clara_jax.inference.checks import Documents
-from clara_jax.inference.encode import Compressed, compress, encode_query
-from clara_jax.inference.generate import Prompt, needed, prompt_batches, to_host
-from clara_jax.inference.sampling import Sampling, stop_texts
+from clara_jax.inference.encode import compress, encode_query
+from clara_jax.inference.generate import Prompt, generate, needed, prompt_batches, to_host
+from clara_jax.inference.sampling import GenerationOptions, Sampling
+from clara_jax.models.clara import Trees
 from clara_jax.runs import abilities
 from clara_jax.runs.load import load_setup
-from clara_jax.runs.setup import Setup
+from clara_jax.runs.setup import Model
 
-__all__ = [
-    "Answer", "Clara", "Compressed", "Documents", "answer_prompts", "answers", "compress",
-    "encode_query", "load",
-]  # fmt: skip
+__all__ = ["Answer", "Clara", "Documents", "compress", "encode_query", "load"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,12 +58,13 @@ class Clara:
     All methods raise UserError for arguments that cannot be meant.
 
     Args:
-        setup: model and tokenizer.
+        model: all but its weights.
+        trees: these.
         batch: most documents or prompts at once.
     """
 
-    def __init__(self, setup: Setup, batch: int = 16):
-        self.setup = setup
+    def __init__(self, model: Model, trees: Trees, batch: int = 16):
+        self.model, self.trees = model, trees
         self.batch = batch
 
     def compress(self, documents: Sequence[str]) -> np.ndarray:
@@ -74,8 +72,8 @@ class Clara:
 
         How many were longer than that is logged.
         """
-        abilities.can(self.setup, "compress")
-        return compress(self.setup, documents, self.batch).memories
+        abilities.can(self.model, self.trees, "compress")
+        return compress(self.model, self.trees, documents, self.batch).memories
 
     def compress_to(
         self, store: str | os.PathLike[str], documents: Iterable[str | Mapping[str, Any]]
@@ -87,7 +85,7 @@ class Clara:
             documents: texts, or mappings with `text` and perhaps `id` and `title`; streamed. Long
                 ones become several pieces.
         """
-        return write.add(store, self.setup, documents, config.Store(batch=self.batch))
+        return write.add(store, self.model, self.trees, documents, config.Store(batch=self.batch))
 
     def encode_query(self, questions: Sequence[str]) -> np.ndarray:
         """Memory vectors float32 [n, M, D] of questions, to compare documents' memories with.
@@ -95,8 +93,8 @@ class Clara:
         The query reasoner reads them. Where the model has none yet (after scp or instruct) the
         compressor serves, of which the reasoner is a copy at the start of e2e.
         """
-        abilities.can(self.setup, "encode_query")
-        return encode_query(self.setup, questions, self.batch)
+        abilities.can(self.model, self.trees, "encode_query")
+        return encode_query(self.model, self.trees, questions, self.batch)
 
     def rank(self, questions: Sequence[str], candidates: Sequence[Documents]) -> np.ndarray:
         """How well each question's candidates match it, by the score of `config.select.score`.
@@ -109,10 +107,10 @@ class Clara:
         Returns:
             Float32 [n, N] for the most candidates N; -inf where a question has fewer.
         """
-        questions, given = checks.documents_of_each(self.setup, questions, "candidates", candidates)
-        scored = [scores_N for _, scores_N in self._scored(questions, given)]
-        scores_nN = np.full((len(scored), max(map(len, scored), default=0)), -np.inf, np.float32)
-        for row, scores_N in zip(scores_nN, scored, strict=True):
+        questions, given = checks.documents_of_each(self.model, questions, "candidates", candidates)
+        scores = [scores_N for _, scores_N in self._scored(questions, given)]
+        scores_nN = np.full((len(scores), max(map(len, scores), default=0)), -np.inf, np.float32)
+        for row, scores_N in zip(scores_nN, scores, strict=True):
             row[: len(scores_N)] = scores_N
         return scores_nN
 
@@ -133,19 +131,18 @@ class Clara:
         Candidates are as for `rank`. `top_k` is `config.select.k` unless given; where there are
         fewer candidates, all are taken.
         """
-        abilities.can(self.setup, "ask")
-        top_k = self.setup.config.select.k if top_k is None else top_k
+        abilities.can(self.model, self.trees, "ask")
+        top_k = self.model.config.select.k if top_k is None else top_k
         checks.at_least_one("top_k", top_k)
-        how = _how(max_new_tokens, temperature, top_p, seed, stop)
-        questions, given = checks.documents_of_each(self.setup, questions, "candidates", candidates)
-        selected, found = [], []
+        options = _options(max_new_tokens, temperature, top_p, seed, stop)
+        questions, given = checks.documents_of_each(self.model, questions, "candidates", candidates)
+        selected, ranked = [], []
         for memories_NMD, scores_N in self._scored(questions, given):
             best = rank.best(scores_N, top_k)
             selected.append(memories_NMD[best])
-            found.append((tuple(best), tuple(scores_N[best].tolist())))
-        asked = answer_prompts(self.setup, questions, selected)
-        texts = answers(self.setup, asked, **how, batch=self.batch)
-        return [Answer(text, *parts) for text, parts in zip(texts, found, strict=True)]
+            ranked.append((tuple(best), tuple(scores_N[best].tolist())))
+        texts = self._texts(answer_prompts(self.model, questions, selected), options)
+        return [Answer(text, *parts) for text, parts in zip(texts, ranked, strict=True)]
 
     def answer(
         self,
@@ -159,11 +156,11 @@ class Clara:
         stop: str | Sequence[str] = "",
     ) -> list[str]:
         """Answers each question from all of its documents, in their order."""
-        abilities.can(self.setup, "answer")
-        how = _how(max_new_tokens, temperature, top_p, seed, stop)
-        questions, given = checks.documents_of_each(self.setup, questions, "documents", documents)
-        asked = answer_prompts(self.setup, questions, list(self._memories_of_each(given)))
-        return answers(self.setup, asked, **how, batch=self.batch)
+        abilities.can(self.model, self.trees, "answer")
+        options = _options(max_new_tokens, temperature, top_p, seed, stop)
+        questions, given = checks.documents_of_each(self.model, questions, "documents", documents)
+        memories = list(self._memories_of_each(given))
+        return self._texts(answer_prompts(self.model, questions, memories), options)
 
     def prompt_embeddings(
         self, questions: Sequence[str], documents: Sequence[Documents]
@@ -173,12 +170,12 @@ class Clara:
         What `answer` reads: embeddings of the prompt's tokens, memories at their places. For other
         engines that serve the merged model (`--mode=export --format=merged`).
         """
-        setup = self.setup
-        questions, given = checks.documents_of_each(setup, questions, "documents", documents)
-        asked = answer_prompts(setup, questions, list(self._memories_of_each(given)))
-        out: list[np.ndarray] = [np.empty(0)] * len(asked)
-        for index, batch in prompt_batches(asked, setup.extra, self.batch):
-            x_BTD = to_host(setup, batch.embed(setup.model, needed(setup.trees, None)))
+        model = self.model
+        questions, given = checks.documents_of_each(model, questions, "documents", documents)
+        prompts = answer_prompts(model, questions, list(self._memories_of_each(given)))
+        out: list[np.ndarray] = [np.empty(0)] * len(prompts)
+        for index, batch in prompt_batches(prompts, model.extra, self.batch):
+            x_BTD = to_host(model, batch.embed(model.architecture, needed(self.trees, None)))
             for i, x_TD, length in zip(index, x_BTD, batch.lengths_B, strict=False):
                 out[i] = x_TD[:length].astype(np.float32)
         return out
@@ -194,42 +191,39 @@ class Clara:
         stop: str | Sequence[str] = "",
     ) -> list[str]:
         """Says in other words what each document says, given as text or as its memory."""
-        setup = self.setup
-        abilities.can(setup, "paraphrase")
-        how = _how(max_new_tokens, temperature, top_p, seed, stop)
-        memories = self._memories(checks.documents(setup, "documents", documents))
-        slots = prompts.slots(setup.extra)
+        model = self.model
+        abilities.can(model, self.trees, "paraphrase")
+        options = _options(max_new_tokens, temperature, top_p, seed, stop)
+        memories = self._memories(checks.documents(model, "documents", documents))
+        slots = model.layout.slots()
         # The instruction depends on the data type alone.
         record = ScpRecord("paraphrase", (), ("",), "", "")
-        asked = [
-            Prompt(
-                prompts.scp_prompt(
-                    setup.tokenizer, setup.config.prompts, record, slots, setup.config.seed, i
-                ),
-                memory,
-            )
+        prompts = [
+            Prompt(model.layout.scp_prompt(record, slots, i), memory)
             for i, memory in enumerate(memories)
         ]
-        return answers(setup, asked, **how, batch=self.batch)
+        return self._texts(prompts, options)
 
     def answer_scp(
         self, questions: Sequence[str], documents: Documents, max_new_tokens: int = 32
     ) -> list[str]:
         """Answers one question about each document, as a model after pretraining is asked."""
-        setup = self.setup
+        model = self.model
         checks.at_least_one("max_new_tokens", max_new_tokens)
         questions = checks.texts("questions", questions)
-        given = checks.documents(setup, "documents", documents)
+        given = checks.documents(model, "documents", documents)
         if len(questions) != len(given):
             raise UserError(f"{len(questions)} questions for {len(given)} documents")
-        slots = prompts.slots(setup.extra)
-        asked = [
-            Prompt(
-                prompts.scp_question(setup.tokenizer, setup.config.prompts, slots, question), memory
-            )
+        slots = model.layout.slots()
+        prompts = [
+            Prompt(model.layout.scp_question(slots, question), memory)
             for question, memory in zip(questions, self._memories(given), strict=True)
         ]
-        return answers(setup, asked, max_new_tokens, batch=self.batch)
+        return answers(model, self.trees, prompts, max_new_tokens, batch=self.batch)
+
+    def _texts(self, prompts: Sequence[Prompt], options: GenerationOptions) -> list[str]:
+        generations = generate(self.model, self.trees, prompts, options, batch=self.batch)
+        return [generation.text.strip() for generation in generations]
 
     def _memories(self, given: list[str] | np.ndarray) -> np.ndarray:
         """Memories of texts; memories as they are."""
@@ -251,18 +245,17 @@ class Clara:
         self, questions: list[str], given: Sequence[list[str] | np.ndarray]
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Memories [N, M, D] of each question's candidates, and their scores [N]."""
-        queries, kind = self.encode_query(questions), self.setup.config.select.score
+        queries, kind = self.encode_query(questions), self.model.config.select.score
         for query_MD, memories_NMD in zip(queries, self._memories_of_each(given), strict=True):
             yield memories_NMD, rank.scores(query_MD, memories_NMD, kind)
 
 
-def _how(
+def _options(
     max_new_tokens: int, temperature: float, top_p: float, seed: int, stop: str | Sequence[str]
-) -> dict[str, Any]:
-    """The options of a method that generates, checked before any work, as `answers` takes them."""
+) -> GenerationOptions:
+    """The options of a method that generates, checked before any work."""
     checks.at_least_one("max_new_tokens", max_new_tokens)
-    sampling = Sampling(temperature, top_p, seed)
-    return {"max_new_tokens": max_new_tokens, "sampling": sampling, "stop": stop_texts(stop)}
+    return GenerationOptions(max_new_tokens, Sampling(temperature, top_p, seed), stop)
 
 
 def load(
@@ -283,4 +276,4 @@ def load(
     Raises:
         UserError: there is no such model, or base and model do not fit.
     """
-    return Clara(load_setup(path, base, param_dtype))
+    return Clara(*load_setup(path, base, param_dtype))

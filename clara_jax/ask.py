@@ -54,7 +54,7 @@ def run(
     texts = None if documents is None else read_documents(documents)
     opened = None if store is None else open_store(store)
     clara = api.load(workdir, base)
-    clara.ask([], [], **options)  # so that a wrong option is told before any work
+    clara.ask([], [], **options)  # so that a wrong option is reported before any work
     if texts is not None:
         memories = _compress(clara, texts)
 
@@ -62,21 +62,21 @@ def run(
             return show(clara.ask([question], [memories], **options)[0], texts)
 
     else:
-        setup = clara.setup
-        opened.check(setup)
+        model = clara.model
+        opened.check(model, clara.trees)
         search = Search(
-            opened, (config or setup.config).search, setup.mesh, setup.config.select.score
+            opened, (config or model.config).search, model.mesh, model.config.select.score
         )
 
         def answer(question: str) -> str:
             return show_hits(*from_store(clara, search, question, **options), search.store)
 
-    asked = False
+    is_empty = True
     for line in _lines() if question is None else [question]:
         if line.strip():
-            asked = True
+            is_empty = False
             print(answer(line.strip()), flush=True)
-    if not asked and not sys.stdin.isatty():
+    if is_empty and not sys.stdin.isatty():
         raise UserError("standard input holds no question; write one a line, or give --question")
     return 0
 
@@ -85,8 +85,8 @@ def from_store(
     clara: Clara, search: Search, question: str, top_k: int | None = None, **options: Any
 ) -> tuple[str, list[Hit]]:
     """The answer to a question from the documents that are found for it, and these."""
-    top_k = clara.setup.config.select.k if top_k is None else top_k
-    (hits,) = find(clara.setup, search, [question], top_k, clara.batch)
+    top_k = clara.model.config.select.k if top_k is None else top_k
+    (hits,) = find(clara.model, clara.trees, search, [question], top_k, clara.batch)
     if not hits:
         return "", hits
     memories_KMD = search.store.memories([hit.row for hit in hits])
@@ -95,20 +95,15 @@ def from_store(
 
 def show(answer: Answer, texts: Sequence[str]) -> str:
     """The answer, then a line for each selected document with its score."""
-    lines = [answer.text]
-    for i, score in zip(answer.indices, answer.scores, strict=True):
-        lines.append(f"  {score:7.4f}  {_start(texts[i])}")
-    return "\n".join(lines)
+    rows = zip(answer.indices, answer.scores, strict=True)
+    return "\n".join([answer.text, *(f"  {score:7.4f}  {_start(texts[i])}" for i, score in rows)])
 
 
 def show_hits(answer: str, hits: Sequence[Hit], store: Store) -> str:
     """The answer, then a line for each document with its score, id and title or first words."""
-    lines = [answer]
-    documents = store.documents([hit.row for hit in hits])
-    for hit, document in zip(hits, documents, strict=True):
-        title = document.title or document.text
-        lines.append(f"  {hit.score:7.4f}  {document.id}  {_start(title)}")
-    return "\n".join(lines)
+    rows = zip(hits, store.documents([hit.row for hit in hits]), strict=True)
+    lines = (f"  {hit.score:7.4f}  {d.id}  {_start(d.title or d.text)}" for hit, d in rows)
+    return "\n".join([answer, *lines])
 
 
 def _start(text: str) -> str:
@@ -123,9 +118,9 @@ def _compress(clara: Clara, texts: list[str]) -> np.ndarray:
         done += documents
         progress.update(done)
 
-    found = api.compress(clara.setup, texts, clara.batch, report)
+    memories = api.compress(clara.model, clara.trees, texts, clara.batch, report).memories
     progress.close()
-    return found.memories
+    return memories
 
 
 def _lines() -> Iterator[str]:

@@ -19,22 +19,25 @@ from clara_jax.errors import UserError
 class Mode:
     """What a mode runs: `function(**flags)` of a module of ours, which returns the exit code.
 
-    It gets the flags that it `needs` and `may` have, `config` frozen. `on_devices`: it runs here.
+    It gets the flags that it `needs` and `may` have, named with blanks between, `config` frozen.
+    `on_devices`: it runs here.
     """
 
     module: str
     function: str
-    needs: tuple[str, ...]
-    may: tuple[str, ...] = ()
+    needs: str
+    may: str = ""
     on_devices: bool = True
 
 
 # The flags of all modes, for absl.
 config_flags.DEFINE_config_file(
-    "config", None, "Config file, with a model as argument (a stage for quickstart.py and "
+    "config",
+    None,
+    "Config file, with a model as argument (a stage for quickstart.py and "
     "smollm2.py): configs/scp.py:mistral_7b. --config.group.option=value overrides; "
     "clara_jax/config.py lists all options.",
-)  # fmt: skip
+)
 flags.DEFINE_string("workdir", None, "Folder of the run: config, metrics, checkpoints.")
 flags.DEFINE_string("source", None, "Checkpoint to import: a directory or owner/name[/subfolder].")
 flags.DEFINE_string("output", None, "Folder that is made.")
@@ -82,31 +85,28 @@ def parse(argv: Sequence[str]) -> None:
         raise UserError(f"unexpected argument {rest[0]!r}; options are --name=value")
 
 
-def arguments(
-    mode: str, needs: Sequence[str], may: Sequence[str], every: Iterable[str]
-) -> dict[str, Any]:
+def arguments(name: str, mode: Mode, every: Iterable[str]) -> dict[str, Any]:
     """Values of the flags that were given.
 
     Args:
-        mode: its name.
-        needs: flags that it cannot do without.
-        may: flags that it takes beside these.
+        name: of the mode.
+        mode: the mode.
         every: flags of all modes.
 
     Raises:
         UserError: one is missing, or is not for this mode.
     """
-    given = {name: flags.FLAGS[name].value for name in every}
-    given = {name: value for name, value in given.items() if value is not None}
-    for name in _PATHS & set(given):  # after `=` shells leave a tilde as it is
-        given[name] = os.path.expanduser(given[name])
-    for name in needs:
-        if given.get(name) in (None, ""):
-            what = flags.FLAGS[name].help.split(". ")[0].rstrip(".")
-            raise UserError(f"--mode={mode} needs --{name}: {what}")
-    for name in given:
-        if name not in (*needs, *may):
-            raise UserError(f"--mode={mode} does not use --{name}; leave it out")
+    given = {flag: flags.FLAGS[flag].value for flag in every}
+    given = {flag: value for flag, value in given.items() if value is not None}
+    for flag in _PATHS & set(given):  # after `=` shells leave a tilde as it is
+        given[flag] = os.path.expanduser(given[flag])
+    for flag in mode.needs.split():
+        if given.get(flag) in (None, ""):
+            what = flags.FLAGS[flag].help.split(". ")[0].rstrip(".")
+            raise UserError(f"--mode={name} needs --{flag}: {what}")
+    for flag in given:
+        if flag not in f"{mode.needs} {mode.may}".split():
+            raise UserError(f"--mode={name} does not use --{flag}; leave it out")
     return given
 
 

@@ -10,23 +10,38 @@ import json
 import os
 import types
 import typing
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ml_collections
 
 from clara_jax import files
-from clara_jax.config_checks import get, validate
+from clara_jax.config_checks import (
+    AT_LEAST_1,
+    BELOW_1,
+    DRAW,
+    FOLDER,
+    METHOD,
+    NOT_NEGATIVE,
+    NOTHING,
+    ONE_OR_TWO,
+    PORT,
+    REMAT,
+    SCALE,
+    SCALE_OR_0,
+    SCHEDULE,
+    SEED,
+    SHARE,
+    Option,
+    choice,
+    get,
+    option,
+    options,
+    validate,
+)
 from clara_jax.errors import UserError
 from clara_jax.models.config import LoraConfig
-
-# What each stage trains; everything else is frozen, gets no gradient and no optimizer state.
-TRAINED: dict[str, tuple[str, ...]] = {
-    "scp": ("compressor", "generator", "memory"),
-    "instruct": ("compressor", "generator"),
-    "e2e": ("reasoner", "generator"),
-    "contrastive": ("reasoner",),
-}
-ADAPTERS = ("compressor", "reasoner", "generator")
+from clara_jax.stages import ADAPTERS, STAGES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +52,14 @@ class Model:
     base: str = ""  # HF directory, hub id or .gguf file; empty: random weights of `preset`
     tokenizer: str = ""  # HF directory or hub id, or `facts`; empty: the base's own
     vocab_size: int = 0  # overrides the preset's for random weights; 0: the preset's own
-    dtype: str = "float32"  # of activations and matmuls: float32 or bfloat16
-    param_dtype: str = "float32"  # of the base weights: float32, bfloat16, or int8 (matrices only)
+    dtype: str = choice("float32", "bfloat16")  # of activations and matmuls: float32 or bfloat16
+    # of the base weights: float32, bfloat16, or int8 (matrices only)
+    param_dtype: str = choice("float32", "bfloat16", "int8")
     # What the forward pass keeps for the backward one: none of it is computed twice; dots, outputs
     # of matmuls; q,k,v,gate or so, those of these linear layers alone; full, the layers' inputs.
-    remat: str = "none"
-    attention: str = "auto"  # xla, splash (TPU kernel), cudnn (GPU kernel); auto: splash on TPUs
+    remat: str = option("none", REMAT, ties=NOTHING)
+    # xla, splash (TPU kernel), cudnn (GPU kernel); auto: splash on TPUs
+    attention: str = choice("auto", "xla", "splash", "cudnn", ties=NOTHING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,42 +69,57 @@ class Data:
     sources: str = (
         ""  # with commas: file.jsonl, tfds:name/split, reconstruct:file.jsonl, text:…, 3*file.jsonl
     )
-    records: int = 0  # train on so many of them, chosen by the seed; 0: all
-    answers: str = "gold"  # to train on in instruct: gold, or teacher (the base, from full texts)
-    teacher_tokens: int = 64  # most new tokens of a teacher's answer
-    memories: str = ""  # folder of memories computed once (e2e, contrastive); empty: in each step
-    split: str = "train"  # train or dev: which side of `holdout` the sources give
-    holdout: float = 0.0  # share of the documents (by title) that belong to dev
-    tfds_dir: str = ""  # where TFDS keeps its data; empty: its default
-    document_length: int = 256  # tokens of a document's text; longer ones are cut and counted
-    rate: int = 16  # compression rate; M = document_length // rate memory tokens
+    records: int = option(0, NOT_NEGATIVE)  # number of records, sampled by seed; 0 = all
+    # to train on in instruct: gold, or teacher (the base, from full texts)
+    answers: str = choice("gold", "teacher")
+    teacher_tokens: int = option(64, AT_LEAST_1)  # most new tokens of a teacher's answer
+    # folder of memories computed once (e2e, contrastive); empty: in each step
+    memories: str = option("", FOLDER, ties=NOTHING)
+    split: str = choice("train", "dev")  # train or dev: which side of `holdout` the sources give
+    holdout: float = option(0.0, BELOW_1)  # share of the documents (by title) that belong to dev
+    tfds_dir: str = option("", ties=NOTHING)  # where TFDS keeps its data; empty: its default
+    # tokens of a document's text; longer ones are cut and counted
+    document_length: int = option(256, AT_LEAST_1, inherited=True)
+    # compression rate; M = document_length // rate memory tokens
+    rate: int = option(16, AT_LEAST_1, inherited=True)
     pack: bool = True  # several examples a row; false: one example a row, padded
-    encoder_row: int = 0  # tokens a row of the compressor's batch; 0: measured on the data
-    decoder_row: int = 0  # tokens a row of the generator's batch; 0: measured on the data
-    row_examples: int = 16  # most examples packed into one row
-    packing_bins: int = 64  # rows that are filled at the same time
-    epochs: int = 0  # passes over the data; 0: as many as the steps need
-    workers: int = 0  # processes that prepare a stream's data; 0: in the main one
-    shards: int = 0  # streams the records are shared out to, each read by one process; a batch has
-    # equal rows of each; 0: as many as processes when the run starts
+    # tokens a row of the compressor's batch; 0: measured on the data
+    encoder_row: int = option(0, NOT_NEGATIVE)
+    # tokens a row of the generator's batch; 0: measured on the data
+    decoder_row: int = option(0, NOT_NEGATIVE)
+    row_examples: int = option(16, AT_LEAST_1)  # most examples packed into one row
+    packing_bins: int = option(64, AT_LEAST_1)  # rows that are filled at the same time
+    epochs: int = option(0, NOT_NEGATIVE)  # passes over the data; 0: as many as the steps need
+    # processes that prepare a stream's data; 0: in the main one
+    workers: int = option(0, NOT_NEGATIVE)
+    # streams the records are shared out to, each read by one process; a batch has equal rows of
+    # each; 0: as many as there are processes when the run starts
+    shards: int = option(0, NOT_NEGATIVE, ties=DRAW)
 
 
 @dataclasses.dataclass(frozen=True)
 class Train:
     """The training loop."""
 
-    steps: int = 1000  # optimizer steps
-    batch_rows: int = 16  # rows a step, over all hosts and micro-batches
-    accumulate: int = 1  # micro-batches a step
-    only: str = ""  # train these of the stage's trees alone, as `generator`; empty: all
-    full: bool = False  # train the base itself instead of adapters (from scratch, quickstart)
-    mse_weight: float = 0.1  # lambda of the alignment loss (paper, eq. of section 3.1)
-    mse_into: str = "both"  # its gradient: both (paper, release) or memory (text states fixed)
-    loss_chunks: int = 1  # blocks of the cross-entropy over tokens; 1: all logits at once
-    log_every: int = 10  # steps between lines of metrics.jsonl
-    checkpoint_every: int = 500  # steps between checkpoints; the last step is always saved
-    keep_checkpoints: int = 2  # newest checkpoints kept
-    eval_every: int = 0  # steps between evaluations of the held-out CE; 0: never
+    steps: int = option(1000, AT_LEAST_1)  # optimizer steps
+    batch_rows: int = option(16, AT_LEAST_1)  # rows a step, over all hosts and micro-batches
+    accumulate: int = option(1, AT_LEAST_1)  # micro-batches a step
+    # train these of the stage's trees alone, as `generator`; empty: all
+    only: str = option("", ties=METHOD)
+    # train the base itself instead of adapters (from scratch, quickstart)
+    full: bool = option(False, ties=METHOD)
+    # lambda of the alignment loss (paper, eq. of section 3.1)
+    mse_weight: float = option(0.1, NOT_NEGATIVE)
+    # its gradient: both (paper, release) or memory (text states fixed)
+    mse_into: str = choice("both", "memory")
+    # blocks of the cross-entropy over tokens; 1: all logits at once
+    loss_chunks: int = option(1, AT_LEAST_1)
+    log_every: int = option(10, AT_LEAST_1)  # steps between lines of metrics.jsonl
+    # steps between checkpoints; the last step is always saved
+    checkpoint_every: int = option(500, AT_LEAST_1)
+    keep_checkpoints: int = option(2, AT_LEAST_1)  # newest checkpoints kept
+    # steps between evaluations of the held-out CE; 0: never
+    eval_every: int = option(0, NOT_NEGATIVE)
     tensorboard: bool = False  # also write TensorBoard events (needs tensorboardX)
 
 
@@ -95,43 +127,53 @@ class Train:
 class Optim:
     """AdamW and its learning rate."""
 
-    learning_rate: float = 1e-4  # peak
-    schedule: str = "cosine"  # cosine (to `final_fraction`) or constant, after the warm-up
-    warmup: float = 0.03  # share of the steps
-    final_fraction: float = 0.1  # of the peak, at the last step of the cosine
-    b1: float = 0.9
-    b2: float = 0.95
-    weight_decay: float = 0.0
-    clip: float = 1.0  # global gradient norm
-    memory_lr_scale: float = 1.0  # learning rate of the memory embeddings over that of the rest
+    learning_rate: float = option(1e-4, NOT_NEGATIVE)  # peak
+    # cosine (to `final_fraction`) or constant, after the warm-up
+    schedule: str = choice("cosine", "constant")
+    warmup: float = option(0.03, BELOW_1)  # share of the steps
+    final_fraction: float = option(0.1, SHARE)  # of the peak, at the last step of the cosine
+    b1: float = option(0.9, BELOW_1)
+    b2: float = option(0.95, BELOW_1)
+    weight_decay: float = option(0.0, NOT_NEGATIVE)
+    clip: float = option(1.0, SCALE)  # global gradient norm
+    # learning rate of the memory embeddings over that of the rest
+    memory_lr_scale: float = option(1.0, NOT_NEGATIVE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
     """The memory tokens."""
 
-    init: str = "mean"  # memory embeddings start at the mean of all (release), or at `tokens`
-    init_noise: float = 0.0  # standard deviation added, in units of the embeddings' own
-    positions: str = "after"  # rotary positions of memory tokens: after the text, or spread over it
+    # memory embeddings start at the mean of all (release), or at `tokens`
+    init: str = choice("mean", "tokens")
+    # standard deviation added, in units of the embeddings' own
+    init_noise: float = option(0.0, NOT_NEGATIVE)
+    # rotary positions of memory tokens: after the text, or spread over it
+    positions: str = choice("after", "spread", inherited=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class Select:
     """Ranking of a question's candidates, and the differentiable top-k (models/topk.py)."""
 
-    k: int = 5  # documents in a prompt; instruct takes so many of a record's, gold ones first
+    # documents in a prompt; instruct takes that number of a record's, gold ones first
+    k: int = option(5, AT_LEAST_1)
     # Most candidates of a question in training, where gold ones are kept first, and as many as are
-    # searched for by eval.setting.
-    candidates: int = 20
-    score: str = "cosine"  # of flattened memories (paper), or maxsim, mean (models/scores.py)
-    method: str = "straight_through"  # see models/topk.py; `hard` gives the reasoner no gradient
-    temperature: float = 0.02  # tau of the relaxation, where the training starts
-    final_temperature: float = 0.0  # tau at its end, reached geometrically; 0: constant
+    # retrieved by eval.setting.
+    candidates: int = option(20, AT_LEAST_1)
+    # of flattened memories (paper), or maxsim, mean (models/scores.py)
+    score: str = choice("cosine", "maxsim", "mean")
+    # see models/topk.py; `hard` gives the reasoner no gradient
+    method: str = choice("straight_through", "gumbel", "softsort", "neuralsort", "lapsum", "hard")
+    temperature: float = option(0.02, SCALE)  # tau of the relaxation, where the training starts
+    # tau at its end, reached geometrically; 0: constant
+    final_temperature: float = option(0.0, SCALE_OR_0)
     relative: bool = False  # tau in units of the scores' spread, of each micro-batch
     compat: bool = False  # taken candidates keep a factor of 1e-8 of the softmax (release)
-    contrastive_temperature: float = 0.02  # of InfoNCE
-    teacher_weight: float = 1.0  # contrastive: of the KL to `teacher_scores` of the records
-    teacher_temperature: float = 1.0  # of the softmax of those scores
+    contrastive_temperature: float = option(0.02, SCALE)  # of InfoNCE
+    # contrastive: of the KL to `teacher_scores` of the records
+    teacher_weight: float = option(1.0, SCALE_OR_0)
+    teacher_temperature: float = option(1.0, SCALE)  # of the softmax of those scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,18 +181,21 @@ class Eval:
     """`--mode=evaluate`."""
 
     sources: str = ""  # records to evaluate on; empty: the dev side of data.sources
-    records: int = 100  # at most so many, from the start; 0: all
-    batch: int = 16  # records at once
-    max_new_tokens: int = 32  # of an answer
-    k: int = 0  # documents in a prompt, where there are candidates; 0: select.k, as trained
+    records: int = option(100, NOT_NEGATIVE)  # the first ones; 0 = all
+    batch: int = option(16, AT_LEAST_1)  # records at once
+    max_new_tokens: int = option(32, AT_LEAST_1)  # of an answer
+    # documents in a prompt, where there are candidates; 0: select.k, as trained
+    k: int = option(0, NOT_NEGATIVE)
     untrained: bool = False  # evaluate the model as it starts, before any training
     baselines: bool = True  # also without any document, and with its full text
     # Of evaluation/joint.py or scp.py, with commas, or `every`; empty: the usual ones.
     conditions: str = ""
     # Candidates of a question: given by its record; normal, the select.candidates best of all
     # documents of the sources by BM25; oracle, these with the gold ones put among them.
-    setting: str = "given"
-    store: str = ""  # memories from a store (--mode=compress) of all documents; empty: made anew
+    setting: str = choice("given", "normal", "oracle")
+    store: str = (
+        ""  # memories from a store (--mode=compress) of all documents; empty: compressed again
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,28 +241,35 @@ class Prompts:
 class Synthesis:
     """`--mode=synthesize`: training data from documents by an OpenAI-compatible endpoint."""
 
-    task: str = "scp"  # questions and paraphrases of each document; or instruct, teacher's answers
+    # questions and paraphrases of each document; or instruct, teacher's answers
+    task: str = choice("scp", "instruct", ties=METHOD)
     base_url: str = ""  # of the endpoint, such as http://127.0.0.1:8000/v1; empty: OPENAI_BASE_URL
-    model: str = ""  # its name there; the key is OPENAI_API_KEY
-    temperature: float = 0.7  # of questions and paraphrases; checks are greedy
-    max_tokens: int = 1024  # of a reply
-    timeout: float = 120.0  # seconds for a reply
-    retries: int = 5  # of a request, after errors of the network or the server, with backoff
-    repairs: int = 2  # new requests for a reply that is not the JSON that was asked for
-    concurrency: int = 32  # requests in flight
-    rounds: int = 10  # of questions about what is not covered yet, at most
+    model: str = option("", ties=METHOD)  # its name there; the key is OPENAI_API_KEY
+    # of questions and paraphrases; checks are greedy
+    temperature: float = option(0.7, NOT_NEGATIVE, ties=METHOD)
+    max_tokens: int = option(1024, AT_LEAST_1, ties=METHOD)  # of a reply
+    timeout: float = option(120.0, SCALE)  # seconds for a reply
+    # of a request, after errors of the network or the server, with backoff
+    retries: int = option(5, NOT_NEGATIVE)
+    # new requests for a reply that is not the JSON that was asked for
+    repairs: int = option(2, NOT_NEGATIVE)
+    concurrency: int = option(32, AT_LEAST_1)  # requests in flight
+    # of questions about what is not covered yet, at most
+    rounds: int = option(10, NOT_NEGATIVE, ties=METHOD)
     # Documents whose questions still leave facts out then: exclude, as in the paper, or keep pairs.
-    uncovered: str = "exclude"
-    paraphrase: bool = True  # also one paraphrase of each document
-    documents: int = 0  # at most so many, from the start; 0: all
+    uncovered: str = choice("exclude", "keep", ties=METHOD)
+    paraphrase: bool = option(True, ties=METHOD)  # also one paraphrase of each document
+    documents: int = option(0, NOT_NEGATIVE)  # the first ones; 0 = all
     prompts: str = ""  # folder with prompts of your own; empty: those of the package
     demonstrations: str = ""  # file of worked examples that the prompts show
-    language: str = "English"  # of questions, answers and paraphrases
+    language: str = option("English", ties=METHOD)  # of questions, answers and paraphrases
     tokenizer: str = ""  # that documents are measured with; empty: words and marks, a third more
     exclude: str = ""  # evaluation files, with commas: passages that occur in them are left out
-    near_duplicates: float = 0.8  # Jaccard similarity from which a document is a copy; 1: exact
-    input_price: float = 0.0  # of a million tokens read, for the estimate of the cost
-    output_price: float = 0.0  # of a million tokens written
+    # Jaccard similarity from which a document is a copy; 1: exact
+    near_duplicates: float = option(0.8, SHARE, SCALE)
+    # of a million tokens read, for the estimate of the cost
+    input_price: float = option(0.0, NOT_NEGATIVE)
+    output_price: float = option(0.0, NOT_NEGATIVE)  # of a million tokens written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,63 +277,75 @@ class Serve:
     """`--mode=serve`: answers over HTTP from a store."""
 
     host: str = "127.0.0.1"  # address to listen on; 0.0.0.0: all of the machine's
-    port: int = 8000
+    port: int = option(8000, PORT)
     token_file: str = ""  # file with the bearer token; empty: CLARA_TOKEN, and without it none
-    slots: int = 8  # answers decoded at the same time
-    queue: int = 64  # requests that may wait; more get 429
-    deadline: float = 60.0  # seconds from a request to the end of its answer
-    prompt_tokens: int = 512  # most tokens of a prompt after the start that all prompts share
-    max_new_tokens: int = 128  # most tokens of an answer
-    cached: int = 1024  # documents whose memories stay on the device
-    body: int = 2**20  # most bytes of a request
+    slots: int = option(8, AT_LEAST_1)  # answers decoded at the same time
+    queue: int = option(64, AT_LEAST_1)  # requests that may wait; more get 429
+    deadline: float = option(60.0, SCALE)  # seconds from a request to the end of its answer
+    # most tokens of a prompt after the start that all prompts share
+    prompt_tokens: int = option(512, AT_LEAST_1)
+    max_new_tokens: int = option(128, AT_LEAST_1)  # most tokens of an answer
+    cached: int = option(1024, AT_LEAST_1)  # documents whose memories stay on the device
+    body: int = option(2**20, AT_LEAST_1)  # most bytes of a request
 
 
 @dataclasses.dataclass(frozen=True)
 class Store:
     """A store of compressed documents (`--mode=compress`)."""
 
-    dtype: str = "bfloat16"  # of a new store's memories: bfloat16, or int8 with a scale a vector
-    part: int = 1024  # of a new store: documents, or pieces of long ones, that are written together
-    batch: int = 16  # documents compressed at once
-    bucket: int = 32  # lengths of rows are multiples of it: few shapes are compiled
+    # of a new store's memories: bfloat16, or int8 with a scale a vector
+    dtype: str = choice("bfloat16", "int8")
+    # of a new store: documents, or pieces of long ones, that are written together
+    part: int = option(1024, AT_LEAST_1)
+    batch: int = option(16, AT_LEAST_1)  # documents compressed at once
+    # lengths of rows are multiples of it: few shapes are compiled
+    bucket: int = option(32, AT_LEAST_1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Search:
     """Search in a store of compressed documents (corpus/search)."""
 
-    by: str = "fused"  # candidates by keys of the memories, by bm25 (words), or both, fused
-    key: int = 512  # numbers of a document's key, principal components of its memory
-    candidates: int = 200  # documents of a question that are scored exactly
+    # candidates by keys of the memories, by bm25 (words), or both, fused
+    by: str = choice("fused", "keys", "bm25")
+    # numbers of a document's key, principal components of its memory
+    key: int = option(512, AT_LEAST_1)
+    candidates: int = option(200, AT_LEAST_1)  # documents of a question that are scored exactly
     rescore: bool = True  # the trained score decides; else candidates keep their order
-    hops: int = 1  # 2: search again with the question and the best document's text
+    # 2: search again with the question and the best document's text
+    hops: int = option(1, ONE_OR_TWO)
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """All of a run."""
 
-    stage: str = "scp"  # scp, instruct, e2e or contrastive
-    seed: int = 0  # of initialisation, dropout and data order
-    init_from: str = ""  # workdir of an earlier stage whose trained trees this one starts from
-    generator_init: str = "carry"  # from there, or fresh (release, in instruct)
-    reasoner_init: str = "copy"  # of the compressor (paper), or random; unless it is trained there
-    profile: int = 0  # steps to trace for xprof into the workdir, after the first ten; 0: none
-    aux_contrastive: float = 0.0  # weight of InfoNCE beside e2e's loss, where gold is known
-    model: Model = Model()
-    lora: LoraConfig = LoraConfig()
-    data: Data = Data()
-    memory: Memory = Memory()
-    select: Select = Select()
-    train: Train = Train()
-    optim: Optim = Optim()
-    eval: Eval = Eval()
-    mesh: Mesh = Mesh()
-    prompts: Prompts = Prompts()
-    synthesis: Synthesis = Synthesis()
-    serve: Serve = Serve()
-    store: Store = Store()
-    search: Search = Search()
+    # scp, instruct, e2e or contrastive
+    stage: str = choice("scp", "instruct", "e2e", "contrastive")
+    seed: int = option(0, SEED, ties=DRAW)  # of initialisation, dropout and data order
+    # workdir of an earlier stage whose trained trees this one starts from
+    init_from: str = option("", ties=DRAW)
+    generator_init: str = choice("carry", "fresh")  # from there, or fresh (release, in instruct)
+    # of the compressor (paper), or random; unless it is trained there
+    reasoner_init: str = choice("copy", "random")
+    # steps to trace for xprof into the workdir, after the first ten; 0: none
+    profile: int = option(0, NOT_NEGATIVE, ties=NOTHING)
+    # weight of InfoNCE beside e2e's loss, where gold is known
+    aux_contrastive: float = option(0.0, SCALE_OR_0, ties=SCHEDULE)
+    model: Model = option(Model(), ties=METHOD)
+    lora: LoraConfig = option(LoraConfig(), ties=METHOD)
+    data: Data = option(Data(), ties=METHOD)
+    memory: Memory = option(Memory(), ties=METHOD)
+    select: Select = option(Select(), ties=METHOD)
+    train: Train = option(Train(), ties=SCHEDULE)
+    optim: Optim = option(Optim(), ties=SCHEDULE)
+    eval: Eval = option(Eval(), ties=NOTHING)
+    mesh: Mesh = option(Mesh(), ties=NOTHING)
+    prompts: Prompts = option(Prompts(), ties=METHOD)
+    synthesis: Synthesis = option(Synthesis(), ties=NOTHING)
+    serve: Serve = option(Serve(), ties=NOTHING)
+    store: Store = option(Store(), ties=NOTHING)
+    search: Search = option(Search(), ties=NOTHING)
 
     @property
     def memory_tokens(self) -> int:
@@ -289,9 +353,14 @@ class Config:
         return self.data.document_length // self.data.rate
 
     @property
+    def spread(self) -> bool:
+        """Whether the rotary positions of memory tokens are spread over their document."""
+        return self.memory.positions == "spread"
+
+    @property
     def places(self) -> int:
         """N, most documents of a question in training."""
-        return self.select.k if self.stage == "instruct" else self.select.candidates
+        return self.select.k if STAGES[self.stage].instructs else self.select.candidates
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -299,11 +368,30 @@ class Config:
 
         With `train.full` the base takes the place of the adapters.
         """
-        names = TRAINED[self.stage]
+        names = STAGES[self.stage].trained
         if self.train.full:
             names = ("base", *(name for name in names if name not in ADAPTERS))
         only = [name.strip() for name in self.train.only.split(",") if name.strip()]
         return tuple(name for name in names if name in only) if only else names
+
+
+# Every option by its dotted name.
+OPTIONS: dict[str, Option] = dict(options(Config))
+
+
+def tied(*ties: str) -> list[str]:
+    """Dotted names of the options that are tied to one of METHOD, DRAW, SCHEDULE and NOTHING."""
+    return [name for name, one in OPTIONS.items() if one.ties in ties]
+
+
+def with_options(config: Config, values: Mapping[str, Any]) -> Config:
+    """The config with other values of some options, by their dotted names; nothing is checked."""
+    for name, value in values.items():
+        group, _, last = name.rpartition(".")
+        if group:
+            last, value = group, dataclasses.replace(getattr(config, group), **{last: value})
+        config = dataclasses.replace(config, **{last: value})
+    return config
 
 
 def default() -> ml_collections.ConfigDict:
@@ -320,7 +408,7 @@ def freeze(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
     """
     tree = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
     frozen = _build(Config, tree, "config")
-    validate(frozen)
+    validate(frozen, OPTIONS)
     return frozen
 
 
@@ -329,17 +417,14 @@ def absolute(config: Config) -> Config:
 
     So that what a workdir's config.json names is found from any folder.
     """
-
-    def path(name: str) -> str:
-        return os.path.abspath(name) if name and os.path.exists(name) else name
-
-    model = dataclasses.replace(
-        config.model, base=path(config.model.base), tokenizer=path(config.model.tokenizer)
-    )
-    data = config.data
-    if data.memories:
-        data = dataclasses.replace(data, memories=os.path.abspath(data.memories))
-    return dataclasses.replace(config, model=model, data=data, init_from=path(config.init_from))
+    names = ["model.base", "model.tokenizer", "init_from"]
+    paths = {name: get(config, name) for name in names}
+    absolute_paths = {
+        name: os.path.abspath(path) for name, path in paths.items() if os.path.exists(path)
+    }
+    if config.data.memories:
+        absolute_paths["data.memories"] = os.path.abspath(config.data.memories)
+    return with_options(config, absolute_paths)
 
 
 def save(config: Config, path: str | os.PathLike[str]) -> None:
@@ -347,17 +432,14 @@ def save(config: Config, path: str | os.PathLike[str]) -> None:
     files.write(path, json.dumps(dataclasses.asdict(config), indent=2))
 
 
-def differences(first: Config, second: Config, names: tuple[str, ...]) -> list[str]:
-    """Dotted names of the options below `names` in which two configs differ."""
-    found = []
-    for name in names:
-        one, other = get(first, name), get(second, name)
-        if dataclasses.is_dataclass(one):
-            below = tuple(f"{name}.{field.name}" for field in dataclasses.fields(one))
-            found += differences(first, second, below)
-        elif one != other:
-            found.append(name)
-    return found
+def differences(first: Config, second: Config, names: Iterable[str]) -> list[str]:
+    """Dotted names of the options, or of those in groups, in which two configs differ."""
+    below = tuple(f"{name}." for name in names)
+    return [
+        name
+        for name in OPTIONS
+        if f"{name}.".startswith(below) and get(first, name) != get(second, name)
+    ]
 
 
 def load(path: str | os.PathLike[str]) -> Config:

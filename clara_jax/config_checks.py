@@ -1,70 +1,82 @@
-"""What values options may have, beyond their types."""
+"""What an option of `config.py` is: its values beyond their type, and what depends on it."""
 
 import dataclasses
 import math
 import re
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from clara_jax.errors import UserError
 from clara_jax.models.config import LINEAR_NAMES, is_remat
+from clara_jax.stages import STAGES
 
-# Repeats the tables of models/scores.py and models/topk.py: to import those takes JAX.
-CHOICES = {
-    "stage": ("scp", "instruct", "e2e", "contrastive"),
-    "generator_init": ("carry", "fresh"),
-    "reasoner_init": ("copy", "random"),
-    "data.answers": ("gold", "teacher"),
-    "select.score": ("cosine", "maxsim", "mean"),
-    "select.method": (
-        "straight_through",
-        "gumbel",
-        "softsort",
-        "neuralsort",
-        "lapsum",
-        "hard",
-    ),
-    "model.dtype": ("float32", "bfloat16"),
-    "model.param_dtype": ("float32", "bfloat16", "int8"),
-    "model.attention": ("auto", "xla", "splash", "cudnn"),
-    "data.split": ("train", "dev"),
-    "eval.setting": ("given", "normal", "oracle"),
-    "train.mse_into": ("both", "memory"),
-    "optim.schedule": ("cosine", "constant"),
-    "memory.init": ("mean", "tokens"),
-    "memory.positions": ("after", "spread"),
-    "synthesis.task": ("scp", "instruct"),
-    "synthesis.uncovered": ("exclude", "keep"),
-    "store.dtype": ("bfloat16", "int8"),
-    "search.by": ("fused", "keys", "bm25"),
-}
+# What depends on an option.
+METHOD = "method"  # what a run makes; a run that resumes must keep it
+DRAW = "draw"  # the same, but another value is another draw of the same method, as the seed is
+SCHEDULE = "schedule"  # the weights, and yet it may change when a run resumes
+NOTHING = "nothing"  # neither weights nor batches
 
-POSITIVE = (
-    "data.document_length", "data.rate", "data.row_examples", "data.packing_bins",
-    "data.teacher_tokens", "train.steps",
-    "train.batch_rows", "train.accumulate", "train.loss_chunks", "train.log_every",
-    "train.checkpoint_every", "train.keep_checkpoints", "select.k", "select.candidates",
-    "eval.batch", "eval.max_new_tokens", "synthesis.concurrency", "synthesis.max_tokens",
-    "serve.slots", "serve.queue", "serve.prompt_tokens", "serve.max_new_tokens", "serve.cached",
-    "serve.body",
-    "store.part", "store.batch", "store.bucket",
-    "search.key", "search.candidates", "search.hops",
-)  # fmt: skip
-NOT_NEGATIVE = (
-    "data.records", "data.encoder_row", "data.decoder_row", "data.epochs", "data.workers",
-    "data.shards",
-    "train.mse_weight",
-    "train.eval_every", "optim.learning_rate", "optim.weight_decay", "optim.memory_lr_scale",
-    "memory.init_noise", "eval.records", "eval.k", "profile",
-    "synthesis.temperature", "synthesis.retries", "synthesis.repairs", "synthesis.rounds",
-    "synthesis.documents", "synthesis.input_price", "synthesis.output_price",
-)  # fmt: skip
-ABOVE_ZERO = (
-    "optim.clip", "select.temperature", "select.contrastive_temperature",
-    "select.teacher_temperature", "synthesis.timeout", "synthesis.near_duplicates",
-    "serve.deadline",
-)  # fmt: skip
-ZERO_OR_MORE = ("select.final_temperature", "select.teacher_weight", "aux_contrastive")
-BELOW_ONE = ("data.holdout", "optim.warmup", "optim.b1", "optim.b2")  # and not negative
+
+class Allowed(NamedTuple):
+    """Values that an option may have."""
+
+    accepts: Callable[[Any], bool]  # whether a value is one of them
+    says: str  # what an error says of a value that is not
+    names: tuple[str, ...] = ()  # all of them, where they are names
+
+
+AT_LEAST_1 = Allowed(lambda x: x >= 1, "must be at least 1")
+NOT_NEGATIVE = Allowed(lambda x: 0 <= x < math.inf, "must be a number, not negative")
+BELOW_1 = Allowed(lambda x: 0 <= x < 1, "must be at least 0 and below 1")
+SHARE = Allowed(lambda x: 0 <= x <= 1, "must be from 0 to 1")
+# Beyond these bounds float32 would be zero or infinite somewhere.
+SCALE = Allowed(lambda x: 1e-6 <= x <= 1e6, "must be from 1e-6 to 1e6")
+SCALE_OR_0 = Allowed(lambda x: x == 0 or 1e-6 <= x <= 1e6, "must be 0, or from 1e-6 to 1e6")
+SEED = Allowed(lambda x: 0 <= x < 2**32, "must be from 0 to 2**32 - 1")
+PORT = Allowed(lambda x: 0 <= x < 2**16, f"must be from 0 to {2**16 - 1}")  # 0 is a free one
+ONE_OR_TWO = Allowed(lambda x: x in (1, 2), "must be 1 or 2")
+REMAT = Allowed(is_remat, f"is not one of none, dots, full, nor some of {','.join(LINEAR_NAMES)}")
+FOLDER = Allowed(
+    lambda x: "://" not in x,
+    "must be a local folder: vectors are read from it at any position",
+)
+
+
+class Option(NamedTuple):
+    """One option."""
+
+    default: Any  # its value where nothing else is said
+    allowed: tuple[Allowed, ...]  # what its value must be, besides its type
+    ties: str  # what depends on it: METHOD, DRAW, SCHEDULE or NOTHING
+    inherited: bool  # a run that starts from another must have the same value
+
+
+def option(default: Any, *allowed: Allowed, ties: str = "", inherited: bool = False) -> Any:
+    """A field of an options class; an empty `ties` is that of its group."""
+    metadata = {"allowed": allowed, "ties": ties, "inherited": inherited}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def choice(*names: str, ties: str = "", inherited: bool = False) -> Any:
+    """An option that takes one of some names, by default the first."""
+    allowed = Allowed(lambda value: value in names, f"is not one of {', '.join(names)}", names)
+    return option(names[0], allowed, ties=ties, inherited=inherited)
+
+
+def options(cls: Any, prefix: str = "", ties: str = METHOD) -> Iterator[tuple[str, Option]]:
+    """Dotted name and description of every option of a class and of the groups in it.
+
+    Nothing that a run makes depends on any option of a group that is tied to NOTHING.
+    """
+    for field in dataclasses.fields(cls):
+        own = field.metadata.get("ties") or ties
+        own = NOTHING if ties == NOTHING else own
+        if dataclasses.is_dataclass(field.type):
+            yield from options(field.type, f"{prefix}{field.name}.", own)
+        else:
+            inherited = field.metadata.get("inherited", False)
+            allowed = field.metadata.get("allowed", ())
+            yield prefix + field.name, Option(field.default, allowed, own, inherited)
 
 
 def get(config: Any, dotted: str) -> Any:
@@ -75,41 +87,21 @@ def get(config: Any, dotted: str) -> Any:
     return value
 
 
-def validate(config: Any) -> None:
+def validate(config: Any, known: Mapping[str, Option]) -> None:
     """Checks a frozen `config.Config`.
+
+    Args:
+        config: the config.
+        known: its options.
 
     Raises:
         UserError: an option has a value that cannot be meant; it names option and value.
     """
-    for name, choices in CHOICES.items():
-        if get(config, name) not in choices:
-            raise UserError(
-                f"config.{name}={get(config, name)!r} is not one of {', '.join(choices)}"
-            )
-    for name in POSITIVE:
-        if get(config, name) < 1:
-            raise UserError(f"config.{name}={get(config, name)} must be at least 1")
-    for name in NOT_NEGATIVE:
-        if not 0 <= get(config, name) < math.inf:  # NaN is neither
-            raise UserError(f"config.{name}={get(config, name)} must be a number, not negative")
-    for name in BELOW_ONE:
-        if not 0 <= get(config, name) < 1:
-            raise UserError(f"config.{name}={get(config, name)} must be at least 0 and below 1")
-    for name in ("optim.final_fraction", "synthesis.near_duplicates"):
-        if not 0 <= get(config, name) <= 1:
-            raise UserError(f"config.{name}={get(config, name)} must be from 0 to 1")
-    if not 0 <= config.seed < 2**32:
-        raise UserError(f"config.seed={config.seed} must be from 0 to 2**32 - 1")
-    if not 0 <= config.serve.port < 2**16:  # 0 is a free one
-        raise UserError(f"config.serve.port={config.serve.port} must be from 0 to {2**16 - 1}")
+    for name, one in known.items():
+        for allowed in one.allowed:
+            if not allowed.accepts(get(config, name)):
+                raise UserError(f"config.{name}={get(config, name)!r} {allowed.says}")
     _validate_prompts(config.prompts)
-    if config.search.hops > 2:
-        raise UserError(f"config.search.hops={config.search.hops} must be 1 or 2")
-    if not is_remat(config.model.remat):
-        raise UserError(
-            f"config.model.remat={config.model.remat!r} is not one of none, dots, full, nor some "
-            f"of {','.join(LINEAR_NAMES)}"
-        )
     if config.train.full and config.model.param_dtype == "int8":
         raise UserError(
             "config.train.full trains the base, which config.model.param_dtype=int8 cannot hold; "
@@ -117,14 +109,7 @@ def validate(config: Any) -> None:
         )
     if config.model.attention == "cudnn" and config.model.dtype != "bfloat16":
         raise UserError("config.model.attention=cudnn needs config.model.dtype=bfloat16")
-    for name in ABOVE_ZERO:
-        # Beyond these bounds float32 would be zero or infinite somewhere.
-        if not 1e-6 <= get(config, name) <= 1e6:
-            raise UserError(f"config.{name}={get(config, name)} must be from 1e-6 to 1e6")
-    for name in ZERO_OR_MORE:
-        if not (get(config, name) == 0 or 1e-6 <= get(config, name) <= 1e6):
-            raise UserError(f"config.{name}={get(config, name)} must be 0, or from 1e-6 to 1e6")
-    if config.train.full and config.stage in ("e2e", "contrastive"):
+    if config.train.full and STAGES[config.stage].ranks:
         raise UserError(
             f"config.train.full is for scp and instruct: in {config.stage} the compressor stays as "
             "it is, and it is the base"
@@ -136,11 +121,6 @@ def validate(config: Any) -> None:
                 f"config.train.only={config.train.only!r}: {config.stage} trains "
                 f"{', '.join(every)}, not {name!r}"
             )
-    if "://" in config.data.memories:
-        raise UserError(
-            f"config.data.memories={config.data.memories!r} must be a local folder: vectors are "
-            "read from it at any position"
-        )
     if config.memory_tokens < 1:
         raise UserError(
             f"config.data.rate={config.data.rate} leaves no memory token for documents of "

@@ -34,8 +34,8 @@ _SIGNS = ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat", "coordination
 def joined() -> Iterator[None]:
     """Joins the run's other processes, where the environment says that there are any.
 
-    Inside, an error of one ends all: it tells its own and leaves, and the others end with LOST (or
-    by SIGABRT, as the coordination service kills them) and one line that says so.
+    Inside, an error of one ends all: it reports its own and leaves; the others end with LOST (or by
+    SIGABRT, as the coordination service kills them) and one line that says so.
 
     Raises:
         UserError: the environment does not fit together.
@@ -147,12 +147,9 @@ def _prepare_cpu() -> None:
 
 
 def _announce_loss(where: str) -> Callable[[], None]:
-    """Has a line printed when this process ends without calling what is returned.
-
-    The coordination service ends a process from a thread of its own, with no way to tell anything
-    after: a shell that waits at the other end of a pipe does. In a session of its own, so that
-    Ctrl-C does not end it first.
-    """
+    """Has a line printed when this process ends without calling what is returned."""
+    # The coordination service ends a process from a thread of its own, with no call of ours after:
+    # a shell at the other end of a pipe reports it. Its own session keeps Ctrl-C from it.
     line = (
         f"clara_jax: this process (pid {os.getpid()}) was killed or lost the others: one of them "
         f"is gone or never came, or {where} cannot be reached; its log says why. The same command "
@@ -160,8 +157,10 @@ def _announce_loss(where: str) -> Callable[[], None]:
     )
     shell = subprocess.Popen(
         ["sh", "-c", 'read -r bye || printf "%s\\n" "$0" >&2', line],
-        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
     def farewell() -> None:
         shell.communicate(b"bye\n")
@@ -170,17 +169,14 @@ def _announce_loss(where: str) -> Callable[[], None]:
 
 
 def _leave(error: BaseException, farewell: Callable[[], None]) -> None:
-    """Tells the error and ends the process at once.
-
-    Without waiting for the others at its end, as JAX would: they are gone, or work on.
-    """
+    """Reports the error and ends the process at once; JAX would wait for the others first."""
     if _is_loss(error):
         logging.error("%s", str(error).splitlines()[0][:200])
         code = LOST  # the line comes when the process has ended
     elif code := tell(error):
-        # Others often find the same mistake: each shall tell it before the first one's end ends it.
+        # Others often find the same mistake: each shall report it before the first one ends.
         with contextlib.suppress(Exception):
-            client = jax._src.distributed.global_state.client
+            client = jax._src.distributed.global_state.client  # no public barrier has a time limit
             client.wait_at_barrier("clara_jax mistake", _MEETING * 1000)
         farewell()
     else:

@@ -1,6 +1,7 @@
 """Files by name, on disk or on object storage (gs://bucket/…), through etils.epath and fsspec."""
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
@@ -8,16 +9,13 @@ import signal
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import IO, Any
 
 import fsspec
 from etils import epath
 
 from clara_jax.errors import UserError, reason
-
-_ANEW = 60.0  # seconds between writes of a remote file that grows
 
 Name = str | os.PathLike[str]
 
@@ -56,7 +54,7 @@ def read(name: Name) -> str:
     Raises:
         OSError: it cannot be read, with `strerror` also where a library says it otherwise.
     """
-    with _told(name):
+    with _as_os_error(name):
         return path(name).read_bytes().decode("utf-8", "replace")
 
 
@@ -65,22 +63,22 @@ def modified(name: Name) -> float:
     return path(name).stat().mtime if is_remote(name) else os.path.getmtime(name)
 
 
-def write(name: Name, text: str) -> None:
+def write(name: Name, content: str | bytes) -> None:
     """Writes a file, all of it or nothing; errors as in `read`."""
     if is_remote(name):  # an object appears when it is whole
-        with _told(name):
-            path(name).write_text(text)
+        with _as_os_error(name):
+            path(name).write_bytes(content.encode() if isinstance(content, str) else content)
         return
-    with whole_file(name) as f:
-        f.write(text)
+    with whole_file(name, "w" if isinstance(content, str) else "wb") as f:
+        f.write(content)
 
 
 @contextlib.contextmanager
-def whole_file(name: Name) -> Iterator[TextIO]:
-    """Yields a text file on disk, which gets its name when all is written, or is removed."""
+def whole_file(name: Name, mode: str = "w") -> Iterator[IO]:
+    """Yields a file on disk, which gets its name when all is written, or is removed."""
     unfinished = f"{os.fspath(name)}.tmp"
     try:
-        with open(unfinished, "w", encoding="utf-8") as f:
+        with open(unfinished, mode, encoding=None if "b" in mode else "utf-8") as f:
             yield f
         os.replace(unfinished, name)
     except BaseException as e:
@@ -89,6 +87,15 @@ def whole_file(name: Name) -> Iterator[TextIO]:
         if os.path.exists(unfinished):
             os.remove(unfinished)
         raise
+
+
+@contextlib.contextmanager
+def writing(what: str, advice: str = "") -> Iterator[None]:
+    """Turns an OSError into a UserError: what cannot be written, why, and what helps."""
+    try:
+        yield
+    except OSError as e:
+        raise UserError(f"{what} cannot be written ({e.strerror}){advice}") from e
 
 
 def make_folder(name: Name) -> None:
@@ -188,60 +195,41 @@ def local(name: str) -> str:
         raise UserError(f"{name}: cannot be read ({reason(e)})") from e
 
 
-class Lines:
-    """A text file that grows; a context manager.
-
-    On disk every line is there at once. An object cannot be appended to: it is written anew, all of
-    it, at most once a minute and at `flush`, so that a kill loses the lines since then.
-
-    Args:
-        name: of the file.
-        size: bytes of it to keep, if not all.
-    """
-
-    def __init__(self, name: Name, size: int | None = None):
-        self._file, self._lines, self._written = None, [], time.monotonic()
-        self._remote = path(name) if is_remote(name) else None
-        if self._remote is None:
-            self._file = open(name, "a", encoding="utf-8")
-            if size is not None:
-                self._file.truncate(size)
-        elif self._remote.exists():
-            self._lines = [self._remote.read_bytes()[:size].decode()]
-
-    def __enter__(self) -> "Lines":
-        return self
-
-    def __exit__(self, *unused: Any) -> None:
-        self.close()
-
-    def write(self, text: str) -> None:
-        """Adds text that ends with a newline."""
-        if self._file is not None:
-            self._file.write(text)
-            self._file.flush()
-            return
-        self._lines.append(text)
-        if time.monotonic() - self._written > _ANEW:
-            self.flush()
-
-    def flush(self) -> None:
-        """Sees that all of it is there."""
-        if self._remote is not None:
-            write(self._remote, "".join(self._lines))
-            self._written = time.monotonic()
-
-    def close(self) -> None:
-        """Ends the writing."""
-        if self._file is not None:
-            self._file.close()
-        else:
-            self.flush()
+class Busy(UserError):
+    """Another process holds a lock."""
 
 
 @contextlib.contextmanager
-def _told(name: Name) -> Iterator[None]:
-    """Makes what a storage's library raises an OSError with a `strerror`."""
+def lock(name: str, problem: str, shared: bool = False, wait: bool = False) -> Iterator[None]:
+    """Holds the lock of a file, which is made if there is none; object storage has no locks.
+
+    Args:
+        name: of the file.
+        problem: what another process does that holds it, as the error tells it.
+        shared: hold it together with others that share it.
+        wait: wait until it is free.
+
+    Raises:
+        Busy: another process holds it.
+        UserError: the file system has no locks.
+    """
+    if is_remote(name):
+        yield
+        return
+    kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    with open(name, "a+b") as f:  # for reading and writing, or NFS refuses one of the two kinds
+        try:
+            fcntl.flock(f, kind)
+        except BlockingIOError as e:
+            raise Busy(problem) from e
+        except OSError as e:
+            raise UserError(f"{name}: cannot be locked ({e.strerror})") from e
+        yield
+
+
+@contextlib.contextmanager
+def _as_os_error(name: Name) -> Iterator[None]:
+    """Turns what a storage's library raises into an OSError with a `strerror`."""
     try:
         yield
     except (OSError, UserError):

@@ -30,29 +30,37 @@ from clara_jax.command_line import Mode
 from clara_jax.errors import command
 
 MODES = {
-    "train": Mode("training.train", "train", ("config", "workdir")),
-    "evaluate": Mode("evaluation.evaluate", "run", ("config", "workdir"), ("base",)),
-    "ask": Mode("ask", "run", ("workdir",),
-                ("documents", "store", "base", "config", "question", "top_k", "max_new_tokens",
-                 "temperature", "top_p")),
-    "compress": Mode("corpus.compress", "run", ("store",),
-                     ("workdir", "documents", "base", "config", "delete", "compact")),
-    "serve": Mode("serving.run", "run", ("store", "workdir"), ("base", "config")),
-    "import": Mode("exchange.import_model", "run", ("source", "workdir"), ("base",), False),
-    "export": Mode("exchange.export_model", "run", ("workdir", "format", "output"),
-                   ("base", "store"), False),
-    "compile": Mode("aot.compile", "run", ("config",), ("topology", "program"), False),
-    "synthesize": Mode("synthesis.run", "run", ("documents", "output"),
-                       ("config", "dry_run", "preview"), False),
-}  # fmt: skip
-FLAGS = dict.fromkeys(name for mode in MODES.values() for name in (*mode.needs, *mode.may))
+    "train": Mode("training.train", "train", "config workdir"),
+    "evaluate": Mode("evaluation.evaluate", "run", "config workdir", "base"),
+    "ask": Mode(
+        "ask",
+        "run",
+        "workdir",
+        "documents store base config question top_k max_new_tokens temperature top_p",
+    ),
+    "compress": Mode(
+        "corpus.compress", "run", "store", "workdir documents base config delete compact"
+    ),
+    "serve": Mode("serving.run", "run", "store workdir", "base config"),
+    "import": Mode("exchange.import_model", "run", "source workdir", "base", on_devices=False),
+    "export": Mode(
+        "exchange.export_model", "run", "workdir format output", "base store", on_devices=False
+    ),
+    "compile": Mode("aot.compile", "run", "config", "topology program", on_devices=False),
+    "synthesize": Mode(
+        "synthesis.run", "run", "documents output", "config dry_run preview", on_devices=False
+    ),
+}
+FLAGS = dict.fromkeys(
+    name for mode in MODES.values() for name in f"{mode.needs} {mode.may}".split()
+)
 _MODE = flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
 
 
 def run() -> int:
     """Runs the chosen mode with the parsed flags; returns the exit code."""
     mode = MODES[_MODE.value]
-    arguments = command_line.arguments(_MODE.value, mode.needs, mode.may, FLAGS)
+    arguments = command_line.arguments(_MODE.value, mode, FLAGS)
     if "config" in arguments:
         arguments["config"] = config_lib.freeze(arguments["config"])
     joined = contextlib.nullcontext

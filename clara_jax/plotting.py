@@ -8,6 +8,7 @@ import numpy as np
 from clara_jax import files
 from clara_jax.errors import UserError
 
+Points = Sequence[tuple[float, float]]
 FONT = 9  # points, of the smallest writing
 _MOST_NUMBERS = 120  # cells; in more of them there is no room for numbers
 
@@ -22,7 +23,6 @@ def heat_map(
     most: float | None = None,
     least_most: float = 1e-9,
     numbers: str = ".1f",
-    turned: bool = True,
 ) -> Any:
     """Draws a matrix, light where it is 0 and dark where it is large.
 
@@ -35,7 +35,6 @@ def heat_map(
         most: the darkest value; None: the largest one there is.
         least_most: the darkest value is no smaller, so that what is nothing does not look large.
         numbers: their format; empty: none in the cells.
-        turned: column labels stand upright.
 
     Returns:
         The image, for a colour bar.
@@ -43,10 +42,8 @@ def heat_map(
     most = max(most or float(np.nanmax(values)), least_most)
     image = axes.imshow(values, cmap="Blues", vmin=0, vmax=most, aspect="auto")
     axes.set_title(title, fontsize=FONT + 2)
-    axes.set_xticks(
-        range(values.shape[1]), columns or [""] * values.shape[1],
-        rotation=90 if turned else 0, fontsize=FONT,
-    )  # fmt: skip
+    names = columns or [""] * values.shape[1]
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=FONT)
     axes.set_yticks(range(len(rows)), rows, fontsize=FONT)  # none: the picture beside has them
     axes.tick_params(length=0)
     if numbers and values.size <= _MOST_NUMBERS:
@@ -69,6 +66,7 @@ def shortened(text: str, most: int = 24) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
+_MOST_TICKS = 12
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 
 
@@ -77,6 +75,38 @@ def tidy(ax: Any) -> None:
     ax.grid(alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(labelsize=9)
+
+
+def intervals(
+    ax: Any, points: Points, ends: Sequence[Sequence[float]], *, aside: float = 0, **style: Any
+) -> None:
+    """Draws 95 % intervals of points, `aside` points beside them; none where `ends` is empty.
+
+    Args:
+        ax: to draw on.
+        points: (x, y).
+        ends: (low, high) of each point.
+        aside: so that intervals of several lines do not cover each other.
+        **style: of the bars.
+    """
+    if len(ends):
+        from matplotlib import transforms
+
+        shift = transforms.ScaledTranslation(aside / 72, 0, ax.figure.dpi_scale_trans)
+        x, y = np.transpose(points)
+        errors = np.abs(np.transpose(ends) - y)
+        ax.errorbar(x, y, errors, fmt="none", transform=ax.transData + shift, **style)
+        ax.update_datalim([(at, end) for at, both in zip(x, ends, strict=True) for end in both])
+        ax.autoscale_view()
+
+
+def ticks_at(ax: Any, x: Sequence[float], log: bool) -> None:
+    """Ticks where points are, unless these are too many, on an axis that may be logarithmic."""
+    if log:
+        ax.set_xscale("log", base=2)
+    if len(x) <= _MOST_TICKS:
+        ax.set_xticks(x, [f"{at:.3g}" for at in x])
+        ax.minorticks_off()
 
 
 def pyplot() -> Any:

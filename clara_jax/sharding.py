@@ -1,10 +1,10 @@
-"""The mesh, and one place that says how every array lies on it.
+"""The mesh, and one place that says how every array is sharded over it.
 
 An array's path matches exactly one row of RULES, which names its logical axes, and MESH_AXES maps
 those to mesh axes. Paths begin with the name of the tree (models/clara.py), or with `batch`,
-`prompts` or `cache`; optimizer state lies like what it belongs to. Adapters and memory embeddings
-are small and replicated: sharding them costs a 7B step on v5e:4x4 more in gathers than it saves in
-memory.
+`prompts` or `cache`; optimizer state is sharded like what it belongs to. Adapters and memory
+embeddings are small and replicated: sharding them costs a 7B step on v5e:4x4 more in gathers than
+it saves in memory.
 """
 
 import math
@@ -57,7 +57,7 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
     """A mesh (data, fsdp, tensor); an axis of -1 takes the devices that the others leave.
 
     A single process may use fewer devices than there are; several use all of theirs, in the order
-    of the processes, so that the rows of a batch on the devices of one lie together.
+    of the processes, so that the rows of a batch on the devices of one are neighbours.
 
     Raises:
         UserError: the sizes do not fit the number of devices.
@@ -137,15 +137,14 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def rows_of_processes(mesh: Mesh, rows: int) -> list[range]:
-    """Which rows of a batch of so many lie on the devices of each process."""
-    found = [range(0)] * (1 + max(device.process_index for device in mesh.devices.flat))
+    """Which rows of a batch of `rows` are stored on the devices of each process."""
+    ranges = [range(0)] * (1 + max(device.process_index for device in mesh.devices.flat))
     for device, (place,) in batch_sharding(mesh).devices_indices_map((rows,)).items():
         start, stop, _ = place.indices(rows)
-        of = found[device.process_index]
-        found[device.process_index] = range(
-            min(start, of.start) if of else start, max(stop, of.stop)
-        )
-    return found
+        own = ranges[device.process_index]
+        first = min(start, own.start) if own else start
+        ranges[device.process_index] = range(first, max(stop, own.stop))
+    return ranges
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

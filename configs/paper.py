@@ -22,9 +22,11 @@ from clara_jax.evaluation.sweep.plan import Options, Sweep
 FOLDER = os.environ.get("DATA", "data")
 MODELS = {
     preset: {"model.preset": preset, "model.base": hub}
-    for preset, hub in (("mistral_7b", "mistralai/Mistral-7B-Instruct-v0.2"),
-                        ("phi4_mini", "microsoft/Phi-4-mini-instruct"))
-}  # fmt: skip
+    for preset, hub in (
+        ("mistral_7b", "mistralai/Mistral-7B-Instruct-v0.2"),
+        ("phi4_mini", "microsoft/Phi-4-mini-instruct"),
+    )
+}
 MISTRAL = {"mistral_7b": MODELS["mistral_7b"]}
 RATES = {str(rate): {"data.rate": rate} for rate in paper.RATES}
 TWO_RATES = {rate: RATES[rate] for rate in ("32", "128")}
@@ -36,9 +38,11 @@ BATCH = 128  # documents of a step of scp, questions of one of instruct; one epo
 def scp(parts: tuple[str, ...], share: float = 1.0) -> Options:
     """Pretraining on parts of the synthetic data, or on a share of all records of them."""
     records = int(share * sum(PARTS[part] for part in parts))
-    return {"scp:data.sources": ",".join(f"{FOLDER}/scp_{part}.jsonl" for part in parts),
-            "scp:data.records": records if share < 1 else 0,
-            "scp:train.steps": records // BATCH}  # fmt: skip
+    return {
+        "scp:data.sources": ",".join(f"{FOLDER}/scp_{part}.jsonl" for part in parts),
+        "scp:data.records": records if share < 1 else 0,
+        "scp:train.steps": records // BATCH,
+    }
 
 
 def data(stage: str, names=paper.DATA, settings=("normal", "oracle")) -> dict[str, Options]:
@@ -69,54 +73,106 @@ MIXES = {
     "all": {},
 }
 # The model itself and, for Tables 1 and 5, the plain base on the texts and on nothing.
-CONDITIONS = {"instruct": "all,reasoner_text,no_document", "e2e": "reasoner",
-              "contrastive": "reasoner"}  # fmt: skip
+CONDITIONS = {
+    "instruct": "all,reasoner_text,no_document",
+    "e2e": "reasoner",
+    "contrastive": "reasoner",
+}
 TRAINED = {"generator": "generator", "all": ""}
 START = {"scp": ("scp",), "instruct": ("scp", "instruct")}
 TO_INSTRUCT, TO_E2E = data("instruct"), data("e2e")
 PAIR = data("e2e", paper.PAIR)
 # Name → tables, last stage, axes, all of them crossed.
 SWEEPS = {
-    "compressor": ("Tables 1 and 5", "instruct", {
-        "model": MODELS, "rate": RATES, "data": TO_INSTRUCT,
-    }),
+    "compressor": (
+        "Tables 1 and 5",
+        "instruct",
+        {
+            "model": MODELS,
+            "rate": RATES,
+            "data": TO_INSTRUCT,
+        },
+    ),
     "mix": ("Tables 3 and 19", "instruct", {"model": MODELS, "mix": MIXES, "data": TO_INSTRUCT}),
-    "mse": ("Tables 4 and 20", "instruct", {
-        "model": MISTRAL, "rate": TWO_RATES,
-        "mse": {"without": {"train.mse_weight": 0.0}, "with": {}}, "data": TO_INSTRUCT,
-    }),
-    "corpus": ("Table 11", "instruct", {
-        "model": MODELS,
-        "corpus": {"0.5M": scp(tuple(PARTS), 0.25), "1M": scp(tuple(PARTS), 0.5), "2M": {}},
-        "data": TO_INSTRUCT,
-    }),
-    "instruct_trained": ("Table 12", "instruct", {
-        "model": MODELS, "rate": TWO_RATES,
-        "trained": {name: {"instruct:train.only": only} for name, only in TRAINED.items()},
-        "data": TO_INSTRUCT,
-    }),
-    "joint": ("Tables 2, 6 and 7", "e2e", {
-        "start": {name: {"stages": (*stages, "e2e")} for name, stages in START.items()},
-        "model": MODELS, "rate": RATES, "data": TO_E2E,
-    }),
-    "sup": ("Table 7, Sup-", "contrastive", {
-        "start": {name: {"stages": (*stages, "contrastive")} for name, stages in START.items()},
-        "model": MODELS, "rate": RATES, "data": data("contrastive", settings=("oracle",)),
-    }),
-    "joint_trained": ("Tables 6 and 13", "e2e", {
-        "model": MODELS, "rate": TWO_RATES,
-        "trained": {name: {"e2e:train.only": only} for name, only in TRAINED.items()},
-        "data": PAIR,
-    }),
-    "reasoner": ("Tables 6 and 14", "e2e", {
-        "model": MISTRAL, "rate": TWO_RATES,
-        "reasoner": {name: {"e2e:reasoner_init": name} for name in ("random", "copy")},
-        "data": PAIR,
-    }),
-    "k": ("Fig. 8", "e2e", {
-        "model": MISTRAL, "k": {str(k): {"eval.k": k} for k in range(1, 11)}, "data": TO_E2E,
-    }),
-}  # fmt: skip
+    "mse": (
+        "Tables 4 and 20",
+        "instruct",
+        {
+            "model": MISTRAL,
+            "rate": TWO_RATES,
+            "mse": {"without": {"train.mse_weight": 0.0}, "with": {}},
+            "data": TO_INSTRUCT,
+        },
+    ),
+    "corpus": (
+        "Table 11",
+        "instruct",
+        {
+            "model": MODELS,
+            "corpus": {"0.5M": scp(tuple(PARTS), 0.25), "1M": scp(tuple(PARTS), 0.5), "2M": {}},
+            "data": TO_INSTRUCT,
+        },
+    ),
+    "instruct_trained": (
+        "Table 12",
+        "instruct",
+        {
+            "model": MODELS,
+            "rate": TWO_RATES,
+            "trained": {name: {"instruct:train.only": only} for name, only in TRAINED.items()},
+            "data": TO_INSTRUCT,
+        },
+    ),
+    "joint": (
+        "Tables 2, 6 and 7",
+        "e2e",
+        {
+            "start": {name: {"stages": (*stages, "e2e")} for name, stages in START.items()},
+            "model": MODELS,
+            "rate": RATES,
+            "data": TO_E2E,
+        },
+    ),
+    "sup": (
+        "Table 7, Sup-",
+        "contrastive",
+        {
+            "start": {name: {"stages": (*stages, "contrastive")} for name, stages in START.items()},
+            "model": MODELS,
+            "rate": RATES,
+            "data": data("contrastive", settings=("oracle",)),
+        },
+    ),
+    "joint_trained": (
+        "Tables 6 and 13",
+        "e2e",
+        {
+            "model": MODELS,
+            "rate": TWO_RATES,
+            "trained": {name: {"e2e:train.only": only} for name, only in TRAINED.items()},
+            "data": PAIR,
+        },
+    ),
+    "reasoner": (
+        "Tables 6 and 14",
+        "e2e",
+        {
+            "model": MISTRAL,
+            "rate": TWO_RATES,
+            "reasoner": {name: {"e2e:reasoner_init": name} for name in ("random", "copy")},
+            "data": PAIR,
+        },
+    ),
+    "k": (
+        "Fig. 8",
+        "e2e",
+        {
+            "model": MISTRAL,
+            "k": {str(k): {"eval.k": k} for k in range(1, 11)},
+            "data": TO_E2E,
+        },
+    ),
+}
 # In these the paper's number is that of the run without the change.
 UNCHANGED = ("mix=all", "mse=with", "corpus=2M", "trained=all", "reasoner=copy", "k=5")
 
@@ -130,18 +186,22 @@ def get_sweep(name: str = "joint") -> Sweep:
         {stage: f"{stage}.py" for stage in stages},
         axes,
         options={
-            **MODELS["mistral_7b"], **RATES["32"], **scp(tuple(PARTS)),
+            **MODELS["mistral_7b"],
+            **RATES["32"],
+            **scp(tuple(PARTS)),
             **(INSTRUCT if "instruct" in stages else {}),
             **data(last)["hotpotqa_oracle"],
-            "eval.records": 0, "eval.max_new_tokens": 64,  # tokens: the release's script
-            "eval.conditions": CONDITIONS[last], "eval.k": 5 if last == "e2e" else 0,
+            "eval.records": 0,
+            "eval.max_new_tokens": 64,  # tokens: the release's script
+            "eval.conditions": CONDITIONS[last],
+            "eval.k": 5 if last == "e2e" else 0,
         },
         grids=(tuple(axes),),
         single=name == "k",  # which draws F1 by k
         paper=_numbers(last, axes),
         comparable=True,
         source=f"{paper.NAME}, {tables}",
-    )  # fmt: skip
+    )
 
 
 def _numbers(stage: str, axes: dict[str, dict[str, Options]]) -> dict[str, dict[str, float]]:

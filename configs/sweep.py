@@ -44,8 +44,11 @@ def quickstart() -> Sweep:
     return Sweep(
         stages,
         {
-            "rate": {"4": {"data.rate": 4, **rows}, "12": {"data.rate": 12},
-                     "25": {"data.rate": 25}},
+            "rate": {
+                "4": {"data.rate": 4, **rows},
+                "12": {"data.rate": 12},
+                "25": {"data.rate": 25},
+            },
             "k": {str(k): {"e2e:select.k": k} for k in (2, 3, 5)},
             "mse": {"with": {"train.mse_weight": 0.1}},
             "mix": {"memories_only": {"scp:data.sources": "facts:100000"}},
@@ -54,17 +57,23 @@ def quickstart() -> Sweep:
             "chain": {"without_instruct": {"stages": ("scp", "e2e")}},
             "seed": {str(seed): {"e2e:seed": seed} for seed in (1, 2)},
         },
-    )  # fmt: skip
+    )
 
 
 def smollm2() -> Sweep:
     """Rates, selected documents, lengths of documents, domains, mixes, and what is trained."""
     stages = {stage: f"smollm2.py:{stage}" for stage in ("scp", "instruct", "e2e")}
-    questions = {"data.sources": f"{DATA}/qa_e2e_train.jsonl",
-                 "eval.sources": f"{DATA}/qa_e2e_dev.jsonl"}  # fmt: skip
+    questions = {
+        "data.sources": f"{DATA}/qa_e2e_train.jsonl",
+        "eval.sources": f"{DATA}/qa_e2e_dev.jsonl",
+    }
     # All on the same abstracts, which none has seen: a fifth of them, for there are few.
-    domain = {"stages": ("scp",), "scp:data.holdout": 0.2, "evaluate:data.sources": MEDICINE,
-              "evaluate:eval.records": 0}  # fmt: skip
+    domain = {
+        "stages": ("scp",),
+        "scp:data.holdout": 0.2,
+        "evaluate:data.sources": MEDICINE,
+        "evaluate:eval.records": 0,
+    }
     measured = {"scp:data.encoder_row": 0, "scp:data.decoder_row": 0}
     return Sweep(
         stages,
@@ -73,11 +82,15 @@ def smollm2() -> Sweep:
             "k": {str(k): {"e2e:select.k": k} for k in range(1, 11)},
             "document": {str(n): {"data.document_length": n, **measured} for n in (64, 128, 512)},
             "mse": {"without": {"train.mse_weight": 0.0}},
-            "mix": {"nq": {"scp:data.sources": f"{DATA}/scp_nq_train.jsonl"},
-                    "wikipedia": {"scp:data.sources": WIKIPEDIA}},
-            "domain": {"wikipedia_to_medicine": {**domain, "scp:data.sources": WIKIPEDIA},
-                       "medicine_to_medicine": {**domain, "scp:data.sources": MEDICINE},
-                       "both_to_medicine": domain},
+            "mix": {
+                "nq": {"scp:data.sources": f"{DATA}/scp_nq_train.jsonl"},
+                "wikipedia": {"scp:data.sources": WIKIPEDIA},
+            },
+            "domain": {
+                "wikipedia_to_medicine": {**domain, "scp:data.sources": WIKIPEDIA},
+                "medicine_to_medicine": {**domain, "scp:data.sources": MEDICINE},
+                "both_to_medicine": domain,
+            },
             "setting": {name: {"eval.setting": name} for name in ("normal", "oracle")},
             "reasoner": REASONER,
             "trained": TRAINED,
@@ -95,7 +108,7 @@ def smollm2() -> Sweep:
         },
         source=f"{BESIDE}; mse=without, reasoner=random and trained=generator at 32x, of Tables 4, "
         "14 and 13, of which the last two are from scp, on HotpotQA and 2Wiki",
-    )  # fmt: skip
+    )
 
 
 def sizes() -> Sweep:

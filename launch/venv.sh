@@ -15,7 +15,7 @@ command -v "$PYTHON" > /dev/null || { echo "$PYTHON: no such program; set PYTHON
 STAMP=$VENV/.clara_jax-$EXTRAS
 if [ ! -e "$STAMP" ] || [ pyproject.toml -nt "$STAMP" ]; then
   echo "installing clara_jax[$EXTRAS] into $VENV"
-  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -e ".[$EXTRAS]"
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile -e ".[$EXTRAS]"
   touch "$STAMP"
 fi
 PATH="$(cd "$VENV" && pwd)/bin:$PATH"  # VENV may be relative or absolute

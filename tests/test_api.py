@@ -11,17 +11,19 @@ import clara_jax
 from clara_jax import config as config_lib
 from clara_jax.api import Clara, compress
 from clara_jax.config import Data
-from clara_jax.data import prompts as prompts_lib
 from clara_jax.data.facts import FactsSource
+from clara_jax.data.prompts import TextLayout
 from clara_jax.errors import UserError
-from clara_jax.inference import encode, rank
+from clara_jax.inference import rank
 from clara_jax.inference.answers import answer_prompts, answers
 from clara_jax.inference.generate import Prompt, generate
+from clara_jax.inference.sampling import GenerationOptions
 from clara_jax.models import clara as model_lib
 from clara_jax.models import scores as scores_lib
 from clara_jax.models import topk
 from clara_jax.runs import setup as setup_lib
 from clara_jax.runs.checkpoint import Checkpoints
+from tests.fixtures.models import altered
 
 DOCUMENTS = [FactsSource(9, seed=3)[i].document for i in range(9)]
 DOCUMENTS[4] = " ".join(DOCUMENTS)  # too long
@@ -41,28 +43,28 @@ def test_import_is_cheap():
 
 
 def test_compress_keeps_order_and_shape(setup, caplog):
-    together = compress(setup, DOCUMENTS, batch=4)
+    together = compress(*setup, DOCUMENTS, batch=4)
     assert together.memories.shape == (9, 4, 128)
     assert together.memories.dtype == np.float32
     assert together.cut == 1
-    lengths = [min(len(setup.tokenizer.encode(d)), 40) for d in DOCUMENTS]
+    lengths = [min(len(setup.model.tokenizer.encode(d)), 40) for d in DOCUMENTS]
     # A document that is cut keeps its limit of 40 + 3 tokens, of which eos is none.
     assert together.rate == pytest.approx(sum(lengths) / 36)
 
     @jax.jit
     def encode(trees, ids):
         positions = jnp.arange(ids.shape[1])[None]
-        return model_lib.encode(setup.decoder, trees, ids, positions, jnp.ones_like(ids))
+        return model_lib.encode(setup.model.decoder, trees, ids, positions, jnp.ones_like(ids))
 
     for document, memory in zip(DOCUMENTS, together.memories, strict=True):
-        ids, _ = prompts_lib.document_ids(setup.tokenizer, setup.extra, document, 40)
+        ids, _ = setup.model.layout.document_ids(document)
         hidden = np.asarray(encode(setup.trees, jnp.asarray(ids)[None]))
         np.testing.assert_allclose(memory, hidden[0, -4:], atol=1e-4)
-    assert Clara(setup).compress([]).shape == (0, 4, 128)
+    assert Clara(*setup).compress([]).shape == (0, 4, 128)
 
 
 def test_memories_stand_for_their_texts(setup):
-    clara = Clara(setup, batch=4)
+    clara = Clara(*setup, batch=4)
     memories = clara.compress(DOCUMENTS)
     texts = clara.paraphrase(DOCUMENTS, max_new_tokens=5)
     assert len(set(texts)) > 1
@@ -75,7 +77,7 @@ def test_memories_stand_for_their_texts(setup):
 
 
 def test_user_mistakes(setup, tmp_path):
-    clara = Clara(setup)
+    clara = Clara(*setup)
     with pytest.raises(UserError, match=r"\[2, 3, 128\].*\[n, 4, 128\]"):
         clara.paraphrase(np.zeros((2, 3, 128), np.float32))
     with pytest.raises(UserError, match="1 questions for 2 documents"):
@@ -101,14 +103,14 @@ def test_user_mistakes(setup, tmp_path):
     ],
 )
 def test_what_is_no_list_of_texts(setup, documents, message):
-    clara = Clara(setup)
+    clara = Clara(*setup)
     for use in (clara.compress, clara.paraphrase, lambda x: clara.answer_scp(["who ?"], x)):
         with pytest.raises(UserError, match=message):
             use(documents)
 
 
 def test_other_mistakes_of_a_call(setup):
-    clara = Clara(setup)
+    clara = Clara(*setup)
     with pytest.raises(UserError, match="questions must be a list of texts"):
         clara.answer_scp("who", ["a", "b", "c"])
     with pytest.raises(UserError, match=r"shapes \[\(3, 128\), \(4, 128\)\], .*\[4, 128\]"):
@@ -121,16 +123,16 @@ def test_other_mistakes_of_a_call(setup):
 
 
 def test_load_a_workdir(setup, tmp_path):
-    config_lib.save(setup.config, tmp_path / "config.json")
+    config_lib.save(setup.model.config, tmp_path / "config.json")
     trained = {name: setup.trees[name] for name in ("compressor", "generator", "memory")}
     with Checkpoints(str(tmp_path), 1) as checkpoints:
         checkpoints.save(3, trained, {"count": jnp.zeros(())}, {"position": 0})
     clara = clara_jax.load(tmp_path)
     # Only what is trained is in a checkpoint: the others are drawn again from the seed.
-    fresh = setup_lib.create(setup.config, setup.mesh)
-    expected = dataclasses.replace(setup, trees={**fresh.trees, **trained})
+    fresh = setup_lib.create(setup.model.config, setup.model.mesh)
+    expected = altered(setup, trees={**fresh.trees, **trained})
     np.testing.assert_allclose(
-        clara.compress(DOCUMENTS[:3]), Clara(expected).compress(DOCUMENTS[:3]), atol=1e-4
+        clara.compress(DOCUMENTS[:3]), Clara(*expected).compress(DOCUMENTS[:3]), atol=1e-4
     )
 
 
@@ -145,28 +147,28 @@ def joint(random_setup):
     """A random model with a query reasoner."""
     setup = random_setup(Data(document_length=40, rate=10), 5)
     reasoner = random_setup(Data(document_length=40, rate=10), 6).trees["compressor"]
-    return dataclasses.replace(setup, trees={**setup.trees, "reasoner": reasoner})
+    return altered(setup, trees={**setup.trees, "reasoner": reasoner})
 
 
 def test_questions_are_read_by_the_reasoner(setup, joint, caplog):
-    queries = Clara(joint, batch=2).encode_query(QUESTIONS)
+    queries = Clara(*joint, batch=2).encode_query(QUESTIONS)
     assert queries.shape == (3, 4, 128) and queries.dtype == np.float32
     as_compressor = {**joint.trees, "compressor": joint.trees["reasoner"]}
-    expected = Clara(dataclasses.replace(joint, trees=as_compressor)).compress(QUESTIONS)
+    expected = Clara(*altered(joint, trees=as_compressor)).compress(QUESTIONS)
     np.testing.assert_allclose(queries, expected, atol=1e-4)
     # Without reasoner, as after scp, the compressor serves.
-    early = Clara(setup).encode_query(QUESTIONS)
-    np.testing.assert_allclose(early, Clara(setup).compress(QUESTIONS), atol=1e-5)
+    early = Clara(*setup).encode_query(QUESTIONS)
+    np.testing.assert_allclose(early, Clara(*setup).compress(QUESTIONS), atol=1e-5)
     assert np.abs(early - queries).max() > 0.1
-    Clara(joint).encode_query([DOCUMENTS[4]])
+    Clara(*joint).encode_query([DOCUMENTS[4]])
     assert "1 of 1 questions cut to 40 tokens" in caplog.text
 
 
 @pytest.mark.parametrize("kind", scores_lib.KINDS)
 def test_rank_is_the_score_of_the_config(joint, kind):
-    select = dataclasses.replace(joint.config.select, score=kind)
-    config = dataclasses.replace(joint.config, select=select)
-    clara = Clara(dataclasses.replace(joint, config=config))
+    select = dataclasses.replace(joint.model.config.select, score=kind)
+    config = dataclasses.replace(joint.model.config, select=select)
+    clara = Clara(*altered(joint, config=config))
     found = clara.rank(QUESTIONS, CANDIDATES)
     assert found.shape == (3, 7) and found.dtype == np.float32
     queries = clara.encode_query(QUESTIONS)
@@ -182,14 +184,14 @@ def test_rank_is_the_score_of_the_config(joint, kind):
 
 
 def test_a_shared_text_is_compressed_once(joint, monkeypatch):
-    read, original = [], encode.prompts.document_ids
+    read, original = [], TextLayout.document_ids
 
-    def counted(tokenizer, extra, text, length):
+    def counted(layout, text):
         read.append(text)
-        return original(tokenizer, extra, text, length)
+        return original(layout, text)
 
-    monkeypatch.setattr(encode.prompts, "document_ids", counted)
-    Clara(joint).ask(QUESTIONS, CANDIDATES, max_new_tokens=1)
+    monkeypatch.setattr(TextLayout, "document_ids", counted)
+    Clara(*joint).ask(QUESTIONS, CANDIDATES, max_new_tokens=1)
     assert sorted(read) == sorted([*QUESTIONS, *DOCUMENTS])
 
 
@@ -204,17 +206,13 @@ def test_best_is_the_order_of_select():
 
 
 def test_answer_reads_all_documents_in_order(joint):
-    clara = Clara(joint, batch=2)
-    texts = clara.answer(QUESTIONS, CANDIDATES, max_new_tokens=6)
+    clara = Clara(*joint, batch=2)
+    texts, options = clara.answer(QUESTIONS, CANDIDATES, max_new_tokens=6), GenerationOptions(6)
     for question, documents, text in zip(QUESTIONS, CANDIDATES, texts, strict=True):
-        ids, _ = prompts_lib.answer_prompt(
-            joint.tokenizer,
-            joint.config.prompts,
-            prompts_lib.slots(joint.extra, len(documents)),
-            question,
-        )
+        layout = joint.model.layout
+        ids, _ = layout.answer_prompt(layout.slots(len(documents)), question)
         vectors = clara.compress(documents).reshape(-1, 128)
-        assert generate(joint, [Prompt(ids, vectors)], 6)[0].text.strip() == text
+        assert generate(*joint, [Prompt(ids, vectors)], options)[0].text.strip() == text
     reversed_ = [documents[::-1] for documents in CANDIDATES]
     assert clara.answer(QUESTIONS, reversed_, max_new_tokens=6) != texts
     memories = [clara.compress(documents) for documents in CANDIDATES]
@@ -223,7 +221,7 @@ def test_answer_reads_all_documents_in_order(joint):
 
 
 def test_ask_answers_from_the_best(joint):
-    clara = Clara(joint, batch=2)
+    clara = Clara(*joint, batch=2)
     scores = clara.rank(QUESTIONS, CANDIDATES)
     found = clara.ask(QUESTIONS, CANDIDATES, top_k=3, max_new_tokens=6)
     chosen = []
@@ -240,7 +238,7 @@ def test_ask_answers_from_the_best(joint):
 
 
 def test_sampling_reaches_every_method(joint):
-    clara = Clara(joint)
+    clara = Clara(*joint)
     for use in (
         lambda **how: clara.paraphrase(DOCUMENTS[:3], 8, **how),
         lambda **how: clara.answer(QUESTIONS, CANDIDATES, 8, **how),
@@ -257,11 +255,11 @@ def test_sampling_reaches_every_method(joint):
 
 def test_prompts_of_full_texts(joint):
     for documents, docs in ((["a b", "c"], "a b\n\nc"), ([], "")):
-        ids, _ = prompts_lib.answer_prompt(joint.tokenizer, joint.config.prompts, docs, "who ?")
-        assert answer_prompts(joint, ["who ?"], [documents]) == [Prompt(ids)]
-    (prompt,) = answer_prompts(joint, ["who ?"], [DOCUMENTS[:2]])
-    plain = generate(joint, [prompt], 5, role=None)[0].text.strip()
-    assert answers(joint, [prompt], 5, role=None, stop="") == [plain]
+        ids, _ = joint.model.layout.answer_prompt(docs, "who ?")
+        assert answer_prompts(joint.model, ["who ?"], [documents]) == [Prompt(ids)]
+    (prompt,) = answer_prompts(joint.model, ["who ?"], [DOCUMENTS[:2]])
+    plain = generate(*joint, [prompt], GenerationOptions(5), role=None)[0].text.strip()
+    assert answers(*joint, [prompt], 5, role=None, stop="") == [plain]
 
 
 MEMORY = np.zeros((2, 4, 128), np.float32)
@@ -287,14 +285,14 @@ MEMORY = np.zeros((2, 4, 128), np.float32)
     ],
 )
 def test_mistakes_in_questions_and_documents(setup, questions, documents, message):
-    clara = Clara(setup)
+    clara = Clara(*setup)
     for name in ("rank", "ask", "answer"):
         with pytest.raises(UserError, match=message):
             getattr(clara, name)(questions, documents)
 
 
 def test_mistakes_in_options(setup):
-    clara = Clara(setup)
+    clara = Clara(*setup)
     for use in (
         lambda **how: clara.paraphrase(["a"], **how),
         lambda **how: clara.answer(["who ?"], [["a"]], **how),

@@ -12,9 +12,9 @@ from clara_jax import config as config_lib
 from clara_jax.corpus import write
 from clara_jax.corpus.search import search
 from clara_jax.data.facts import FactsSource
+from clara_jax.data.prompts import TextLayout
 from clara_jax.errors import UserError
 from clara_jax.exchange import export_model
-from clara_jax.inference import encode
 
 DOCUMENTS = [FactsSource(9, seed=3)[i].document for i in range(9)]
 QUESTIONS = ["who is this ?", "where does he live ?"]
@@ -49,20 +49,22 @@ def test_show():
     answer = clara_jax.Answer("Oslo", (2, 0), (0.75, -0.125))
     texts = ["a\n b", "never", "c " * 200]
     assert ask.show(answer, texts).splitlines() == [
-        "Oslo", "   0.7500  " + "c " * 40, "  -0.1250  a b",
-    ]  # fmt: skip
+        "Oslo",
+        "   0.7500  " + "c " * 40,
+        "  -0.1250  a b",
+    ]
 
 
 @pytest.mark.parametrize("stdin", [io.StringIO, Terminal])
 def test_many_questions_compress_once(workdir, file, capsys, monkeypatch, stdin):
-    read, original = [], encode.prompts.document_ids
+    read, original = [], TextLayout.document_ids
 
-    def counted(tokenizer, extra, text, length):
+    def counted(layout, text):
         read.append(text)
-        return original(tokenizer, extra, text, length)
+        return original(layout, text)
 
     monkeypatch.setattr(sys, "stdin", stdin("\n".join([QUESTIONS[0], " ", QUESTIONS[1]]) + "\n"))
-    monkeypatch.setattr(encode.prompts, "document_ids", counted)
+    monkeypatch.setattr(TextLayout, "document_ids", counted)
     assert ask.run(workdir, file, max_new_tokens=6) == 0
     assert sorted(read) == sorted([*QUESTIONS, *DOCUMENTS])
     printed = capsys.readouterr().out
@@ -109,7 +111,7 @@ def test_a_release(release, tmp_path, capsys):
 def store(workdir, tmp_path_factory):
     path = str(tmp_path_factory.mktemp("store") / "s")
     documents = [{"id": f"d{i}", "title": f"T {i}", "text": x} for i, x in enumerate(DOCUMENTS)]
-    write.add(path, clara_jax.load(workdir).setup, documents)
+    write.add(path, clara_jax.load(workdir).model, clara_jax.load(workdir).trees, documents)
     return path
 
 
@@ -146,14 +148,14 @@ def test_deleted_and_added_in_a_real_store(workdir, store, tmp_path):
     found = search.Search(clara_jax.open_store(path), config_lib.Search())
 
     def ids():
-        hits = search.find(clara.setup, found, QUESTIONS[:1], 99)[0]
+        hits = search.find(clara.model, clara.trees, found, QUESTIONS[:1], 99)[0]
         return [document.id for document in found.store.documents([hit.row for hit in hits])]
 
     best = ids()[0]
     found.refresh(write.delete(path, [best]))
     assert best not in ids() and len(ids()) == 8
     new = {"id": "new", "text": QUESTIONS[0]}
-    found.refresh(write.add(path, clara.setup, [new]))
+    found.refresh(write.add(path, clara.model, clara.trees, [new]))
     assert ids()[0] == "new" and len(ids()) == 9
     before = ids()
     found.refresh(write.compact(path))

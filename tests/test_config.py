@@ -11,7 +11,7 @@ import pytest
 
 from clara_jax import config as config_lib
 from clara_jax import config_checks
-from clara_jax.config import Config, default, freeze, load, save
+from clara_jax.config import OPTIONS, Config, default, freeze, load, save
 from clara_jax.errors import UserError
 from clara_jax.models import attention, scores, topk
 
@@ -28,6 +28,13 @@ def options(value=None, prefix="") -> dict[str, object]:
             found |= options(inner, f"{prefix}{field.name}.")
         else:
             found[prefix + field.name] = inner
+    return found
+
+
+def limited(*to: config_checks.Allowed) -> list[str]:
+    """Options whose values have one of these limits."""
+    found = [name for name, option in OPTIONS.items() if set(to) & set(option.allowed)]
+    assert found
     return found
 
 
@@ -66,7 +73,8 @@ OTHER = {
     str: lambda v: v + "x",
     tuple: lambda v: (*v, "x"),
 }
-VALID = {name: choices[-1] for name, choices in config_checks.CHOICES.items()} | {
+CHOICES = {name: a.names for name, o in OPTIONS.items() for a in o.allowed if a.names}
+VALID = {name: choices[-1] for name, choices in CHOICES.items()} | {
     "lora.targets": ("q", "v"),
     "model.attention": "splash",
     "model.remat": "q,gate",
@@ -96,9 +104,9 @@ def test_missing_options_take_their_defaults():
 
 
 def test_choices_are_what_the_models_know():
-    assert config_checks.CHOICES["select.method"] == tuple(topk.METHODS)
-    assert config_checks.CHOICES["select.score"] == tuple(scores.KINDS)
-    assert config_checks.CHOICES["model.attention"] == ("auto", *attention.ATTENTIONS)
+    assert CHOICES["select.method"] == tuple(topk.METHODS)
+    assert CHOICES["select.score"] == tuple(scores.KINDS)
+    assert CHOICES["model.attention"] == ("auto", *attention.ATTENTIONS)
 
 
 def test_integers_do_for_floats():
@@ -157,9 +165,10 @@ def test_groups_must_be_groups():
         ("memory.init", "zeros"),
         ("data.rate", 257),
         ("train.accumulate", 3),
-        *((name, 0) for name in config_checks.POSITIVE),
-        *((name, type(options()[name])(-1)) for name in config_checks.NOT_NEGATIVE),
-        *((name, value) for name in config_checks.BELOW_ONE for value in (-0.5, 1.0)),
+        *((name, 0) for name in limited(config_checks.AT_LEAST_1)),
+        *((name, type(OPTIONS[name].default)(-1)) for name in limited(config_checks.NOT_NEGATIVE)),
+        *((name, value) for name in limited(config_checks.BELOW_1) for value in (-0.5, 1.0)),
+        *((name, 1e7) for name in limited(config_checks.SCALE, config_checks.SCALE_OR_0)),
         ("optim.learning_rate", float("nan")),
         ("optim.weight_decay", float("inf")),
         ("optim.final_fraction", 1.5),

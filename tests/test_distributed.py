@@ -209,7 +209,7 @@ def test_choosing_among_documents_and_its_evaluation(folder, one):
         ]  # fmt: skip
         run(folder, options, count)
         if results:  # what an evaluation that was killed left is read by both processes
-            model = model_hash(load_setup(workdir))
+            model = model_hash(*load_setup(workdir))
             basis = {"step": 2, "model": model, **results[0]["settings"]}
             asked = [FactsQuestions(4, 1)[i] for i in range(4)]
             name = joint.piece_name("gold", asked, [record.gold for record in asked])
@@ -241,7 +241,7 @@ def test_two_processes_write_the_store_of_one(folder, one):
     ]  # fmt: skip
     run(folder, options, count=2)
     both, how = open_store(folder / "both"), Store("int8", 16, 8)
-    alone = write.add(folder / "alone", load_setup(one), stream(documents), how)
+    alone = write.add(folder / "alone", *load_setup(one), stream(documents), how)
     assert both.manifest == alone.manifest and len(both.manifest.parts) == 3
     rows = range(40)
     assert both.documents(rows) == alone.documents(rows)

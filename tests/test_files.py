@@ -13,12 +13,13 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from orbax.checkpoint._src.path import gcs_utils
 
-from clara_jax import files
+from clara_jax import files, ledger
 from clara_jax.config import Config, Data, Eval, Memory, Mesh, Model, Store, Train, freeze
 from clara_jax.corpus import format, write
 from clara_jax.data.sources import JsonlSource
 from clara_jax.errors import UserError
 from clara_jax.evaluation import results
+from clara_jax.ledger import Ledger
 from clara_jax.runs import lineage
 from clara_jax.runs import setup as setup_lib
 from clara_jax.runs import workdir as workdir_lib
@@ -114,7 +115,7 @@ def test_a_run_on_gs_is_resumed_and_read(bucket, tmp_path, monkeypatch, named):
     assert b"(alignment)/" in trace.read_bytes()
     assert [line["step"] for line in workdir_lib.read_metrics(workdir)] == [1, 2, 3, 4]
     (run / "checkpoints" / "9").mkdir()
-    assert load_setup(workdir).step == 4
+    assert load_setup(workdir).model.step == 4
     result = {
         "step": 4,
         "conditions": {"memory": {}},
@@ -147,19 +148,41 @@ def test_a_remote_source_is_copied_once_and_again_when_it_has_changed(bucket, tm
         JsonlSource("gs://bucket/a.jsonl")
 
 
-def test_lines_on_gs_are_written_anew(bucket, monkeypatch):
-    name = "gs://bucket/lines"
-    with files.Lines(name) as lines:
-        lines.write("one\n")
+def test_a_ledger_on_gs_is_written_again_as_a_whole(bucket, monkeypatch):
+    name, entries = "gs://bucket/lines", []
+    with Ledger(name) as lines:
+        lines.append({"n": 1})
         assert not (bucket / "lines").exists()
         lines.flush()
-        assert (bucket / "lines").read_text() == "one\n"
-        monkeypatch.setattr(files, "_ANEW", 0.0)
-        lines.write("two\n")
-        assert (bucket / "lines").read_text() == "one\ntwo\n"
-    with files.Lines(name, size=4) as lines:
-        lines.write("three\n")
-    assert files.read(name) == "one\nthree\n"
+        assert (bucket / "lines").read_text() == '{"n": 1}\n'
+        monkeypatch.setattr(ledger, "_PAUSE", 0.0)
+        assert lines.append({"n": "é"}) == 9
+        assert (bucket / "lines").read_text() == '{"n": 1}\n{"n": "é"}\n'
+    with Ledger(name, size=9) as lines:
+        lines.append({"n": 3})
+    assert ledger.read(name, lambda entry, start: entries.append((entry["n"], start))) == 18
+    assert entries == [(1, 0), (3, 9)]
+
+
+def test_half_a_file_never_shows(tmp_path):
+    path = tmp_path / "f"
+    with pytest.raises(RuntimeError), files.whole_file(path) as f:
+        f.write("half")
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+    for content in ("whole, é", b"\xff"):
+        files.write(path, content)
+        assert path.read_bytes() == (content if isinstance(content, bytes) else content.encode())
+
+
+def test_a_lock_is_held_by_one_or_shared_by_many(tmp_path):
+    name = str(tmp_path / ".lock")
+    with files.lock(name, "in use", shared=True), files.lock(name, "in use", shared=True):
+        with pytest.raises(files.Busy, match=r"^in use$"), files.lock(name, "in use"):
+            pass
+    with files.lock(name, "in use", wait=True):
+        with pytest.raises(files.Busy), files.lock(name, "in use", shared=True):
+            pass
 
 
 def test_urls_that_cannot_be_used(monkeypatch, tmp_path):
@@ -211,13 +234,13 @@ def test_a_store_on_gs(bucket, tmp_path, monkeypatch):
     setup = setup_lib.create(tiny("", 1))
     name, options = "gs://bucket/stores/one", Store(part=3, batch=8)
     bucket.mkdir()
-    write.add(name, setup, texts[:4], options)
+    write.add(name, *setup, texts[:4], options)
     unfinished = bucket / "stores" / "one" / "parts" / "00002" / "memories"  # as a kill leaves it
     unfinished.mkdir(parents=True)
     (unfinished / "zarr.json").write_text("{")
-    remote = write.add(name, setup, texts, options)
-    local = write.add(tmp_path / "local", setup, texts[:4], options)
-    local = write.add(tmp_path / "local", setup, texts, options)
+    remote = write.add(name, *setup, texts, options)
+    local = write.add(tmp_path / "local", *setup, texts[:4], options)
+    local = write.add(tmp_path / "local", *setup, texts, options)
     assert remote.documents(range(7)) == local.documents(range(7))
     (first, block), *_ = remote.blocks(7)
     assert first == 0 and block.tobytes() == next(local.blocks(7))[1].tobytes()

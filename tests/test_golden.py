@@ -194,7 +194,7 @@ def measure_stage(stage: str, folder: pathlib.Path) -> dict[str, Any]:
     workdir = folder / stage
     assert train(config_of(stage, folder), str(workdir)) == 0
     clara = clara_jax.load(workdir)
-    batch = next(open_inputs(clara.setup, str(workdir)).train)
+    batch = next(open_inputs(clara.model, clara.trees, str(workdir)).train)
     values = {f"batch/{name}": summary(array) for name, array in batch.items()}
     for line in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines()):
         names = [name for name in line if "_per_s" not in name and not name.startswith("time/")]

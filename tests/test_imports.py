@@ -10,9 +10,9 @@ PACKAGE = ROOT / "clara_jax"
 
 # One row a layer; none of a row imports another of the same row, nor anything above it.
 LAYERS = (
-    ("text", "models", "errors", "progress"),
+    ("text", "models", "errors", "progress", "stages"),
     ("files", "distributed", "config_checks", "command_line"),
-    ("config", "plotting"),
+    ("config", "plotting", "ledger"),
     ("interop", "sharding"),
     ("data",),
     ("runs", "endpoint"),

@@ -12,15 +12,18 @@ import pytest
 
 from clara_jax import sharding
 from clara_jax.aot import programs
-from clara_jax.config import ADAPTERS, Config, Data, Mesh, Model, Train
+from clara_jax.config import Config, Data, Mesh, Model, Train
 from clara_jax.errors import UserError
 from clara_jax.models.config import PRESETS, ExtraTokens, LoraConfig, ModelConfig
 from clara_jax.models.decoder import Decoder, abstract_params, head_logits, init_params
 from clara_jax.models.lora import init_adapter
-from clara_jax.runs.setup import Setup, abstract, create
+from clara_jax.runs import setup as setup_lib
+from clara_jax.runs.setup import Loaded, abstract, create
+from clara_jax.stages import ADAPTERS
 from clara_jax.training.inputs import open_inputs
 from clara_jax.training.optim import make_optimizer
 from clara_jax.training.step import abstract_optimizer, compile_step, init_optimizer, make_step
+from tests.fixtures.models import altered
 
 TINY = ModelConfig(
     vocab_size=64, d_model=32, d_ff=48, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8
@@ -43,16 +46,16 @@ def every_array(model: ModelConfig, stage: str = "e2e") -> dict[str, tuple[int, 
     adapters = {name: init_adapter(model, config.lora, jax.random.key(0)) for name in ADAPTERS}
     mesh = sharding.make_mesh(Mesh(data=1, fsdp=1, tensor=1))
     extra = ExtraTokens(model.vocab_size, config.memory_tokens)
-    setup = Setup(config, mesh, Decoder(model), None, extra, {})
+    setup = Loaded(setup_lib.Model(config, mesh, Decoder(model), None, extra), {})
     _, _, prompts, state = programs.inference_shapes(
-        dataclasses.replace(setup, trees={"base": {}, "memory": {}, "added": {}})
+        *altered(setup, trees={"base": {}, "memory": {}, "added": {}})
     )
     trees = {
         "base": abstract_params(model),
         **jax.eval_shape(lambda: adapters),
         "memory": jax.ShapeDtypeStruct((4, model.d_model), jnp.float32),
         "added": {"embed": jax.ShapeDtypeStruct((3, model.d_model), jnp.float32)},
-        "batch": programs.batch_shapes(setup),
+        "batch": programs.batch_shapes(setup.model),
         "prompts": prompts,
         "cache": state.cache,
     }
@@ -103,7 +106,7 @@ def test_optimizer_state_lies_like_what_it_belongs_to():
     )
     setup = abstract(config, mesh)
     trained = {name: setup.trees[name] for name in config.trained}
-    state = abstract_optimizer(setup, make_optimizer(config), trained)
+    state = abstract_optimizer(setup.model, make_optimizer(config), trained)
     specs = {leaf.sharding.spec for leaf in jax.tree.leaves(state) if len(leaf.shape) == 3}
     assert specs == {leaf.sharding.spec for leaf in jax.tree.leaves(trained) if leaf.ndim == 3}
     assert len(specs) > 1
@@ -241,14 +244,16 @@ def scp_step(mesh: Mesh, full: bool):
         mesh=mesh,
     )  # fmt: skip
     setup = create(config)
-    batch = next(open_inputs(setup, "").train)
+    batch = next(open_inputs(*setup, "").train)
     trained = {name: setup.trees[name] for name in config.trained}
     frozen = {name: tree for name, tree in setup.trees.items() if name not in trained}
     if not full:  # B is zero at first, and A then has no gradient
         trained["compressor"] = jax.tree.map(lambda x: x + 0.01, trained["compressor"])
     optimizer = optax.sgd(1.0)
-    state = (trained, init_optimizer(setup, optimizer, trained))
-    step = compile_step(setup, make_step(setup, optimizer), state)
-    (trained, _), values = step(state, frozen, sharding.put_batch(setup.mesh, batch), np.int32(0))
+    state = (trained, init_optimizer(setup.model, optimizer, trained))
+    step = compile_step(setup.model, make_step(setup.model, optimizer), state)
+    (trained, _), values = step(
+        state, frozen, sharding.put_batch(setup.model.mesh, batch), np.int32(0)
+    )
     assert step._cache_size() == 1
     return jax.device_get((values, trained))

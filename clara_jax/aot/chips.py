@@ -19,22 +19,14 @@ class Chip:
 
     Figures are those that Google publishes for Cloud TPU, and of the interconnect those of the
     scaling book (jax-ml.github.io/scaling-book), one way.
-
-    Attributes:
-        flops: of bfloat16 matmuls, a second.
-        hbm: bytes that a program may use, as the compiler has it.
-        bandwidth: of the HBM, bytes a second.
-        link: of one link to a neighbour, bytes a second in one direction.
-        wraps: an axis of at least so many chips is a ring.
-        clock: Hz, of the compiler's cycle estimates.
     """
 
-    flops: float
-    hbm: int
-    bandwidth: float
-    link: float
-    wraps: int
-    clock: float
+    flops: float  # of bfloat16 matmuls, a second
+    hbm: int  # bytes that a program may use, as the compiler has it
+    bandwidth: float  # of the HBM, bytes a second
+    link: float  # of one link to a neighbour, bytes a second in one direction
+    wraps: int  # an axis of at least this number of chips is a ring
+    clock: float  # Hz, of the compiler's cycle estimates
 
 
 CHIPS = {
@@ -56,19 +48,12 @@ _ENVIRONMENT = {
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What to compile for.
+    """What to compile for."""
 
-    Attributes:
-        name: of the topology, such as `v5e:4x4`, or `local`.
-        devices: to make a mesh of.
-        chip: None where nothing is known about it.
-        axes: chips along each axis of the interconnect.
-    """
-
-    name: str
-    devices: Sequence[Any]
-    chip: Chip | None
-    axes: tuple[int, ...]
+    name: str  # of the topology, such as `v5e:4x4`, or `local`
+    devices: Sequence[Any]  # to make a mesh of
+    chip: Chip | None  # None where nothing is known about it
+    axes: tuple[int, ...]  # chips along each axis of the interconnect
 
 
 def target(topology: str | None) -> Target:
@@ -94,13 +79,13 @@ def target(topology: str | None) -> Target:
     # A host has 2 x 2 chips unless there are fewer.
     host = {"chips_per_host_bounds": (1, 1, 1)} if math.prod(axes) < 4 else {}
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **host)
+        slice_ = topologies.get_topology_desc(platform="tpu", topology_name=topology, **host)
     except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as e:
         text = str(e).splitlines()[0]
         if "libtpu" in text.lower():
             text = f"the TPU compiler is not installed ({text}): pip install 'clara-jax[tpu]'"
         raise UserError(f"--topology={topology}: {text}") from e
-    return Target(topology, found.devices, CHIPS[match[1]], axes)
+    return Target(topology, slice_.devices, CHIPS[match[1]], axes)
 
 
 def versions() -> dict[str, str | None]:

@@ -23,13 +23,9 @@ from clara_jax.runs import setup as setup_lib
 
 
 def run(config: Config, topology: str | None = None, program: str = "train") -> int:
-    """Compiles and prints.
+    """Compiles one of PROGRAMS for a topology such as `v5e:4x4`, or the local devices, and prints.
 
-    Args:
-        config: of the run; its weights and data are not looked at, except the config of
-            `model.base` if that is given.
-        topology: such as `v5e:4x4`; None: the local devices.
-        program: one of PROGRAMS.
+    Of the run's weights and data only the config of `model.base` is read, if that is given.
 
     Returns:
         0, also where it does not fit: the JSON says so.
@@ -37,9 +33,9 @@ def run(config: Config, topology: str | None = None, program: str = "train") -> 
     Raises:
         UserError: the topology, the mesh or a dimension does not fit, or there is no libtpu.
     """
-    found = compile_program(config, chips.target(topology), program)
-    print(report.table(found), file=sys.stderr)
-    print(json.dumps(found))
+    result = compile_program(config, chips.target(topology), program)
+    print(report.table(result), file=sys.stderr)
+    print(json.dumps(result))
     return 0
 
 
@@ -55,8 +51,8 @@ def compile_program(config: Config, target: chips.Target, name: str) -> dict[str
             f"config.mesh has {mesh.size} devices, --topology={target.name} "
             f"{len(target.devices)}: a slice is used whole; set one axis to -1"
         )
-    setup = setup_lib.abstract(config, mesh)
-    program = PROGRAMS[name](setup)
+    model, trees = setup_lib.abstract(config, mesh)
+    program = PROGRAMS[name](model, trees)
     start = time.perf_counter()
     lowered = program.function.lower(*program.arguments)
     try:
@@ -66,13 +62,13 @@ def compile_program(config: Config, target: chips.Target, name: str) -> dict[str
             raise
         compiled, needed = None, _needed(str(e))
     kinds = {kind: _bytes(tree) for kind, tree in program.kinds.items()}
-    found = {
+    result = {
         "topology": target.name,
         "devices": mesh.size,
         "program": name,
         "stage": config.stage,
         "model": config.model.base or config.model.preset,
-        "parameters": parameters(setup),
+        "parameters": parameters(model),
         "mesh": dict(mesh.shape),
         "options": _options(config),
         "rows": program.rows,
@@ -82,7 +78,7 @@ def compile_program(config: Config, target: chips.Target, name: str) -> dict[str
         "compile_seconds": round(time.perf_counter() - start, 1),
         "versions": chips.versions(),
     }
-    return found | {"advice": report.advice(config, found)}
+    return result | {"advice": report.advice(config, result)}
 
 
 def _memory(
@@ -110,16 +106,19 @@ def _memory(
 
 
 def _time(compiled: Any, program: Program, target: chips.Target) -> dict[str, Any]:
-    keys = ("predicted_step_seconds", "predicted_mfu", "compute_seconds", "interconnect_seconds",
-            "collective_bytes", "pallas_calls", "unpriced_parts")  # fmt: skip
-    if compiled is None or target.chip is None:
-        return dict.fromkeys(keys)
-    found = cost.predict(hlo.parse(compiled.as_text()), target)
-    possible = found.seconds * target.chip.flops * len(target.devices)
-    values = (found.seconds, program.flops / possible, found.compute, found.interconnect,
-              {kind: int(n) for kind, n in found.moved.items()}, found.calls,
-              found.unpriced)  # fmt: skip
-    return dict(zip(keys, values, strict=True))
+    known = compiled is not None and target.chip is not None
+    took = cost.predict(hlo.parse(compiled.as_text()), target) if known else cost.Cost()
+    peak = target.chip.flops * len(target.devices) if known else 0
+    times = {
+        "predicted_step_seconds": took.seconds,
+        "predicted_mfu": known and program.flops / (took.seconds * peak),
+        "compute_seconds": took.compute,
+        "interconnect_seconds": took.interconnect,
+        "collective_bytes": {kind: int(n) for kind, n in took.moved.items()},
+        "pallas_calls": took.calls,
+        "unpriced_parts": took.unpriced,
+    }
+    return times if known else dict.fromkeys(times)
 
 
 def _needed(message: str) -> int:

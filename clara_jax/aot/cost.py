@@ -14,39 +14,34 @@ from collections import Counter
 from clara_jax.aot.chips import Target
 from clara_jax.aot.hlo import Instruction, Module, group_size, shape, size
 
-_FREE = {
-    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "copy-start", "copy-done",
-    "slice-start", "slice-done", "after-all", "partition-id", "replica-id", "iota", "opt-barrier",
-}  # fmt: skip
+_FREE = frozenset(
+    "parameter constant tuple get-tuple-element bitcast copy-start copy-done slice-start "
+    "slice-done after-all partition-id replica-id iota opt-barrier".split()
+)
 _CYCLES = r'"estimated_cycles":"(\d+)"'
 _UNKNOWN = 1e15  # cycles; some fusions that gather int8 weights are said to take 2**63
 # Matmuls of queries' size by all keys, in each kernel of the TPU's attention.
 _KERNELS = {"splash_mha_fwd": 2, "splash_mha_dkv": 4, "splash_mha_dq": 3}
+# How often a collective moves (n - 1) / n of its bytes in a group of n, or which share once.
+_ROUNDS = {"all-gather": 1, "reduce-scatter": 1, "all-reduce": 2}
+_SHARES = {"all-to-all": 0.25, "ragged-all-to-all": 0.25}
 _KERNEL_SHARE = 0.5  # of the peak
 
 
 @dataclasses.dataclass
 class Cost:
-    """Seconds and bytes of a computation on one device.
+    """Seconds and bytes of a computation on one device."""
 
-    Attributes:
-        seconds: with collectives beside the computation where the schedule has them so.
-        compute: of which it computes.
-        interconnect: of collectives, whether or not something is computed meanwhile.
-        moved: bytes of collectives by kind.
-        calls: Pallas kernels.
-        unpriced: loops of unknown length, counted once, and kernels and choices of unknown work.
-    """
-
-    seconds: float = 0.0
-    compute: float = 0.0
-    interconnect: float = 0.0
-    moved: Counter = dataclasses.field(default_factory=Counter)
-    calls: int = 0
+    seconds: float = 0.0  # with collectives beside the computation where the schedule has them so
+    compute: float = 0.0  # of which it computes
+    interconnect: float = 0.0  # of collectives, whether or not something is computed meanwhile
+    moved: Counter = dataclasses.field(default_factory=Counter)  # bytes of collectives by kind
+    calls: int = 0  # Pallas kernels
+    # loops of unknown length, counted once, and kernels and choices of unknown work
     unpriced: int = 0
 
     def add(self, other: "Cost", times: int = 1) -> None:
-        """Adds another that runs so many times after this."""
+        """Adds another, which runs `times` times after this."""
         self.seconds += times * other.seconds
         self.compute += times * other.compute
         self.interconnect += times * other.interconnect
@@ -122,10 +117,7 @@ class _Walk:
             total = read if read else written * n
         else:
             total = read if read else written
-        factor = {
-            "all-gather": (n - 1) / n, "reduce-scatter": (n - 1) / n, "all-reduce": 2 * (n - 1) / n,
-            "all-to-all": 0.25, "ragged-all-to-all": 0.25,
-        }.get(kind)  # fmt: skip
+        factor = _ROUNDS[kind] * (n - 1) / n if kind in _ROUNDS else _SHARES.get(kind)
         if factor is None:
             seconds = total / self.target.chip.link
         else:
@@ -135,7 +127,7 @@ class _Walk:
         return seconds
 
     def _bandwidth(self, devices: int) -> float:
-        """Bytes a second into a chip of a group of so many, over the axes that the group spans."""
+        """Bytes a second into a chip of a group of devices, over the axes that the group spans."""
         chip, links, spanned = self.target.chip, 0, 1
         for axis in sorted((a for a in self.target.axes if a > 1), reverse=True):
             if spanned >= devices:

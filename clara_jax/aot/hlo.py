@@ -5,36 +5,33 @@ import functools
 import math
 import re
 
-_BYTES = {
-    "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "s32": 4, "u32": 4,
-    "s64": 8, "u64": 8, "f8e4m3fn": 1, "f8e5m2": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8,
-}  # fmt: skip
+_DTYPES = {
+    0.5: "s4 u4",
+    1: "pred s8 u8 f8e4m3fn f8e5m2",
+    2: "s16 u16 bf16 f16",
+    4: "s32 u32 f32",
+    8: "s64 u64 f64",
+}
+_BYTES = {name: size for size, names in _DTYPES.items() for name in names.split()}
 _ARRAY = re.compile(rf"\b({'|'.join(_BYTES)})\[([\d,]*)\]")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r"([\w\-]+)\((.*)")
 
-COLLECTIVES = (
-    "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all",
-    "collective-permute", "collective-broadcast",
-)  # fmt: skip
+COLLECTIVES = frozenset(
+    "all-gather all-reduce reduce-scatter all-to-all ragged-all-to-all "
+    "collective-permute collective-broadcast".split()
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of a computation.
+    """One line of a computation."""
 
-    Attributes:
-        name: without the percent sign.
-        type: of its result.
-        opcode: such as `fusion`.
-        text: operands and attributes.
-    """
-
-    name: str
-    type: str
-    opcode: str
-    text: str
+    name: str  # without the percent sign
+    type: str  # of its result
+    opcode: str  # such as `fusion`
+    text: str  # operands and attributes
 
     @functools.cached_property
     def operands(self) -> list[str]:
@@ -87,26 +84,18 @@ class Module:
         if condition not in self.computations or body not in self.computations:
             return None
         limits = [*self._constants(condition).values()]
-        counters = set()
         for line in self.computations[condition]:
-            if line.called() in self.computations:
-                limits += self._constants(line.called()).values()
-            if line.opcode == "get-tuple-element":
-                counters.add(line.number(r"index=(\d+)"))
+            limits += self._constants(line.called()).values()
         if not limits:
             return None
-        constants = self._constants(body)
-        read = {
-            line.name: line.number(r"index=(\d+)")
-            for line in self.computations[body]
-            if line.opcode == "get-tuple-element"
-        }
-        steps = [
-            constants[line.operands[1]]
-            for line in self.computations[body]
-            if line.opcode == "add" and len(line.operands) == 2
-            and read.get(line.operands[0]) in counters and constants.get(line.operands[1], 0) > 0
-        ]  # fmt: skip
+        counters = set(self._indices(condition).values())
+        constants, read = self._constants(body), self._indices(body)
+        steps = []
+        for line in self.computations[body]:
+            if line.opcode == "add" and len(line.operands) == 2:
+                counter, step = line.operands
+                if read.get(counter) in counters and constants.get(step, 0) > 0:
+                    steps.append(constants[step])
         return math.ceil(max(limits) / max(steps, default=1))
 
     def first_collective(self, name: str | None, depth: int = 3) -> Instruction | None:
@@ -119,13 +108,20 @@ class Module:
                 return inner
         return None
 
-    def _constants(self, name: str) -> dict[str, int]:
-        found = {}
+    def _constants(self, name: str | None) -> dict[str, int]:
+        """Values of a computation's constants; none of one that is not there."""
+        values = {}
         for line in self.computations.get(name, []):
             match = re.match(r"(-?\d+)\)", line.text)
             if line.opcode == "constant" and match:
-                found[line.name] = int(match[1])
-        return found
+                values[line.name] = int(match[1])
+        return values
+
+    def _indices(self, name: str) -> dict[str, float | None]:
+        """Which element of a tuple each of a computation's lines takes."""
+        lines = self.computations[name]
+        taking = [line for line in lines if line.opcode == "get-tuple-element"]
+        return {line.name: line.number(r"index=(\d+)") for line in taking}
 
 
 def parse(text: str) -> Module:
@@ -139,7 +135,7 @@ def parse(text: str) -> Module:
                 name, lines = header[2], []
                 entry = name if header[1] else entry
         elif line.rstrip() == "}":
-            computations[name] = [found for x in lines if (found := _instruction(x))]
+            computations[name] = [made for x in lines if (made := _instruction(x))]
             lines = None
         elif _LINE.match(line):
             lines.append(line)
@@ -177,8 +173,8 @@ def size(type_text: str) -> float:
 
 def shape(type_text: str) -> tuple[int, ...]:
     """Dimensions of the first array of a type; (0,) for none."""
-    found = _ARRAY.search(type_text)
-    return tuple(int(d) for d in found[2].split(",") if d) if found else (0,)
+    array = _ARRAY.search(type_text)
+    return tuple(int(d) for d in array[2].split(",") if d) if array else (0,)
 
 
 def group_size(text: str, devices: int) -> int:

@@ -1,7 +1,7 @@
 """`--mode=compress`: documents into a store, which ask and serve then read.
 
 --documents is streamed into the store, long ones in pieces; what is there already is left out, so
-that the same command goes on after a kill, and appends when the file has grown. On a store alone,
+that the same command resumes after a kill, and appends when the file has grown. On a store alone,
 --delete takes ids (with commas between, or a file with one a line), and --compact takes away what
 is deleted. In one command: first deleted, then added, then compacted.
 """
@@ -77,13 +77,13 @@ def show(store: Store) -> str:
 
 
 def _add(store: str, workdir: str, documents: str, base: str | None, config: Config | None) -> None:
-    # A first pass over the file, so that its mistakes are told before hours of work.
+    # A first pass over the file, so that its mistakes are reported before hours of work.
     is_there = (files.path(store) / format.MANIFEST).exists()
     known = write.known(Store(store)) if is_there else {}
     new = sum(1 for _ in write.unknown(known, stream(documents)))
     logging.info("%s: %d documents are new", documents, new)
     del known
-    setup = load_setup(workdir, base)
+    model, trees = load_setup(workdir, base)
     progress, done = Progress(new, "compressing"), 0
 
     def report(finished: int) -> None:
@@ -92,7 +92,7 @@ def _add(store: str, workdir: str, documents: str, base: str | None, config: Con
         if distributed.is_first():
             progress.update(done)
 
-    write.add(store, setup, stream(documents), (config or Config()).store, report)
+    write.add(store, model, trees, stream(documents), (config or Config()).store, report)
     progress.close()
 
 

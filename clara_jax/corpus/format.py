@@ -8,13 +8,15 @@
 Local or on gs://: arrays by TensorStore's own drivers, the rest by clara_jax.files.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.compute
 import tensorstore
@@ -24,19 +26,25 @@ from clara_jax.errors import UserError, reason
 
 VERSION = 1
 MANIFEST, PARTS, TABLE, MEMORIES, SCALES = (
-    "manifest.json", "parts", "documents.arrow", "memories", "scales",
-)  # fmt: skip
-DTYPES = {"bfloat16": "bfloat16", "int8": "int8"}  # of memories on disk, as zarr names them
-SCHEMA = pyarrow.schema([
-    ("id", pyarrow.large_string()),  # of the row: the document's, or DOCUMENT#CHUNK
-    ("parent", pyarrow.large_string()),  # of the document
-    ("chunk", pyarrow.int32()),  # from 0
-    ("title", pyarrow.large_string()),
-    ("text", pyarrow.large_string()),
-    ("tokens", pyarrow.int32()),  # that were read
-    ("cut", pyarrow.int32()),  # that were not
-    ("digest", pyarrow.binary(16)),  # of the whole document, to know it again
-])  # fmt: skip
+    "manifest.json",
+    "parts",
+    "documents.arrow",
+    "memories",
+    "scales",
+)
+DTYPES = ("bfloat16", "int8")  # of memories on disk, as zarr names them
+SCHEMA = pyarrow.schema(
+    [
+        ("id", pyarrow.large_string()),  # of the row: the document's, or DOCUMENT#CHUNK
+        ("parent", pyarrow.large_string()),  # of the document
+        ("chunk", pyarrow.int32()),  # from 0
+        ("title", pyarrow.large_string()),
+        ("text", pyarrow.large_string()),
+        ("tokens", pyarrow.int32()),  # that were read
+        ("cut", pyarrow.int32()),  # that were not
+        ("digest", pyarrow.binary(16)),  # of the whole document, to know it again
+    ]
+)
 _SHARD = 64 * 2**20  # bytes of memories in a file, about
 
 
@@ -44,102 +52,95 @@ class Damaged(UserError):
     """A file of a store cannot be read or written, whatever is asked of the store."""
 
 
-class Busy(UserError):
-    """Another process uses the store."""
+@contextlib.contextmanager
+def damaged(what: str, advice: str = "") -> Iterator[None]:
+    """Turns an error of reading or writing files into `Damaged`: what failed, why, what helps."""
+    try:
+        yield
+    except (ValueError, OSError, pyarrow.ArrowException) as e:
+        raise Damaged(f"{what} ({reason(e)[:200]}){advice}") from e
+
+
+def unreadable(place: str) -> contextlib.AbstractContextManager[None]:
+    """`damaged` while a file or folder of a part is read."""
+    return damaged(f"{place}: this part of the store cannot be read")
+
+
+def writing(store: str) -> contextlib.AbstractContextManager[None]:
+    """`damaged` while a store is written: its disk may be full, or a permission missing."""
+    advice = "; make room and run the same command to go on"
+    return damaged(f"{store}: cannot be written", advice)
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """Some rows of a store, which never change.
+class StorePart:
+    """Some rows of a store, which never change."""
 
-    Attributes:
-        name: of its folder.
-        rows: how many.
-        documents: that they are of.
-        fed_tokens: of text, that the model read.
-        cut_tokens: that it did not: of long titles, and of words that no piece holds.
-        text_bytes: of titles and texts in UTF-8.
-    """
+    name: str  # of its folder
+    rows: int  # how many
+    documents: int  # that they are of
+    fed_tokens: int  # of text, that the model read
+    cut_tokens: int  # that it did not: of long titles, and of words that no piece holds
+    text_bytes: int  # of titles and texts in UTF-8
 
-    name: str
-    rows: int
-    documents: int
-    fed_tokens: int
-    cut_tokens: int
-    text_bytes: int
+
+def _total(name: str) -> property:
+    """A number of all parts together."""
+    return property(lambda manifest: sum(getattr(part, name) for part in manifest.parts))
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
     """What a store is.
 
-    Counts include what has been deleted, until the store is compacted.
-
-    Attributes:
-        fingerprint: of what made it (runs/fingerprint.py).
-        memory_tokens: M.
-        width: D.
-        dtype: of memories on disk.
-        rate: `config.data.rate` of the model.
-        document_length: most tokens of a row's text.
-        part: rows of a part, about.
-        parts: in the order of their rows.
-        deleted: documents that are no more, with the number of parts that this is said of: one of
-            the same id may have been added later.
-        numbered: parts that there ever were, so that no name is given twice.
-        version: of this layout.
+    `rows`, `documents`, `fed_tokens`, `cut_tokens` and `text_bytes` are those of all parts, and
+    include what has been deleted, until the store is compacted.
     """
 
-    fingerprint: dict[str, str]
-    memory_tokens: int
-    width: int
-    dtype: str
-    rate: int
-    document_length: int
-    part: int
-    parts: tuple[Part, ...] = ()
+    fingerprint: dict[str, str]  # of what made it (runs/fingerprint.py)
+    memory_tokens: int  # M
+    width: int  # D
+    dtype: str  # of memories on disk
+    rate: int  # `config.data.rate` of the model
+    document_length: int  # most tokens of a row's text
+    part: int  # rows of a part, about
+    parts: tuple[StorePart, ...] = ()  # in the order of their rows
+    # documents that are no more, with the number of parts that this is said of: one of the same id
+    # may have been added later
     deleted: dict[str, int] = dataclasses.field(default_factory=dict)
-    numbered: int = 0
-    version: int = VERSION
+    numbered: int = 0  # parts that there ever were, so that no name is given twice
+    version: int = VERSION  # of this layout
 
-    def _sum(self, name: str) -> int:
-        return sum(getattr(part, name) for part in self.parts)
-
-    @property
-    def rows(self) -> int:
-        """Of all parts."""
-        return self._sum("rows")
-
-    @property
-    def documents(self) -> int:
-        """Of all parts."""
-        return self._sum("documents")
-
-    @property
-    def fed_tokens(self) -> int:
-        """Tokens of text that were read."""
-        return self._sum("fed_tokens")
-
-    @property
-    def cut_tokens(self) -> int:
-        """Tokens of text that were not."""
-        return self._sum("cut_tokens")
-
-    @property
-    def text_bytes(self) -> int:
-        """Of titles and texts."""
-        return self._sum("text_bytes")
+    rows = _total("rows")
+    documents = _total("documents")
+    fed_tokens = _total("fed_tokens")
+    cut_tokens = _total("cut_tokens")
+    text_bytes = _total("text_bytes")
 
     @property
     def realised_compression(self) -> float:
         """Tokens read over memory vectors: less than `rate`, as most texts are not full."""
         return self.fed_tokens / max(self.rows * self.memory_tokens, 1)
 
+    def arrays(self, rows: int) -> dict[str, tuple[str, list[int]]]:
+        """Dtype and shape of the arrays of a number of rows, by name."""
+        arrays = {MEMORIES: (self.dtype, [rows, self.memory_tokens, self.width])}
+        if self.dtype == "int8":
+            arrays[SCALES] = ("float32", [rows, self.memory_tokens])
+        return arrays
+
+    def empty(self, rows: int) -> dict[str, np.ndarray]:
+        """Arrays of a number of rows in main memory, not filled, by name."""
+        arrays = self.arrays(rows).items()
+        return {
+            name: np.empty(shape, tensorstore.dtype(dtype).numpy_dtype)
+            for name, (dtype, shape) in arrays
+        }
+
     @property
     def row_bytes(self) -> int:
         """Of a row's memory, its scales included."""
-        numbers = self.memory_tokens * self.width
-        return numbers + 4 * self.memory_tokens if self.dtype == "int8" else 2 * numbers
+        return sum(array.nbytes for array in self.empty(1).values())
 
     @property
     def memory_bytes(self) -> int:
@@ -148,8 +149,15 @@ class Manifest:
 
     def as_json(self) -> dict[str, Any]:
         """What manifest.json holds; its `summary` is for people and is not read."""
-        names = ("rows", "documents", "fed_tokens", "cut_tokens", "realised_compression",
-                 "memory_bytes", "text_bytes")  # fmt: skip
+        names = (
+            "rows",
+            "documents",
+            "fed_tokens",
+            "cut_tokens",
+            "realised_compression",
+            "memory_bytes",
+            "text_bytes",
+        )
         summary = {name: getattr(self, name) for name in names}
         summary["memory_bytes_over_text_bytes"] = self.memory_bytes / max(self.text_bytes, 1)
         return {**dataclasses.asdict(self), "summary": summary}
@@ -165,14 +173,14 @@ def read_manifest(store: str) -> Manifest:
     if not files.path(path).exists():
         raise Damaged(f"{store}: no store there ({MANIFEST} is missing); --mode=compress makes one")
     try:
-        found = json.loads(files.read(path))
-        if found["version"] != VERSION:
+        values = json.loads(files.read(path))
+        if values["version"] != VERSION:
             raise UserError(
-                f"{store}: a store of version {found['version']!r}, this program knows {VERSION}"
+                f"{store}: a store of version {values['version']!r}, this program knows {VERSION}"
             )
-        del found["summary"]
-        parts = tuple(Part(**part) for part in found.pop("parts"))
-        manifest = Manifest(**found, parts=parts)
+        del values["summary"]
+        parts = tuple(StorePart(**part) for part in values.pop("parts"))
+        manifest = Manifest(**values, parts=parts)
         if not _is_sound(manifest):  # or parts that it should list might be taken for leftovers
             raise ValueError("values that no store has")
         return manifest
@@ -182,14 +190,19 @@ def read_manifest(store: str) -> Manifest:
 
 def _is_sound(manifest: Manifest) -> bool:
     """Whether a manifest's values are of the right kinds."""
-    sizes = (manifest.memory_tokens, manifest.width, manifest.rate, manifest.document_length,
-             manifest.part)  # fmt: skip
     if not (isinstance(manifest.deleted, dict) and isinstance(manifest.fingerprint, dict)):
         return False
+    sizes = (
+        manifest.memory_tokens,
+        manifest.width,
+        manifest.rate,
+        manifest.document_length,
+        manifest.part,
+    )
     counts = [manifest.numbered, *manifest.deleted.values()]
-    names = [part.name for part in manifest.parts]
     for part in manifest.parts:
         counts += dataclasses.astuple(part)[1:]
+    names = [part.name for part in manifest.parts]
     return (
         manifest.dtype in DTYPES
         and all(type(size) is int and size > 0 for size in sizes)
@@ -206,7 +219,7 @@ def write_manifest(store: str, manifest: Manifest) -> None:
 
 
 def part_folder(store: str, name: str) -> str:
-    """Where a part lies."""
+    """The folder of a part."""
     return os.path.join(store, PARTS, name)
 
 
@@ -218,11 +231,22 @@ def kvstore(folder: str) -> dict[str, str]:
     return {"driver": "file", "path": os.path.join(os.path.abspath(folder), "")}
 
 
+def create_part(
+    store: str, manifest: Manifest, name: str, table: pyarrow.Table
+) -> dict[str, tensorstore.TensorStore]:
+    """Writes the documents of a part; returns its arrays, by name, to write to."""
+    folder = part_folder(store, name)
+    with writing(store):
+        arrays = create_arrays(folder, manifest, table.num_rows)
+        write_table(folder, table)
+    return arrays
+
+
 def create_arrays(folder: str, manifest: Manifest, rows: int) -> dict[str, tensorstore.TensorStore]:
     """New arrays of a part, by name, to write to."""
     shard = max(1, min(rows, _SHARD // manifest.row_bytes))
     opened = {}
-    for name, (dtype, whole) in _arrays(manifest, rows).items():
+    for name, (dtype, whole) in manifest.arrays(rows).items():
         shape = whole[1:]
         metadata = {
             "shape": whole,
@@ -240,40 +264,15 @@ def open_arrays(folder: str, manifest: Manifest, rows: int) -> dict[str, tensors
     Raises:
         Damaged: they are not there, or others.
     """
-    expected = _arrays(manifest, rows)
-    with damaged(folder):
+    expected = manifest.arrays(rows)
+    with unreadable(folder):
         opened = {name: _open(folder, name) for name in expected}
         arrays = {name: future.result() for name, future in opened.items()}
         for name, (dtype, shape) in expected.items():
-            found = (arrays[name].dtype.name, list(arrays[name].shape))
-            if found != (dtype, shape):
-                raise ValueError(f"{name} are {found}, not {(dtype, shape)}")
+            there = (arrays[name].dtype.name, list(arrays[name].shape))
+            if there != (dtype, shape):
+                raise ValueError(f"{name} are {there}, not {(dtype, shape)}")
         return arrays
-
-
-def _arrays(manifest: Manifest, rows: int) -> dict[str, tuple[str, list[int]]]:
-    """Dtype and shape of a part's arrays, by name."""
-    M, D = manifest.memory_tokens, manifest.width
-    arrays = {MEMORIES: (DTYPES[manifest.dtype], [rows, M, D])}
-    if manifest.dtype == "int8":
-        arrays[SCALES] = ("float32", [rows, M])
-    return arrays
-
-
-class damaged:
-    """Makes what TensorStore raises while reading a part `Damaged`; a context manager."""
-
-    def __init__(self, folder: str):
-        self._folder = folder
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, ValueError | OSError):
-            raise Damaged(
-                f"{self._folder}: this part of the store cannot be read ({reason(error)[:200]})"
-            ) from error
 
 
 def write_table(folder: str, table: pyarrow.Table) -> None:
@@ -281,30 +280,27 @@ def write_table(folder: str, table: pyarrow.Table) -> None:
     out = pyarrow.BufferOutputStream()
     with pyarrow.ipc.new_file(out, SCHEMA) as writer:
         writer.write_table(table.combine_chunks())
-    path = files.path(os.path.join(folder, TABLE))
     if not files.is_remote(folder):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(out.getvalue().to_pybytes())
+        os.makedirs(folder, exist_ok=True)
+    files.write(os.path.join(folder, TABLE), out.getvalue().to_pybytes())
 
 
 def read_table(folder: str, rows: int) -> pyarrow.Table:
     """A part's documents, which stay on disk.
 
     Raises:
-        Damaged: they are not there, or not so many rows of a store.
+        Damaged: they are not there, or hold another number of rows.
     """
     path = os.path.join(folder, TABLE)
-    try:
+    with unreadable(path):
         with pyarrow.memory_map(files.local(path)) as source:
             table = pyarrow.ipc.open_file(source).read_all()
         if table.schema != SCHEMA or table.num_rows != rows:
             raise ValueError(f"not {rows} rows of a store")
         return table
-    except (OSError, ValueError, pyarrow.ArrowException) as e:
-        raise Damaged(f"{path}: this part of the store cannot be read ({reason(e)})") from e
 
 
-def part_of(name: str, table: pyarrow.Table) -> Part:
+def part_of(name: str, table: pyarrow.Table) -> StorePart:
     """What the manifest says of a part."""
 
     def total(values: Any) -> int:
@@ -313,19 +309,13 @@ def part_of(name: str, table: pyarrow.Table) -> Part:
     size = sum(total(pyarrow.compute.binary_length(table[column])) for column in ("title", "text"))
     firsts = total(pyarrow.compute.equal(table["chunk"], 0).cast(pyarrow.int64()))
     sums = (total(table[column]) for column in ("tokens", "cut"))
-    return Part(name, table.num_rows, firsts, *sums, size)
+    return StorePart(name, table.num_rows, firsts, *sums, size)
 
 
 def _sharded(inner: Sequence[int]) -> dict[str, Any]:
-    little = {"name": "bytes", "configuration": {"endian": "little"}}
-    checked = {"name": "crc32c"}
-    return {
-        "name": "sharding_indexed",
-        "configuration": {
-            "chunk_shape": list(inner), "codecs": [little, checked],
-            "index_codecs": [little, checked],
-        },
-    }  # fmt: skip
+    codecs = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+    configuration = {"chunk_shape": list(inner), "codecs": codecs, "index_codecs": codecs}
+    return {"name": "sharding_indexed", "configuration": configuration}
 
 
 def _open(folder: str, name: str, **made: Any) -> tensorstore.Future:

@@ -1,4 +1,4 @@
-"""Who may change a store, and what is told when it cannot be written.
+"""Who may change a store, and what is reported when it cannot be written.
 
 A local store has two files to lock: `.lock`, held by the one process that changes it, and
 `.readers`, shared by those that count on its rows, so that nobody compacts it. Object storage has
@@ -6,28 +6,15 @@ no locks.
 """
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Callable, Iterator
 
 from clara_jax import distributed, files
 from clara_jax.corpus import format
-from clara_jax.corpus.format import Busy, Damaged, Manifest
-from clara_jax.errors import UserError, reason
+from clara_jax.corpus.format import Manifest
+from clara_jax.errors import UserError
 
 _LOCK, _READERS = ".lock", ".readers"
-
-
-@contextlib.contextmanager
-def writing(path: str) -> Iterator[None]:
-    """Makes what a full disk raises, or a missing right, `Damaged`."""
-    try:
-        yield
-    except (ValueError, OSError) as e:
-        raise Damaged(
-            f"{path}: cannot be written ({reason(e)[:200]}); make room and run the same command to "
-            "go on"
-        ) from e
 
 
 @contextlib.contextmanager
@@ -48,7 +35,8 @@ def changing(path: str, make: Callable[[], Manifest] | None = None) -> Iterator[
                 _make_folder(path)
             else:
                 format.read_manifest(path)  # raises before anything is made
-            stack.enter_context(_locked(path, _LOCK, "another run is writing there; wait for it"))
+            problem = f"{path}: another run is writing there; wait for it"
+            stack.enter_context(files.lock(os.path.join(path, _LOCK), problem))
             if make is not None and not manifest.exists():  # nobody was faster
                 format.write_manifest(path, make())
             remove_unlisted(path, format.read_manifest(path))
@@ -59,11 +47,8 @@ def changing(path: str, make: Callable[[], Manifest] | None = None) -> Iterator[
 
 def _make_folder(path: str) -> None:
     files.make_folder(path)
-    folder = files.path(path)
-    if folder.exists() and {p.name for p in folder.iterdir()} - {
-        _LOCK,
-        f"{format.MANIFEST}.tmp",
-    }:
+    folder, ours = files.path(path), {_LOCK, f"{format.MANIFEST}.tmp"}
+    if folder.exists() and {entry.name for entry in folder.iterdir()} - ours:
         raise UserError(f"{path}: holds something else; give --store another name")
 
 
@@ -77,36 +62,21 @@ def kept(path: str) -> Iterator[None]:
         UserError: there is none, or it is being compacted.
     """
     format.read_manifest(path)  # raises before anything is made
-    if not files.is_remote(path) and not os.access(path, os.W_OK):
-        yield
-        return
-    with _locked(path, _READERS, "it is being compacted; wait for its end", fcntl.LOCK_SH):
+    with contextlib.ExitStack() as stack:
+        if files.is_remote(path) or os.access(path, os.W_OK):
+            problem = f"{path}: it is being compacted; wait for its end"
+            stack.enter_context(files.lock(os.path.join(path, _READERS), problem, shared=True))
         yield
 
 
-@contextlib.contextmanager
-def alone(path: str) -> Iterator[None]:
+def alone(path: str) -> contextlib.AbstractContextManager[None]:
     """Keeps away all that count on the rows of a local store.
 
     Raises:
         UserError: a server does.
     """
-    with _locked(path, _READERS, "a server answers from it; stop it first"):
-        yield
-
-
-@contextlib.contextmanager
-def _locked(path: str, name: str, message: str, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
-    """Holds a lock of a local store; object storage has none."""
-    if files.is_remote(path):
-        yield
-        return
-    with open(os.path.join(path, name), "w") as lock:
-        try:
-            fcntl.flock(lock, kind | fcntl.LOCK_NB)
-        except OSError as e:
-            raise Busy(f"{path}: {message}") from e
-        yield
+    problem = f"{path}: a server answers from it; stop it first"
+    return files.lock(os.path.join(path, _READERS), problem)
 
 
 def remove_unlisted(path: str, manifest: Manifest) -> None:

@@ -2,37 +2,23 @@
 
 import dataclasses
 
-from clara_jax.data import prompts, records
+from clara_jax.corpus.store import StoredDocument
+from clara_jax.data import records
 from clara_jax.data.documents import Document, whole
-from clara_jax.runs.setup import Setup
+from clara_jax.runs.setup import Model
 from clara_jax.text import chunks
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """A document or a piece of it; fields beside `ids` are columns of the store's table.
+class NewRow(StoredDocument):
+    """A row that is to be stored; fields beside `ids` are columns of the store's table.
 
-    Attributes:
-        id: of the row.
-        parent: of the document.
-        chunk: which piece, from 0.
-        title: of the document, shortened if it is very long.
-        text: without the title.
-        tokens: that are read.
-        cut: tokens that are not.
-        digest: of the whole document.
-        ids: the compressor's input.
+    A very long title is shortened.
     """
 
-    id: str
-    parent: str
-    chunk: int
-    title: str
-    text: str
-    tokens: int
-    cut: int
-    digest: bytes
-    ids: list[int]
+    cut: int  # tokens of title and text that are not read
+    digest: bytes  # of the whole document
+    ids: list[int]  # the compressor's input
 
 
 def digest(document: Document) -> bytes:
@@ -40,33 +26,31 @@ def digest(document: Document) -> bytes:
     return records.digest(document.whole)
 
 
-def rows(setup: Setup, document: Document) -> list[Row]:
+def rows(model: Model, document: Document) -> list[NewRow]:
     """A document as it is if it is within the limit, else in pieces that end with sentences."""
-    limit = setup.config.data.document_length
-    first = _row(setup, document, "", 0, document.title, document.text)
+    limit = model.config.data.document_length
+    first = _row(model, document, "", 0, document.title, document.text)
     if not first.cut:
         return [first]
 
     def size(text: str) -> int:
-        return len(setup.tokenizer.encode(text))
+        return len(model.tokenizer.encode(text))
 
-    title, pieces = chunks.pieces(document.title, document.text, size, limit)
-    found = [
-        _row(setup, document, f"#{number}", number, title, piece)
-        for number, piece in enumerate(pieces)
-    ]
-    if title != document.title and found:
+    title, texts = chunks.pieces(document.title, document.text, size, limit)
+    made = [_row(model, document, f"#{i}", i, title, text) for i, text in enumerate(texts)]
+    if title != document.title and made:
         lost = size(document.title) - size(title)
-        found[0] = dataclasses.replace(found[0], cut=found[0].cut + lost)
-    return found or [first]  # a long title without text
+        made[0] = dataclasses.replace(made[0], cut=made[0].cut + lost)
+    return made or [first]  # a long title without text
 
 
-def _row(setup: Setup, document: Document, suffix: str, chunk: int, title: str, text: str) -> Row:
-    tokenizer, limit = setup.tokenizer, setup.config.data.document_length
-    ids, is_cut = prompts.document_ids(tokenizer, setup.extra, whole(title, text), limit)
+def _row(
+    model: Model, document: Document, suffix: str, chunk: int, title: str, text: str
+) -> NewRow:
+    tokenizer = model.tokenizer
+    ids, is_cut = model.layout.document_ids(whole(title, text))
     around = [1, tokenizer.bos_id is not None, tokenizer.eos_id is not None and not is_cut]
-    tokens = len(ids) - len(setup.extra.memory) - sum(around)
+    tokens = len(ids) - len(model.extra.memory) - sum(around)
     cut = len(tokenizer.encode(whole(title, text))) - tokens if is_cut else 0
-    return Row(
-        document.id + suffix, document.id, chunk, title, text, tokens, cut, digest(document), ids
-    )
+    name = document.id + suffix
+    return NewRow(name, document.id, chunk, title, text, tokens, cut, digest(document), ids)

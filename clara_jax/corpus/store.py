@@ -9,11 +9,11 @@ A row is a document, or a piece of a long one. Its number stays until the store 
 
 import dataclasses
 import functools
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pyarrow
 import pyarrow.compute
@@ -23,8 +23,9 @@ from clara_jax.corpus import format
 from clara_jax.corpus.format import MEMORIES, SCALES, Manifest
 from clara_jax.data.documents import whole
 from clara_jax.errors import UserError
+from clara_jax.models.clara import Trees
 from clara_jax.runs.fingerprint import fingerprint
-from clara_jax.runs.setup import Setup
+from clara_jax.runs.setup import Model
 
 _OTHER = {  # what differs between a store's model and another, the gravest first
     "base": "base weights",
@@ -36,23 +37,14 @@ _OTHER = {  # what differs between a store's model and another, the gravest firs
 
 @dataclasses.dataclass(frozen=True)
 class StoredDocument:
-    """A row of a store.
+    """A row of a store."""
 
-    Attributes:
-        id: of the row: that of the document, or `DOCUMENT#CHUNK` for a piece of a long one.
-        parent: id of the document.
-        chunk: which piece of it, from 0.
-        title: of the document; may be empty.
-        text: without the title.
-        tokens: of title and text, that the model read.
-    """
-
-    id: str
-    parent: str
-    chunk: int
-    title: str
-    text: str
-    tokens: int
+    id: str  # of the row: that of the document, or `DOCUMENT#CHUNK` for a piece of a long one
+    parent: str  # id of the document
+    chunk: int  # which piece of it, from 0
+    title: str  # of the document; may be empty
+    text: str  # without the title
+    tokens: int  # of title and text, that the model read
 
     @property
     def whole(self) -> str:
@@ -75,6 +67,7 @@ class Store:
         memory_tokens: M.
         width: D.
         dtype: of memories on disk, bfloat16 or int8.
+        parts: of the rows, in order.
         rows: of all parts, deleted ones included.
 
     Raises:
@@ -85,8 +78,9 @@ class Store:
         self.path = files.normal(os.fspath(path))
         self.manifest: Manifest = format.read_manifest(self.path)
         self.memory_tokens, self.width = self.manifest.memory_tokens, self.manifest.width
-        self.dtype, self.rows = self.manifest.dtype, self.manifest.rows
-        counts = [part.rows for part in self.manifest.parts]
+        self.dtype = self.manifest.dtype
+        self.parts, self.rows = self.manifest.parts, self.manifest.rows
+        counts = [part.rows for part in self.parts]
         self.starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])  # of the parts
         self._tables: dict[int, pyarrow.Table] = {}
         self._arrays: dict[int, dict[str, Any]] = {}
@@ -120,14 +114,12 @@ class Store:
             The block's first row, and memories [b <= size, M, D]: bfloat16, or float32 of a store
             that holds int8.
         """
-        waiting = None
-        for first in range(0, self.rows, size):
-            begun = first, self._begin(range(first, min(first + size, self.rows)))
-            if waiting is not None:
-                yield waiting[0], self._floats(self._end(*waiting[1]))
-            waiting = begun
-        if waiting is not None:
-            yield waiting[0], self._floats(self._end(*waiting[1]))
+        starts = range(0, self.rows, size)
+        reads = (
+            (first, self._begin(range(first, min(first + size, self.rows)))) for first in starts
+        )
+        for (first, begun), _ in itertools.pairwise(itertools.chain(reads, [None])):
+            yield first, self._floats(self._end(*begun))
 
     def documents(self, rows: Sequence[int]) -> list[StoredDocument]:
         """What rows hold, in the order that they are named in."""
@@ -137,7 +129,7 @@ class Store:
 
     def texts(self) -> Iterator[str]:
         """Of all rows in order, titles as first lines, as the model read them."""
-        for number in range(len(self.manifest.parts)):
+        for number in range(len(self.parts)):
             table = self.table(number)
             columns = (table[name].to_pylist() for name in ("title", "text"))
             yield from map(whole, *columns)
@@ -148,32 +140,31 @@ class Store:
         Raises:
             UserError: an id is not there, or was deleted.
         """
-        found: dict[str, list[int]] = {name: [] for name in ids}
+        matches: dict[str, list[int]] = {name: [] for name in ids}
         for number, start in enumerate(self.starts[:-1]):
-            table = self.table(number)
-            matching = _is_in(table["id"], ids) | _is_in(table["parent"], ids)
-            for row in np.flatnonzero(matching).tolist():
+            table = self.table(number).select(["id", "parent"])
+            is_match_r = _is_in(table["id"], ids) | _is_in(table["parent"], ids)
+            for row in np.flatnonzero(is_match_r):
                 if self.alive_R[start + row]:
-                    for name in {table["id"][row].as_py(), table["parent"][row].as_py()}:
-                        if name in found:
-                            found[name].append(int(start) + row)
-        for name, rows in found.items():
+                    for name in {column[row].as_py() for column in table.columns} & set(matches):
+                        matches[name].append(int(start + row))
+        for name, rows in matches.items():
             if not rows:
                 raise UserError(f"{self.path}: holds no document of the id {name!r}")
-        return [row for name in ids for row in found[name]]
+        return [row for name in ids for row in matches[name]]
 
-    def check(self, setup: Setup) -> None:
+    def check(self, model: Model, trees: Trees) -> None:
         """Compares a model with the one that made this store.
 
         Raises:
             UserError: base, compressor, tokenizer or the layout of documents are others.
         """
-        self.check_fingerprint(fingerprint(setup), setup.config.model.param_dtype)
+        self.check_fingerprint(fingerprint(model, trees), model.config.model.param_dtype)
 
-    def check_fingerprint(self, found: dict[str, str], held: str) -> None:
-        """`check`, for a fingerprint and the dtype that the base is held in."""
+    def check_fingerprint(self, model: dict[str, str], held: str) -> None:
+        """`check`, for a model's fingerprint and the dtype that its base is held in."""
         for name, what in _OTHER.items():
-            if found[name] != self.manifest.fingerprint.get(name):
+            if model[name] != self.manifest.fingerprint.get(name):
                 hint = " (int8 is another base than the same in float32)" if held == "int8" else ""
                 raise UserError(
                     f"{self.path}: made by another model: other {what}{hint}; use the model that "
@@ -183,7 +174,7 @@ class Store:
     def table(self, number: int) -> pyarrow.Table:
         """The documents of a part."""
         if number not in self._tables:
-            rows = self.manifest.parts[number].rows
+            rows = self.parts[number].rows
             self._tables[number] = format.read_table(self._folder(number), rows)
         return self._tables[number]
 
@@ -207,36 +198,31 @@ class Store:
         begun = []
         for number, positions, inside in self._by_part(rows):
             if number not in self._arrays:
-                self._arrays[number] = format.open_arrays(
-                    self._folder(number), self.manifest, self.manifest.parts[number].rows
-                )
+                folder, count = self._folder(number), self.parts[number].rows
+                self._arrays[number] = format.open_arrays(folder, self.manifest, count)
             arrays = self._arrays[number]
             begun.append((number, positions, {n: a[inside].read() for n, a in arrays.items()}))
         return len(rows), begun
 
     def _end(self, count: int, begun: list[tuple[int, np.ndarray, dict]]) -> dict[str, np.ndarray]:
         """Waits for what was started."""
-        M, D = self.memory_tokens, self.width
-        kind = ml_dtypes.bfloat16 if self.dtype == "bfloat16" else np.int8
-        out = {MEMORIES: np.empty((count, M, D), kind)}
-        if self.dtype == "int8":
-            out[SCALES] = np.empty((count, M), np.float32)
+        out = self.manifest.empty(count)
         for number, positions, reads in begun:
-            with format.damaged(self._folder(number)):
+            with format.unreadable(self._folder(number)):
                 for name, future in reads.items():
                     out[name][positions] = future.result()
         return out
 
     def _floats(self, stored: dict[str, np.ndarray]) -> np.ndarray:
-        if self.dtype != "int8":
+        if SCALES not in stored:
             return stored[MEMORIES]
         return stored[MEMORIES] * stored[SCALES][..., None]  # float32
 
     def _folder(self, number: int) -> str:
-        return format.part_folder(self.path, self.manifest.parts[number].name)
+        return format.part_folder(self.path, self.parts[number].name)
 
     def _by_part(self, rows: Sequence[int]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Parts that rows lie in, positions among `rows`, and the rows' numbers inside the part."""
+        """Parts of rows, by number; positions among `rows`; and the rows' numbers in the part."""
         rows_n = np.asarray(rows, np.int64)
         if ((rows_n < 0) | (rows_n >= self.rows)).any():
             raise UserError(f"{self.path}: has rows 0 to {self.rows - 1}, not all of {rows_n}")

@@ -1,7 +1,7 @@
 """Changing a store: documents are added in parts, deleted by a mark, and compacted.
 
 Only the manifest says what a store holds, and it is replaced in one go: a kill at any moment leaves
-the store as it was after the last whole part, and the same command goes on from there. With many
+the store as it was after the last whole part, and the same command resumes there. With many
 processes all of them compress the same batches, each on its own devices; they take turns in writing
 parts, and the first one alone writes the manifest, when all know that a part is written.
 """
@@ -18,15 +18,16 @@ import pyarrow
 
 from clara_jax import config, distributed, files
 from clara_jax.corpus import format, locks, pieces
-from clara_jax.corpus.format import MEMORIES, SCALES, Manifest, Part
-from clara_jax.corpus.pieces import Row
+from clara_jax.corpus.format import MEMORIES, SCALES, Manifest, StorePart
+from clara_jax.corpus.pieces import NewRow
 from clara_jax.corpus.store import Store
 from clara_jax.data.documents import Document, of_values
 from clara_jax.errors import UserError
 from clara_jax.inference.encode import encode_batches
+from clara_jax.models.clara import Trees
 from clara_jax.runs import abilities
 from clara_jax.runs.fingerprint import fingerprint
-from clara_jax.runs.setup import Setup
+from clara_jax.runs.setup import Model
 
 _COLUMNS = format.SCHEMA.names
 Known = dict[str, bytes]  # digests by id: of documents, and nothing for the ids of pieces
@@ -34,7 +35,8 @@ Known = dict[str, bytes]  # digests by id: of documents, and nothing for the ids
 
 def add(
     path: str | os.PathLike[str],
-    setup: Setup,
+    model: Model,
+    trees: Trees,
     documents: Iterable[Document | Mapping[str, Any] | str],
     options: config.Store | None = None,
     report: Callable[[int], None] = lambda documents: None,
@@ -46,7 +48,8 @@ def add(
 
     Args:
         path: of the store, local or on gs://.
-        setup: the model.
+        model: the model.
+        trees: its weights.
         documents: texts, or mappings like the lines of a file (`documents.stream`).
         options: `dtype` and `part` count for a new store only.
         report: called with the number of documents that are compressed, after each batch.
@@ -59,14 +62,14 @@ def add(
             be written, a document cannot be read, or has the id of another one. What was written
             before stays in the store.
     """
-    abilities.can(setup, "compress")
+    abilities.can(model, trees, "compress")
     path, options = files.normal(os.fspath(path)), options or config.Store()
-    made = fingerprint(setup)
-    with locks.changing(path, lambda: _manifest(setup, made, options)):
+    made = fingerprint(model, trees)
+    with locks.changing(path, lambda: _manifest(model, made, options)):
         store = Store(path)
-        store.check_fingerprint(made, setup.config.model.param_dtype)
-        writer = _Writer(store, setup, options, report)
-        for rows in _grouped(_new_rows(store, setup, documents), store.manifest.part):
+        store.check_fingerprint(made, model.config.model.param_dtype)
+        writer = _Writer(store, model, trees, options, report)
+        for rows in _grouped(_new_rows(store, model, documents), store.manifest.part):
             writer.write(rows)
         writer.commit()
     return Store(path)
@@ -93,7 +96,7 @@ def delete(path: str | os.PathLike[str], ids: Sequence[str]) -> Store:
 
 
 def compact(path: str | os.PathLike[str]) -> Store:
-    """Writes anew the parts that hold deleted rows, and small ones together.
+    """Writes again the parts that hold deleted rows, and small ones together.
 
     Rows get other numbers, and stores that are open must be opened again.
 
@@ -106,10 +109,7 @@ def compact(path: str | os.PathLike[str]) -> Store:
             with locks.alone(path):
                 store = Store(path)
                 parts = list(_compacted(store))
-                numbered = max([_next_number(store.manifest), *(int(p.name) + 1 for p in parts)])
-                manifest = dataclasses.replace(
-                    store.manifest, parts=tuple(parts), deleted={}, numbered=numbered
-                )
+                manifest = _listing(store.manifest, (*parts,), deleted={})
                 format.write_manifest(path, manifest)
                 locks.remove_unlisted(path, manifest)
     return Store(path)
@@ -117,16 +117,16 @@ def compact(path: str | os.PathLike[str]) -> Store:
 
 def known(store: Store) -> Known:
     """What a store holds, about 200 bytes a document."""
-    found: Known = {}
+    digests: Known = {}
     for number, start in enumerate(store.starts[:-1]):
         table = store.table(number)
         alive = store.alive_R[start : start + table.num_rows]
         columns = (table[name].to_pylist() for name in ("id", "parent", "digest"))
         for is_alive, row, parent, digest in zip(alive, *columns, strict=True):
             if is_alive:
-                found[parent] = digest
-                found.setdefault(row, b"")
-    return found
+                digests[parent] = digest
+                digests.setdefault(row, b"")
+    return digests
 
 
 def unknown(known: Known, documents: Iterable[Document]) -> Iterator[Document]:
@@ -149,12 +149,12 @@ def unknown(known: Known, documents: Iterable[Document]) -> Iterator[Document]:
 
 
 def _new_rows(
-    store: Store, setup: Setup, documents: Iterable[Document | Mapping[str, Any] | str]
-) -> Iterator[list[Row]]:
+    store: Store, model: Model, documents: Iterable[Document | Mapping[str, Any] | str]
+) -> Iterator[list[NewRow]]:
     """Rows of each document that is not in the store."""
     there = known(store)
     for document in unknown(there, of_values(documents)):
-        rows = pieces.rows(setup, document)
+        rows = pieces.rows(model, document)
         for row in rows:
             if row.id != row.parent and there.setdefault(row.id, b""):
                 raise UserError(
@@ -168,35 +168,37 @@ class _Writer:
     """Compresses rows and writes parts, each committed while the next one is being compressed."""
 
     def __init__(
-        self, store: Store, setup: Setup, options: config.Store, report: Callable[[int], None]
+        self,
+        store: Store,
+        model: Model,
+        trees: Trees,
+        options: config.Store,
+        report: Callable[[int], None],
     ):
         self._path, self._manifest = store.path, store.manifest
-        self._setup, self._bucket, self._report = setup, options.bucket, report
-        shards = setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
+        self._model, self._trees = model, trees
+        self._bucket, self._report = options.bucket, report
+        shards = model.mesh.shape["data"] * model.mesh.shape["fsdp"]
         self._batch = -(-options.batch // shards) * shards  # else every device does all of it
-        self._written: tuple[Part, list[Any]] | None = None
+        self._written: tuple[StorePart, list[Any]] | None = None
 
-    def write(self, rows: Sequence[Row]) -> None:
+    def write(self, rows: Sequence[NewRow]) -> None:
         """Compresses rows and begins to write them as a part."""
         number = _next_number(self._manifest) + (self._written is not None)
         part = format.part_of(_name(number), table := _table(rows))
-        folder = format.part_folder(self._path, part.name)
         arrays, writes, size = None, [], self._manifest.part
         for start in range(0, len(rows), size):  # one of these, unless a document is very long
             window = rows[start : start + size]
             compressed = self._compress(window)
             if number % jax.process_count() != jax.process_index():
                 continue
-            with locks.writing(self._path):
-                if arrays is None:
-                    arrays = format.create_arrays(folder, self._manifest, len(rows))
-                    format.write_table(folder, table)
+            if arrays is None:
+                arrays = format.create_part(self._path, self._manifest, part.name, table)
+            with format.writing(self._path):
                 for write in writes:
                     write.result()
-                writes = [
-                    arrays[name][start : start + len(window)].write(value)
-                    for name, value in compressed.items()
-                ]
+                span = slice(start, start + len(window))
+                writes = [arrays[name][span].write(v) for name, v in compressed.items()]
         self._written = part, writes
 
     def commit(self) -> None:
@@ -204,30 +206,22 @@ class _Writer:
         if self._written is None:
             return
         part, writes = self._written
-        with locks.writing(self._path):
+        with format.writing(self._path):
             for write in writes:
                 write.result()
         distributed.barrier("part")
-        self._written, self._manifest = (
-            None,
-            dataclasses.replace(
-                self._manifest, parts=(*self._manifest.parts, part), numbered=int(part.name) + 1
-            ),
-        )
+        self._written = None
+        self._manifest = _listing(self._manifest, (*self._manifest.parts, part))
         if distributed.is_first():
-            with locks.writing(self._path):
+            with format.writing(self._path):
                 format.write_manifest(self._path, self._manifest)
 
-    def _compress(self, rows: Sequence[Row]) -> dict[str, np.ndarray]:
+    def _compress(self, rows: Sequence[NewRow]) -> dict[str, np.ndarray]:
         """Memories as they are stored, by the name of their array."""
-        manifest = self._manifest
-        shape = (len(rows), manifest.memory_tokens, manifest.width)
-        kind = ml_dtypes.bfloat16 if manifest.dtype == "bfloat16" else np.int8
-        out = {MEMORIES: np.empty(shape, kind)}
-        if manifest.dtype == "int8":
-            out[SCALES] = np.empty(shape[:2], np.float32)
+        manifest, ids = self._manifest, [row.ids for row in rows]
+        out = manifest.empty(len(rows))
         batches = encode_batches(
-            self._setup, "compressor", [row.ids for row in rows], self._batch, self._bucket
+            self._model, self._trees, "compressor", ids, self._batch, self._bucket
         )
         for index, memories_nMD in batches:
             if not np.isfinite(memories_nMD).all():
@@ -245,11 +239,11 @@ def _stored(memories_nMD: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
         return {MEMORIES: memories_nMD.astype(ml_dtypes.bfloat16)}
     largest_nM = np.abs(memories_nMD).max(-1)
     scales_nM = np.where(largest_nM > 0, largest_nM / 127, 1).astype(np.float32)
-    return {MEMORIES: np.round(memories_nMD / scales_nM[..., None]).astype(np.int8),
-            SCALES: scales_nM}  # fmt: skip
+    whole_nMD = np.round(memories_nMD / scales_nM[..., None]).astype(np.int8)
+    return {MEMORIES: whole_nMD, SCALES: scales_nM}
 
 
-def _compacted(store: Store) -> Iterator[Part]:
+def _compacted(store: Store) -> Iterator[StorePart]:
     """The parts of a compacted store; those that are new are written."""
     manifest, number, run = store.manifest, _next_number(store.manifest), []
     for i, part in enumerate((*manifest.parts, None)):
@@ -270,7 +264,7 @@ def _compacted(store: Store) -> Iterator[Part]:
             yield part
 
 
-def _by_document(store: Store, run: Sequence[tuple[Part, np.ndarray]]) -> Iterator[list[int]]:
+def _by_document(store: Store, run: Sequence[tuple[StorePart, np.ndarray]]) -> Iterator[list[int]]:
     """Rows of each document."""
     for _, rows in run:
         chunks = store.take(rows, ["chunk"])["chunk"].to_numpy()
@@ -279,16 +273,13 @@ def _by_document(store: Store, run: Sequence[tuple[Part, np.ndarray]]) -> Iterat
                 yield document.tolist()
 
 
-def _copied(store: Store, name: str, rows: Sequence[int]) -> Part:
+def _copied(store: Store, name: str, rows: Sequence[int]) -> StorePart:
     """Writes a part of rows of others."""
-    folder = format.part_folder(store.path, name)
     table, size = store.take(rows, _COLUMNS), store.manifest.part
-    with locks.writing(store.path):
-        arrays = format.create_arrays(folder, store.manifest, len(rows))
-        format.write_table(folder, table)
+    arrays = format.create_part(store.path, store.manifest, name, table)
     for start in range(0, len(rows), size):
         stored = store.stored(rows[start : start + size])
-        with locks.writing(store.path):
+        with format.writing(store.path):
             for array, value in stored.items():
                 arrays[array][start : start + len(value)].write(value).result()
     return format.part_of(name, table)
@@ -306,7 +297,7 @@ def _grouped(documents: Iterable[list[Any]], size: int) -> Iterator[list[Any]]:
         yield rows
 
 
-def _table(rows: Sequence[Row]) -> pyarrow.Table:
+def _table(rows: Sequence[NewRow]) -> pyarrow.Table:
     columns = {name: [getattr(row, name) for row in rows] for name in _COLUMNS}
     return pyarrow.Table.from_pydict(columns, format.SCHEMA)
 
@@ -319,9 +310,21 @@ def _next_number(manifest: Manifest) -> int:
     return max([manifest.numbered, *(int(part.name) + 1 for part in manifest.parts)])
 
 
-def _manifest(setup: Setup, made: dict[str, str], options: config.Store) -> Manifest:
-    data = setup.config.data
+def _listing(manifest: Manifest, parts: tuple[StorePart, ...], **changes: Any) -> Manifest:
+    """A manifest with other parts."""
+    listing = dataclasses.replace(manifest, parts=parts, **changes)
+    numbered = max(_next_number(manifest), _next_number(listing))
+    return dataclasses.replace(listing, numbered=numbered)
+
+
+def _manifest(model: Model, made: dict[str, str], options: config.Store) -> Manifest:
+    """Of a new store."""
     return Manifest(
-        made, len(setup.extra.memory), setup.model.d_model, options.dtype, data.rate,
-        data.document_length, options.part,
-    )  # fmt: skip
+        fingerprint=made,
+        memory_tokens=len(model.extra.memory),
+        width=model.architecture.d_model,
+        dtype=options.dtype,
+        rate=model.config.data.rate,
+        document_length=model.config.data.document_length,
+        part=options.part,
+    )

@@ -1,45 +1,38 @@
 """Files of documents: JSONL, Parquet, or plain text with blank lines between documents."""
 
 import dataclasses
+import itertools
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from clara_jax import files
 from clara_jax.data import records
 from clara_jax.errors import UserError, reason
+from clara_jax.text.chunks import whole
 
-_TEXT_KEYS = ("text", "contents", "document")  # of a line that is one document
-_LIST_KEYS = ("docs", "context", "content")  # of a record with several
+__all__ = ["Document", "of_value", "of_values", "paragraphs", "read_documents", "stream", "whole"]
+
+_KEYS = ("text", "contents", "document", "docs", "context", "content", "passage", "article")
 _LONGEST_TITLE = 200  # characters of a first line that is a title
 _BATCH = 256  # rows of a Parquet file that are read at once
+_HEADING = re.compile(r"#{1,6}\s+(.*?)\s*#*$")
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A document as it was given.
+    """A document, or a piece of one that is within a limit."""
 
-    Attributes:
-        id: as given; else a digest of title and text.
-        title: may be empty.
-        text: without the title.
-        origin: file and line, for messages.
-    """
-
-    id: str
-    title: str
-    text: str
-    origin: str = ""
+    id: str  # as given; else a digest of title and text
+    title: str  # may be empty
+    text: str  # without the title
+    origin: str = ""  # file and line, for messages
 
     @property
     def whole(self) -> str:
         """Title and text, as the model reads them."""
         return whole(self.title, self.text)
-
-
-def whole(title: str, text: str) -> str:
-    """A text with its title as the first line, if it has one."""
-    return f"{title}\n{text}" if title else text
 
 
 def read_documents(path: str | os.PathLike[str]) -> list[str]:
@@ -54,10 +47,8 @@ def read_documents(path: str | os.PathLike[str]) -> list[str]:
 def stream(path: str | os.PathLike[str]) -> Iterator[Document]:
     """The documents of a file in their order, empty ones left out.
 
-    In a file `.jsonl` a line is an object with a text under `text`, `contents` or `document`, and
-    perhaps a `title` and an `id`; or a record with a list of texts, their titles as first lines,
-    under `docs`, `context` or `content`. A file `.parquet` has columns of the same names. Any other
-    file is plain text, whose paragraphs are the documents.
+    In a file `.jsonl` a line is what `of_value` takes. A file `.parquet` has columns of the same
+    names. Any other file is plain text, whose paragraphs are the documents.
 
     Raises:
         UserError: the file cannot be read, is not UTF-8, has a line that is none of these, or holds
@@ -65,15 +56,11 @@ def stream(path: str | os.PathLike[str]) -> Iterator[Document]:
     """
     path = os.fspath(path)
     kind = os.path.splitext(path)[1].lower()
-    reader = {".jsonl": _lines, ".parquet": _parquet}.get(kind, _paragraphs)
     empty = True
-    try:
-        for document in reader(path):
-            if document.whole.strip():
-                empty = False
-                yield document
-    except OSError as e:
-        raise UserError(f"{path}: cannot be read ({e.strerror or reason(e)})") from e
+    for document in {".jsonl": _lines, ".parquet": _parquet}.get(kind, paragraphs)(path):
+        if document.whole.strip():
+            empty = False
+            yield document
     if empty:
         raise UserError(f"{path}: holds no document")
 
@@ -91,38 +78,86 @@ def of_values(values: Iterable[Document | Mapping[str, Any] | str]) -> Iterator[
         elif isinstance(value, str):
             yield _document(value, "", None, origin)
         elif isinstance(value, Mapping):
-            yield from _of_value(value, origin)
+            yield from of_value(value, origin)
         else:
             raise UserError(f"{origin}: must be a text or a mapping, not {value!a:.40}")
 
 
-def _lines(path: str) -> Iterator[Document]:
-    with open(files.local(path), "rb") as f:
-        for number, line in enumerate(f, 1):
-            if line.strip():
-                origin = f"{path}:{number}"
-                yield from _of_value(records.parse_line(line, origin), origin)
+def of_value(value: Mapping[str, Any], origin: str) -> Iterator[Document]:
+    """The documents of one row.
+
+    Args:
+        value: has a text under `text`, `contents`, `document`, `context`, `content`, `passage` or
+            `article`, and perhaps a `title` and an `id`; or under one of these or `docs` a list of
+            texts with their titles as first lines, or of such rows.
+        origin: file and line.
+
+    Raises:
+        UserError: it has none of these, or a value is of the wrong type.
+    """
+    key = next((key for key in _KEYS if key in value), None)
+    if key is None:
+        raise UserError(f"{origin}: has none of {', '.join(_KEYS)}")
+    content = value[key]
+    if isinstance(content, list):
+        for i, item in enumerate(content):
+            if isinstance(item, Mapping):
+                yield from of_value(item, f"{origin}: {key}[{i}]")
+            else:
+                title, text = _titled(_text(item, f"{key}[{i}]", origin))
+                yield _document(text, title, None, origin)
+        return
+    if key == "docs":
+        raise UserError(f"{origin}: {key} must be a list of texts, not {content!a:.40}")
+    text = _text(content, key, origin)
+    title = _text(value.get("title") or "", "title", origin).strip()
+    first, newline, rest = text.strip().partition("\n")
+    if title and first.strip() == title:  # it is there already
+        title, text = (title, rest) if newline else ("", text)
+    yield _document(text, title, value.get("id"), origin)
 
 
-def _paragraphs(path: str) -> Iterator[Document]:
-    paragraph: list[str] = []
-    position, first = 0, 0
-    with open(files.local(path), "rb") as f:
-        for number, line in enumerate(f, 1):
-            try:
+def paragraphs(path: str, headings: bool = False) -> Iterator[Document]:
+    """The paragraphs of a text file.
+
+    Args:
+        path: of the file.
+        headings: whether a heading of Markdown is the title of the paragraphs below it.
+
+    Raises:
+        UserError: the file cannot be read or is not UTF-8.
+    """
+    title, paragraph, first = "", [], 0
+    for number, text in _text_lines(path):
+        heading = _HEADING.match(text.strip()) if headings else None
+        if (heading or not text.strip()) and paragraph:
+            yield _document("".join(paragraph).strip(), title, None, f"{path}:{first}")
+            paragraph = []
+        if heading:
+            title = heading[1]
+        elif text.strip():
+            first = first if paragraph else number
+            paragraph.append(text)
+
+
+def _text_lines(path: str) -> Iterator[tuple[int, str]]:
+    """The lines of a text file with their numbers, and an empty one."""
+    position = 0
+    try:
+        with open(files.local(path), "rb") as f:
+            for number, line in enumerate(itertools.chain(f, [b""]), 1):
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as e:
-                at = position + e.start
-                raise UserError(f"{path}: not UTF-8 at byte {at}; convert it") from e
-            position += len(line)
-            if text.strip():
-                first = first if paragraph else number
-                paragraph.append(text.replace("\r\n", "\n"))
-            elif paragraph:
-                yield _document("".join(paragraph).strip(), "", None, f"{path}:{first}")
-                paragraph = []
-    if paragraph:
-        yield _document("".join(paragraph).strip(), "", None, f"{path}:{first}")
+                yield number, text.replace("\r\n", "\n")
+                position += len(line)
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path}: not UTF-8 at byte {position + e.start}; convert it") from e
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror or reason(e)})") from e
+
+
+def _lines(path: str) -> Iterator[Document]:
+    for value, origin in records.lines(path):
+        yield from of_value(value, origin)
 
 
 def _parquet(path: str) -> Iterator[Document]:
@@ -131,41 +166,25 @@ def _parquet(path: str) -> Iterator[Document]:
 
     try:
         with pyarrow.parquet.ParquetFile(files.local(path)) as file:
-            known = {*_TEXT_KEYS, *_LIST_KEYS, "id", "title"}
+            known = {*_KEYS, "id", "title"}
             columns = [name for name in file.schema_arrow.names if name in known]
             row = 0
             for batch in file.iter_batches(_BATCH, columns=columns):
                 for value in batch.to_pylist():
                     row += 1
                     present = {name: cell for name, cell in value.items() if cell is not None}
-                    yield from _of_value(present, f"{path}: row {row}")
+                    yield from of_value(present, f"{path}: row {row}")
     except pyarrow.ArrowException as e:
         raise UserError(f"{path}: not a readable Parquet file ({reason(e)})") from e
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror or reason(e)})") from e
 
 
-def _of_value(value: Mapping[str, Any], origin: str) -> Iterator[Document]:
-    for key in _TEXT_KEYS:
-        if key in value:
-            text = _text(value[key], key, origin)
-            title = _text(value.get("title") or "", "title", origin).strip()
-            first, newline, rest = text.strip().partition("\n")
-            if title and first.strip() == title:  # it is there already
-                title, text = (title, rest) if newline else ("", text)
-            yield _document(text, title, value.get("id"), origin)
-            return
-    for key in _LIST_KEYS:
-        if key in value:
-            if not isinstance(value[key], list):
-                raise UserError(f"{origin}: {key} must be a list of texts, not {value[key]!a:.40}")
-            for i, item in enumerate(value[key]):
-                text = _text(item, f"{key}[{i}]", origin)
-                first, newline, rest = text.partition("\n")
-                is_title = newline and first and first == first.strip() and rest.strip()
-                is_title = is_title and len(first) <= _LONGEST_TITLE
-                title, text = (first, rest) if is_title else ("", text)
-                yield _document(text, title, None, origin)
-            return
-    raise UserError(f"{origin}: has none of {', '.join(_TEXT_KEYS + _LIST_KEYS)}")
+def _titled(text: str) -> tuple[str, str]:
+    """Title and text of a record's document."""
+    first, newline, rest = text.partition("\n")
+    is_title = newline and first and first == first.strip() and rest.strip()
+    return (first, rest) if is_title and len(first) <= _LONGEST_TITLE else ("", text)
 
 
 def _document(text: str, title: str, name: Any, origin: str) -> Document:

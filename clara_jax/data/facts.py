@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import itertools
 import re
+from typing import Self
 
 import numpy as np
 from tokenizers import Tokenizer as Backend
@@ -65,22 +66,31 @@ def draw(rng: np.random.Generator, name: str) -> tuple[str, dict[str, str]]:
 
 
 @dataclasses.dataclass(frozen=True)
-class FactsSource:
-    """`facts:<n>[:<seed>]` for SCP: n documents with a question for every part; seed 0 by default.
-
-    Record i depends on the seed and i alone, so another seed gives documents never seen.
-    """
+class _Facts:
+    """`facts:<n>[:<seed>]`: n records; seed 0 by default."""
 
     count: int
     seed: int = 0
 
     @classmethod
-    def open(cls, rest: str, tfds_dir: str = "") -> "FactsSource":
+    def open(cls, rest: str, tfds_dir: str = "") -> Self:
         """Parses `<n>[:<seed>]`."""
         return cls(*parse(rest))
 
     def __len__(self) -> int:
         return self.count
+
+    @property
+    def keys(self) -> np.ndarray:
+        """For `holdout`: a random number a record, since no two share a subject by design."""
+        return np.random.default_rng(self.seed).integers(2**32, size=len(self), dtype=np.uint32)
+
+
+class FactsSource(_Facts):
+    """`facts:<n>[:<seed>]` for SCP: n documents with a question for every part.
+
+    Record i depends on the seed and i alone, so another seed gives documents never seen.
+    """
 
     def __getitem__(self, index: int) -> ScpRecord:
         rng = np.random.default_rng((self.seed, index))
@@ -97,54 +107,33 @@ class FactsSource:
             origin=f"facts:{self.count}:{self.seed}, record {index}",
         )
 
-    @property
-    def keys(self) -> np.ndarray:
-        """For `holdout`: a random number a document, since no two share a subject by design."""
-        return np.random.default_rng(self.seed).integers(2**32, size=len(self), dtype=np.uint32)
-
 
 @functools.lru_cache(maxsize=2**16)
-def _drawn(seed: int, first: int, second: int, version: int) -> tuple[str, dict[str, str]]:
+def _about(seed: int, first: int, second: int, version: int) -> tuple[str, dict[str, str]]:
     rng = np.random.default_rng((seed, first, second, version))
     return draw(rng, f"{_NAMES[first]} {_NAMES[second]}")
 
 
-@dataclasses.dataclass(frozen=True)
-class FactsQuestions:
+class FactsQuestions(_Facts):
     """`facts:<n>[:<seed>]` for the later stages: n questions with CANDIDATES documents each.
 
     The documents come from VERSIONS about every possible subject, so that many questions share
     them; they depend on the seed alone.
     """
 
-    count: int
-    seed: int = 0
-
-    @classmethod
-    def open(cls, rest: str, tfds_dir: str = "") -> "FactsQuestions":
-        """Parses `<n>[:<seed>]`."""
-        return cls(*parse(rest))
-
-    def __len__(self) -> int:
-        return self.count
-
-    def document(self, first: int, second: int, version: int) -> tuple[str, dict[str, str]]:
-        """A document about the subject of two words, and its attributes."""
-        return _drawn(self.seed, first, second, version)
-
     def __getitem__(self, index: int) -> QaRecord:
         rng = np.random.default_rng((self.seed, index, len(_NAMES)))
         first, second, *others = rng.permutation(len(_NAMES)).tolist()
-        gold, values = self.document(first, second, int(rng.integers(VERSIONS)))
+        gold, values = _about(self.seed, first, second, int(rng.integers(VERSIONS)))
         attribute = str(rng.choice(list(values)))
-        twins = [self.document(second, first, version) for version in rng.permutation(VERSIONS)]
+        twins = [_about(self.seed, second, first, v) for v in rng.permutation(VERSIONS)]
         twins.sort(key=lambda twin: attribute not in twin[1])
         documents = [gold, *(text for text, _ in twins[:REVERSED])]
         pairs = [(first, word) for word in others[:RELATED]]
         pairs += [(word, second) for word in others[RELATED : 2 * RELATED]]
         while len(documents) + len(pairs) < CANDIDATES:
             pairs.append(tuple(rng.choice(others, 2, replace=False).tolist()))
-        documents += [self.document(*pair, int(rng.integers(VERSIONS)))[0] for pair in pairs]
+        documents += [_about(self.seed, *pair, int(rng.integers(VERSIONS)))[0] for pair in pairs]
         order = rng.permutation(CANDIDATES).tolist()
         return QaRecord(
             question=f"which {attribute} of {_NAMES[first]} {_NAMES[second]} ?",
@@ -153,11 +142,6 @@ class FactsQuestions:
             gold=(order.index(0),),
             origin=f"facts:{self.count}:{self.seed}, question {index}",
         )
-
-    @property
-    def keys(self) -> np.ndarray:
-        """For `holdout`: a random number a question."""
-        return np.random.default_rng(self.seed).integers(2**32, size=len(self), dtype=np.uint32)
 
 
 def load_tokenizer() -> PreTrainedTokenizerFast:

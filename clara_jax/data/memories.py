@@ -2,10 +2,9 @@
 
 The folder holds `manifest.json` (who made them), `vectors.bin` (M * D numbers a document) and
 `digests.bin` (16 bytes a document, of its text). Documents are only ever appended, vectors first,
-so that a run that was killed goes on where it stopped.
+so that a run that was killed resumes where it stopped.
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ class MemoryFile:
 
     Args:
         directory: where they are kept; made if there is none.
-        maker: what they depend on, such as `{"fingerprint": …}`; must be equal to go on.
+        maker: what they depend on, such as `{"fingerprint": …}`; must be equal to continue.
         memory_tokens: M.
         d_model: D.
         dtype: float32 or bfloat16.
@@ -47,19 +46,17 @@ class MemoryFile:
             path = self._path("manifest.json")
             if not os.path.exists(path):
                 files.write(path, json.dumps(manifest, indent=2))
-            with open(path, encoding="utf-8") as f:
-                found = json.load(f)
+            there = json.loads(files.read(path))
             for name in ("digests.bin", "vectors.bin"):
-                with open(self._path(name), "ab"):
-                    pass
+                open(self._path(name), "ab").close()
         except (OSError, ValueError) as e:
             raise UserError(
                 f"config.data.memories={directory}: cannot be used ({e}); if manifest.json in it "
                 "is damaged, remove the folder to have the memories made again"
             ) from e
-        if found != manifest:
-            found = found if isinstance(found, dict) else {}
-            other = [key for key in manifest if found.get(key) != manifest[key]]
+        if there != manifest:
+            there = there if isinstance(there, dict) else {}
+            other = [key for key in manifest if there.get(key) != manifest[key]]
             raise UserError(
                 f"config.data.memories={directory} holds memories of another model "
                 f"({', '.join(other)} differ); name another folder or remove this one"
@@ -89,9 +86,9 @@ class MemoryFile:
         Raises:
             UserError: they cannot be written, such as on a full disk.
         """
-        try:
-            with open(self._path(".lock"), "w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # another run may write here too
+        advice = "; make room and run the same command to go on"
+        with files.writing(f"{self._directory}: memories", advice):
+            with files.lock(self._path(".lock"), "", wait=True):  # another run may write here too
                 self._open()
                 new = [i for i, text in enumerate(documents) if digest(text) not in self._rows]
                 vectors = np.asarray(memories, self._dtype)[new]
@@ -100,11 +97,6 @@ class MemoryFile:
                 count = len(self._rows)
                 self._write("vectors.bin", count * self._bytes, vectors.tobytes())
                 self._write("digests.bin", count * _DIGEST, digests)
-        except OSError as e:
-            raise UserError(
-                f"{self._directory}: memories cannot be written ({e.strerror}); make room and run "
-                "the same command to go on"
-            ) from e
         self._open()
 
     def _write(self, name: str, start: int, data: bytes) -> None:
@@ -120,15 +112,12 @@ class MemoryFile:
         return os.path.join(self._directory, name)
 
     def _open(self) -> None:
-        with open(self._path("digests.bin"), "rb") as f:
-            digests = f.read()
-        count = min(
-            len(digests) // _DIGEST, os.path.getsize(self._path("vectors.bin")) // self._bytes
-        )
-        self._rows = {digests[i * _DIGEST : (i + 1) * _DIGEST]: i for i in range(count)}
+        """Looks at the whole documents that are there now."""
+        digests = np.fromfile(self._path("digests.bin"), f"V{_DIGEST}").tolist()
+        count = min(len(digests), os.path.getsize(self._path("vectors.bin")) // self._bytes)
+        self._rows = {digest: row for row, digest in enumerate(digests[:count])}
         shape = (count, *self._shape)
-        self._vectors = (
-            np.memmap(self._path("vectors.bin"), self._dtype, "r", shape=shape)
-            if count
-            else np.zeros(shape, self._dtype)
-        )
+        if count:  # an empty file cannot be mapped
+            self._vectors = np.memmap(self._path("vectors.bin"), self._dtype, "r", shape=shape)
+        else:
+            self._vectors = np.zeros(shape, self._dtype)

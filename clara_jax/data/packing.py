@@ -10,6 +10,7 @@ from absl import flags
 
 from clara_jax.config import Data
 from clara_jax.data.prompts import FRAME
+from clara_jax.errors import UserError
 from clara_jax.models.config import ExtraTokens
 
 LONGEST = 1024  # longest row that is chosen automatically; attention is quadratic in it
@@ -32,28 +33,18 @@ class RowLengths:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a sample of rows holds; see `measure`.
+    """What a sample of rows holds; see `measure`."""
 
-    Attributes:
-        lengths: of the rows.
-        rows: measured.
-        examples: in those rows.
-        encoder_padding: share of the encoder's tokens that is padding.
-        decoder_padding: share of the decoder's.
-        rate: realised compression rate, tokens of a document's text over memory tokens.
-        token_ratio: tokens of the same examples, each padded to the longest document and
-            PADDED_DECODER tokens, over the tokens of these rows.
-        possible_ratio: the same if no row had any padding.
-    """
-
-    lengths: RowLengths
-    rows: int
-    examples: int
-    encoder_padding: float
-    decoder_padding: float
-    rate: float
+    lengths: RowLengths  # of the rows
+    rows: int  # measured
+    examples: int  # in those rows
+    encoder_padding: float  # share of the encoder's tokens that is padding
+    decoder_padding: float  # share of the decoder's
+    rate: float  # realised compression rate, tokens of a document's text over memory tokens
+    # tokens of the same examples, each padded to the longest document and PADDED_DECODER tokens,
+    # over the tokens of these rows
     token_ratio: float
-    possible_ratio: float
+    possible_ratio: float  # the same if no row had any padding
 
     def __str__(self) -> str:
         return (
@@ -144,6 +135,22 @@ def measure(rows: Iterable[dict[str, np.ndarray]], data: Data, extra: ExtraToken
     total = sum(segments[side].size for side in _SIDES)
     rate = text / max(memory, 1)
     return Report(lengths, len(sample), examples, *padding, rate, padded / total, padded / used)
+
+
+def smallest_row(data: Data, extra: ExtraTokens) -> int:
+    """Tokens of the shortest encoder row that holds any document.
+
+    Raises:
+        UserError: `data.encoder_row` is set and shorter.
+    """
+    smallest = data.document_length + FRAME + len(extra.memory)
+    if 0 < data.encoder_row < smallest:
+        raise UserError(
+            f"config.data.encoder_row={data.encoder_row} is too short for a document of "
+            f"config.data.document_length={data.document_length} tokens; "
+            f"the smallest that fits is {smallest}"
+        )
+    return smallest
 
 
 def round_up(length: int) -> int:

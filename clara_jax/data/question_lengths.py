@@ -5,82 +5,38 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from absl import logging
 
-from clara_jax.config import Config
 from clara_jax.data import packing
 from clara_jax.data.packing import LONGEST, round_up
-from clara_jax.data.prompts import FRAME
-from clara_jax.data.question_rows import Reader, Shapes
-from clara_jax.data.sources import Source
-from clara_jax.data.tokenizer import Tokenizer
+from clara_jax.data.question_rows import Shapes
+from clara_jax.data.reader import Reader
+from clara_jax.data.records import QaRecord
 from clara_jax.errors import UserError
-from clara_jax.models.config import ExtraTokens
+from clara_jax.stages import STAGES
 
 SAMPLE = 256  # records that are measured before training
 
 
-def measure(
-    config: Config,
-    tokenizer: Tokenizer,
-    extra: ExtraTokens,
-    source: Source,
-    *,
-    compress: bool,
-    answers: Sequence[str] | None = None,
-) -> Shapes:
+def measure(reader: Reader, *, compress: bool) -> Shapes:
     """The shapes of a question's rows: those of the config, or where it says 0 what a sample needs.
 
     The sample is the same on every host and for every seed. Logs what of it is padding or cut.
 
     Args:
-        config: of the run.
-        tokenizer: of the base model.
-        extra: ids beyond the vocabulary.
-        source: records of the qa form.
+        reader: of the questions.
         compress: whether documents are compressed in the step.
-        answers: see `Reader`.
 
     Raises:
         UserError: no gold document or teacher's score is known, and the stage learns from these; or
             the encoder's row is too short for the longest possible document.
     """
-    data, M = config.data, len(extra.memory)
-    smallest = data.document_length + FRAME + M
-    if 0 < data.encoder_row < smallest:
-        raise UserError(
-            f"config.data.encoder_row={data.encoder_row} is too short for a document of "
-            f"config.data.document_length={data.document_length} tokens; "
-            f"the smallest that fits is {smallest}"
-        )
-    reader = Reader(source, tokenizer, extra, config, Shapes(1, smallest, LONGEST, LONGEST),
-                    answers=answers)  # fmt: skip
+    data, source = reader.config.data, reader.source
+    smallest = packing.smallest_row(data, reader.layout.extra)
     sample = np.random.default_rng(0).permutation(len(source))[:SAMPLE].tolist()
     picked = [reader.picked(i) for i in sample]
-    if config.stage == "contrastive" and not any(r.gold or r.teacher_scores for r in picked):
-        raise UserError(
-            f"config.data.sources={data.sources}: no question has pos_index or teacher_scores, of "
-            "which config.stage=contrastive learns"
-        )
-    if config.aux_contrastive and not any(record.gold for record in picked):
-        raise UserError(
-            f"config.aux_contrastive={config.aux_contrastive}: no question has pos_index"
-        )
+    _check_labels(reader, picked)
     groups, encoder, padding = 1, smallest, 0.0
     if compress:
-        lengths = [[len(reader.document_ids(d)) for d in r.documents] for r in picked]
-        longest = [data.encoder_row] if data.encoder_row else packing.steps(smallest)
-        # In instruct the longest twentieth may lose a document that is not gold; where candidates
-        # are ranked, all of the sample's fit.
-        share = 0.95 if config.stage == "instruct" else 1.0
-        total, encoder = min(
-            (
-                int(np.quantile([_bins(few, row) for few in lengths], share, method="higher"))
-                * row,
-                row,
-            )
-            for row in longest
-        )
-        groups = total // encoder
-        padding = 1 - sum(min(sum(few), total) for few in lengths) / (total * len(lengths))
+        groups, encoder, padding = _documents(reader, picked, smallest)
     query = max(len(reader.query_ids(record.question, LONGEST)) for record in picked)
     turns = [reader.dialogue(i, r) for i, r in zip(sample, picked, strict=True)]
     whole = [len(ids) for ids, _ in turns]
@@ -92,16 +48,49 @@ def measure(
             f"for an answer; the shortest has {min(start for _, start in turns)} tokens"
         )
     shapes = Shapes(groups, encoder, round_up(query), decoder)
+    compressed = f"compressed in {groups} rows of {encoder} ({padding:.1%} padding)"
     logging.info(
         "data: %r; of %d questions looked at, %.1f candidates each; %s; query rows of %d tokens, "
         "prompt rows of %d (%.1f%% padding, %d answers cut)",
-        source, len(sample), np.mean([len(r.documents) for r in picked]),
-        f"compressed in {groups} rows of {encoder} ({padding:.1%} padding)" if compress
-        else "memories computed once",
-        shapes.query, decoder, 100 * (1 - np.minimum(whole, decoder).mean() / decoder),
+        source,
+        len(sample),
+        np.mean([len(r.documents) for r in picked]),
+        compressed if compress else "memories computed once",
+        shapes.query,
+        decoder,
+        100 * (1 - np.minimum(whole, decoder).mean() / decoder),
         sum(length > decoder for length in whole),
-    )  # fmt: skip
+    )
     return shapes
+
+
+def _check_labels(reader: Reader, picked: Sequence[QaRecord]) -> None:
+    config = reader.config
+    learns_from_labels = not STAGES[config.stage].answers
+    if learns_from_labels and not any(r.gold or r.teacher_scores for r in picked):
+        raise UserError(
+            f"config.data.sources={config.data.sources}: no question has pos_index or "
+            f"teacher_scores, of which config.stage={config.stage} learns"
+        )
+    if config.aux_contrastive and not any(record.gold for record in picked):
+        raise UserError(
+            f"config.aux_contrastive={config.aux_contrastive}: no question has pos_index"
+        )
+
+
+def _documents(reader: Reader, picked: Sequence[QaRecord], smallest: int) -> tuple[int, int, float]:
+    """Rows of documents a question, tokens of each, and the share of them that is padding."""
+    row = reader.config.data.encoder_row
+    lengths = [[len(reader.layout.document_ids(d)[0]) for d in r.documents] for r in picked]
+    # In instruct the longest twentieth may lose a document that is not gold; where candidates are
+    # ranked, all of the sample's fit.
+    share = 1.0 if STAGES[reader.config.stage].ranks else 0.95
+    total, encoder = min(
+        (int(np.quantile([_bins(few, row) for few in lengths], share, method="higher")) * row, row)
+        for row in ([row] if row else packing.steps(smallest))
+    )
+    padding = 1 - sum(min(sum(few), total) for few in lengths) / (total * len(lengths))
+    return total // encoder, encoder, padding
 
 
 def _bins(lengths: Iterable[int], size: int) -> int:

@@ -11,37 +11,33 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from clara_jax.errors import UserError
+from clara_jax import files
+from clara_jax.errors import UserError, reason
 
 DATA_TYPES = ("qa", "paraphrase", "reconstruction")
 _DOCUMENT_KEYS = ("docs", "context", "content")
+_RELEASE = re.compile(r"This a document about (.*?)\. ?\n ?(.*)", re.DOTALL)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _ANSWER_KEYS = ("answer", "answers", "golden_answers", "gold_answer")
 
 
 @dataclasses.dataclass(frozen=True)
 class ScpRecord:
-    """One document and what is to be said about it.
+    """One document and what is to be said about it."""
 
-    Attributes:
-        data_type: one of DATA_TYPES.
-        questions: empty unless `data_type` is qa.
-        answers: one a question, or the one text that a paraphrase or reconstruction must give.
-        document: text of the document, its title on the first line.
-        origin: where the record stands, as `file:line`.
-        compress: whether the generator gets memories of the document, or its plain text.
-        aliases: for each question what else is accepted as its answer; empty if nothing is.
-    """
-
-    data_type: str
-    questions: tuple[str, ...]
+    data_type: str  # one of DATA_TYPES
+    questions: tuple[str, ...]  # empty unless `data_type` is qa
+    # one a question, or the one text that a paraphrase or reconstruction must give
     answers: tuple[str, ...]
-    document: str
-    origin: str
-    compress: bool = True
+    document: str  # text of the document, its title on the first line
+    origin: str  # where the record stands, as `file:line`
+    compress: bool = True  # whether the generator gets memories of the document, or its plain text
+    # for each question what else is accepted as its answer; empty if nothing is
     aliases: tuple[tuple[str, ...], ...] = ()
 
     @property
@@ -58,25 +54,18 @@ class ScpRecord:
 
 @dataclasses.dataclass(frozen=True)
 class QaRecord:
-    """One question over several documents.
+    """One question over several documents."""
 
-    Attributes:
-        question: the question.
-        documents: candidates.
-        answers: every accepted answer, the first is the one to train on.
-        gold: positions in `documents` of those that hold the answer; empty where unknown.
-        origin: where the record stands, as `file:line`.
-        teacher_scores: one a document, from a reranker to learn from; empty where there are none.
-        candidates: so many documents, the first ones, may be chosen; 0: all. Those after them are
-            gold ones that a search did not find (evaluation/candidates.py).
-    """
-
-    question: str
-    documents: tuple[str, ...]
-    answers: tuple[str, ...]
+    question: str  # the question
+    documents: tuple[str, ...]  # candidates
+    answers: tuple[str, ...]  # every accepted answer, the first is the one to train on
+    # positions in `documents` of those that hold the answer; empty where unknown
     gold: tuple[int, ...]
-    origin: str
+    origin: str  # where the record stands, as `file:line`
+    # one a document, from a reranker to learn from; empty where there are none
     teacher_scores: tuple[float, ...] = ()
+    # number of documents, the first ones, that may be chosen; 0 = all. Those after them are gold
+    # ones that a search did not find (evaluation/candidates.py).
     candidates: int = 0
 
     @property
@@ -108,6 +97,27 @@ def parse_line(line: str | bytes, origin: str) -> dict[str, Any]:
     return value
 
 
+def lines(path: str) -> Iterator[tuple[dict[str, Any], str]]:
+    """The objects of a JSONL file, each with its origin `file:line`; blank lines are left out.
+
+    Raises:
+        UserError: the file cannot be read, or a line is no JSON object, with its origin.
+    """
+    try:
+        with open(files.local(path), "rb") as f:
+            for number, line in enumerate(f, 1):
+                if line.strip():
+                    origin = f"{path}:{number}"
+                    yield parse_line(line, origin), origin
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror or reason(e)})") from e
+
+
+def write(path: str, values: Iterable[dict[str, Any]]) -> None:
+    """Writes objects as JSONL, all of the file or nothing; raises OSError."""
+    files.write(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
+
+
 def is_scp(value: dict[str, Any]) -> bool:
     """Whether a decoded line claims the scp form."""
     return "data_type" in value
@@ -115,11 +125,7 @@ def is_scp(value: dict[str, Any]) -> bool:
 
 def is_unicode(text: str) -> bool:
     """Whether a text can be encoded: JSON and Python allow halves of a surrogate pair alone."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return not _SURROGATE.search(text)
 
 
 def parse_scp(value: dict[str, Any], origin: str) -> ScpRecord:
@@ -153,7 +159,7 @@ def parse_scp(value: dict[str, Any], origin: str) -> ScpRecord:
         )
     _filled(questions, "question", origin)
     _filled(answers, "answer", origin)
-    aliases = value.get("aliases") or [[] for _ in questions]
+    aliases = value.get("aliases") or [[]] * len(questions)
     if not isinstance(aliases, list) or len(aliases) != len(questions):
         raise UserError(f"{origin}: aliases must hold a list of texts for each question")
     aliases = tuple(_texts({"aliases": texts}, "aliases", origin) for texts in aliases)
@@ -174,8 +180,8 @@ def parse_qa(value: dict[str, Any], origin: str) -> QaRecord:
     documents = _texts(value, _first_key(value, _DOCUMENT_KEYS, origin), origin)
     if not documents:
         raise UserError(f"{origin}: there are no documents")
-    answer = value[_first_key(value, _ANSWER_KEYS, origin)]
-    answers = [answer] if isinstance(answer, str) else answer
+    answers = value[_first_key(value, _ANSWER_KEYS, origin)]
+    answers = [answers] if isinstance(answers, str) else answers
     aliases = value.get("aliases", [])
     if not _is_texts(answers) or not answers or not _is_texts(aliases):
         raise UserError(f"{origin}: the answer must be a text or a list of texts")
@@ -198,24 +204,16 @@ def parse_qa(value: dict[str, Any], origin: str) -> QaRecord:
 
 def questions_of(record: ScpRecord) -> list[QaRecord]:
     """Each question of a qa record of the scp form, with its document as the only candidate."""
-    return [
-        QaRecord(question, (record.document,), accepted, (0,), record.origin)
-        for question, accepted in zip(record.questions, record.accepted, strict=False)
-    ]
+    pairs = zip(record.questions, record.accepted, strict=False)
+    return [QaRecord(q, (record.document,), accepted, (0,), record.origin) for q, accepted in pairs]
 
 
 def gold_records(record: QaRecord) -> list[ScpRecord]:
     """The question over each of its gold documents by itself, as scp records."""
     first, *aliases = record.answers
+    question, aliases = (record.question,), (tuple(aliases),)
     return [
-        ScpRecord(
-            data_type="qa",
-            questions=(record.question,),
-            answers=(first,),
-            document=record.documents[i],
-            origin=record.origin,
-            aliases=(tuple(aliases),),
-        )
+        ScpRecord("qa", question, (first,), record.documents[i], record.origin, aliases=aliases)
         for i in record.gold
     ]
 
@@ -223,6 +221,12 @@ def gold_records(record: QaRecord) -> list[ScpRecord]:
 def reconstruction(document: str, origin: str) -> ScpRecord:
     """The record that asks for a document word for word."""
     return ScpRecord("reconstruction", (), (document,), document, origin)
+
+
+def plain(document: str) -> str:
+    """A document as title, line end and text, where it has the words of the release's data."""
+    match = _RELEASE.fullmatch(document)
+    return f"{match[1]}\n{match[2]}" if match else document
 
 
 def title(document: str) -> str:
@@ -252,14 +256,13 @@ def _texts(value: dict[str, Any], key: str, origin: str) -> tuple[str, ...]:
 def _scores(scores: Any, documents: int, origin: str) -> tuple[float, ...]:
     try:
         numbers = isinstance(scores, list) and all(type(x) in (int, float) for x in scores)
-        found = tuple(map(float, scores)) if numbers else ()
+        if numbers and len(scores) in (0, documents) and all(map(math.isfinite, scores)):
+            return tuple(map(float, scores))
     except OverflowError:  # an integer of hundreds of digits
-        numbers = False
-    if not numbers or len(found) not in (0, documents) or not all(map(math.isfinite, found)):
-        raise UserError(
-            f"{origin}: teacher_scores must list a number for each of the {documents} documents"
-        )
-    return found
+        pass
+    raise UserError(
+        f"{origin}: teacher_scores must list a number for each of the {documents} documents"
+    )
 
 
 def _unicode(texts: Sequence[str], what: str, origin: str) -> None:

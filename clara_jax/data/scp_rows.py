@@ -1,16 +1,9 @@
-"""From sources to batches of fixed shape, with Grain.
+"""Rows of the first stage, from sources to batches of fixed shape, with Grain.
 
 source -> tokenise -> stream's share -> seeded shuffle -> repeat -> pack -> batch
 
-A batch is a dict of int32 arrays; R rows, Te and Td tokens of the encoder's and the decoder's side:
-    enc_tokens, enc_segments, enc_positions  [R, Te]
-    dec_tokens, dec_segments, dec_positions  [R, Td]
-    dec_targets [R, Td]  the token that each position must predict, -100 where there is no loss
-    dec_slots   [R, Td]  position in the same row of enc_tokens of the memory token whose vector
-                         fills this slot, -1 elsewhere
-Segments count 1, 2, ... in a row and pair the two sides; 0 is padding. Positions restart at 0.
-
-The iterator's `get_state` and `set_state` resume exactly: what is read ahead is never counted.
+What a batch holds is said in `batches.BATCH`. The iterator's `get_state` and `set_state` resume
+exactly: what is read ahead is never counted.
 """
 
 import dataclasses
@@ -21,95 +14,16 @@ import grain
 import numpy as np
 from absl import logging
 
-from clara_jax.config import Config
+from clara_jax.config import Config, with_options
 from clara_jax.data import packing, prompts, sources
+from clara_jax.data.batches import Batch, whole_batches
 from clara_jax.data.packing import RowLengths
-from clara_jax.data.tokenizer import Tokenizer
+from clara_jax.data.reader import Reader
 from clara_jax.errors import UserError
 from clara_jax.models.config import ExtraTokens
-
-Batch = dict[str, np.ndarray]
+from clara_jax.stages import STAGES
 
 SAMPLE = 1024  # records that are measured before training
-
-
-@dataclasses.dataclass(frozen=True)
-class Reader:
-    """Reads and tokenises the record at a position; processes that prepare data get copies."""
-
-    source: sources.Source
-    tokenizer: Tokenizer
-    extra: ExtraTokens
-    config: Config
-    decoder_row: int
-    skipped: set[int] = dataclasses.field(default_factory=set)
-
-    def example(self, index: int) -> prompts.Example | None:
-        """The example, or None (and a warning, once) if its prompt leaves no label."""
-        try:
-            return prompts.scp_example(
-                self.source[index],
-                self.tokenizer,
-                self.extra,
-                self.config.prompts,
-                document_length=self.config.data.document_length,
-                decoder_row=self.decoder_row,
-                seed=self.config.seed,
-                index=index,
-            )
-        except prompts.NoLabelError as e:
-            if index not in self.skipped:
-                self.skipped.add(index)
-                logging.warning("record skipped, number %d: %s", len(self.skipped), e)
-            return None
-
-    def __call__(self, index: int) -> Batch | None:
-        """The arrays of the example that are packed."""
-        example = self.example(index)
-        if example is None:
-            return None
-        return {
-            "enc": example.enc_tokens,
-            "dec": example.dec_tokens,
-            "targets": example.dec_targets,
-        }
-
-
-def finish_row(packed: dict[str, Any], *, extra: ExtraTokens) -> Batch:
-    """Names the arrays of a packed row and points each slot at its memory token.
-
-    The nth memory token of the encoder's side fills the nth slot of the decoder's side, for both
-    hold the same examples in the same order.
-    """
-    enc, dec = packed["enc"], packed["dec"]
-    enc_segments, dec_segments = packed["enc_segment_ids"], packed["dec_segment_ids"]
-    is_slot = extra.is_memory(dec) & (dec_segments > 0)
-    dec_slots = np.full_like(dec, -1)
-    dec_slots[is_slot] = np.flatnonzero(extra.is_memory(enc) & (enc_segments > 0))
-    return {
-        "enc_tokens": enc,
-        "enc_segments": enc_segments,
-        "enc_positions": packed["enc_positions"],
-        "dec_tokens": dec,
-        "dec_segments": dec_segments,
-        "dec_positions": packed["dec_positions"],
-        "dec_targets": np.where(dec_segments > 0, packed["targets"], prompts.NO_LABEL).astype(
-            np.int32
-        ),
-        "dec_slots": dec_slots,
-    }
-
-
-def pad_example(example: Batch, *, lengths: dict[str, int]) -> dict[str, Any]:
-    """One example as a packed row by itself."""
-    packed = {}
-    for name, tokens in example.items():
-        padding = lengths[name] - len(tokens)
-        positions = np.arange(len(tokens), dtype=np.int32)
-        packed[name] = np.pad(tokens, (0, padding))
-        packed[f"{name}_segment_ids"] = np.pad(np.ones_like(tokens), (0, padding))
-        packed[f"{name}_positions"] = np.pad(positions, (0, padding))
-    return packed
 
 
 def open_data(config: Config) -> sources.Source:
@@ -119,17 +33,12 @@ def open_data(config: Config) -> sources.Source:
         split=config.data.split,
         holdout=config.data.holdout,
         tfds_dir=config.data.tfds_dir,
-        form=form(config),
+        form=STAGES[config.stage].records,
     )
     if not 0 < config.data.records < len(source):
         return source
     chosen = np.random.default_rng(config.seed).permutation(len(source))[: config.data.records]
     return sources.Subset(source, np.sort(chosen))
-
-
-def form(config: Config) -> str:
-    """The form of records that the stage reads."""
-    return "scp" if config.stage == "scp" else "qa"
 
 
 def open_dev(config: Config) -> sources.Source:
@@ -140,19 +49,16 @@ def open_dev(config: Config) -> sources.Source:
     """
     if config.eval.sources:
         return sources.open_sources(
-            config.eval.sources, tfds_dir=config.data.tfds_dir, form=form(config)
+            config.eval.sources, tfds_dir=config.data.tfds_dir, form=STAGES[config.stage].records
         )
     if not config.data.holdout:
         raise UserError(
             "nothing to evaluate on: name config.eval.sources, or train with config.data.holdout"
         )
-    data = dataclasses.replace(config.data, split="dev", records=0)
-    return open_data(dataclasses.replace(config, data=data))
+    return open_data(with_options(config, {"data.split": "dev", "data.records": 0}))
 
 
-def row_lengths(
-    config: Config, tokenizer: Tokenizer, extra: ExtraTokens, source: sources.Source
-) -> RowLengths:
+def row_lengths(reader: Reader) -> RowLengths:
     """The shapes of a row: those of the config, or measured where it says 0.
 
     The sample is the same on every host and for every seed. Logs what of it was cut or skipped.
@@ -161,18 +67,12 @@ def row_lengths(
         UserError: the encoder's row is too short for the longest possible document, or no prompt
             of the sample leaves room for an answer.
     """
-    data = config.data
-    smallest = data.document_length + prompts.FRAME + len(extra.memory)
-    if 0 < data.encoder_row < smallest:
-        raise UserError(
-            f"config.data.encoder_row={data.encoder_row} is too short for a document of "
-            f"config.data.document_length={data.document_length} tokens; "
-            f"the smallest that fits is {smallest}"
-        )
+    data, source = reader.config.data, reader.source
+    smallest = packing.smallest_row(data, reader.layout.extra)
     decoder_row = data.decoder_row or packing.LONGEST
-    reader = Reader(source, tokenizer, extra, config, decoder_row)
-    order = np.random.default_rng(0).permutation(len(source))[:SAMPLE]
-    examples = [e for e in map(reader.example, order.tolist()) if e is not None]
+    measuring = dataclasses.replace(reader, _skipped=set())
+    order = np.random.default_rng(0).permutation(len(source))[:SAMPLE].tolist()
+    examples = [e for e in (measuring.example(i, decoder_row) for i in order) if e is not None]
     if not examples:
         raise UserError(
             f"config.data.decoder_row={decoder_row}: no prompt of {len(order)} records leaves "
@@ -185,7 +85,7 @@ def row_lengths(
         "%d documents cut to %d tokens, %d answers cut to a row of %d",
         len(source),
         len(order),
-        len(reader.skipped),
+        measuring.skipped,
         sum(e.document_cut for e in examples),
         data.document_length,
         sum(e.answer_cut or len(e.dec_tokens) > lengths.decoder for e in examples),
@@ -195,32 +95,18 @@ def row_lengths(
 
 
 def make_dataset(
-    config: Config,
-    tokenizer: Tokenizer,
-    extra: ExtraTokens,
-    *,
-    source: sources.Source,
-    lengths: RowLengths,
-    stream: int = 0,
-    streams: int = 1,
+    reader: Reader, lengths: RowLengths, *, stream: int = 0, streams: int = 1
 ) -> grain.IterDataset:
     """Rows of one stream's share of the source, one after the other, not yet batched.
 
     The instruction and all else about an example depend on its position in the source alone, so
     that neither the order nor the number of streams changes it.
     """
-    data = config.data
-    if len(source) < streams:
-        raise UserError(f"{len(source)} records cannot be shared out to {streams} streams")
-    examples = (
-        grain.MapDataset.range(len(source))
-        .slice(slice(stream, None, streams))
-        .seed(config.seed)
-        .shuffle()
-        .repeat(data.epochs or None)
-        .map(Reader(source, tokenizer, extra, config, lengths.decoder))
-        .to_iter_dataset(packing.READ)
+    data = reader.config.data
+    examples = shuffled(reader, stream, streams).map(
+        functools.partial(_sides, reader=reader, decoder_row=lengths.decoder)
     )
+    examples = examples.to_iter_dataset(packing.READ)
     sides = {"enc": lengths.encoder, "dec": lengths.decoder, "targets": lengths.decoder}
     if data.pack:
         packed = grain.experimental.FirstFitPackIterDataset(
@@ -228,73 +114,97 @@ def make_dataset(
             length_struct=sides,
             num_packing_bins=data.packing_bins,
             max_sequences_per_bin=data.row_examples,
-            seed=config.seed,
+            seed=reader.config.seed,
         )
     else:
         packed = examples.map(functools.partial(pad_example, lengths=sides))
-    return packed.map(functools.partial(finish_row, extra=extra))
+    return packed.map(functools.partial(finish_row, extra=reader.layout.extra))
+
+
+def shuffled(reader: Reader, stream: int, streams: int) -> grain.MapDataset:
+    """Positions of one stream's share of the records (data/streams.py), in seeded random order.
+
+    Raises:
+        UserError: there are fewer records than streams.
+    """
+    count = len(reader.source)
+    if count < streams:
+        raise UserError(f"{count} records cannot be shared out to {streams} streams")
+    return (
+        grain.MapDataset.range(count)
+        .slice(slice(stream, None, streams))
+        .seed(reader.config.seed)
+        .shuffle()
+        .repeat(reader.config.data.epochs or None)
+    )
 
 
 def make_train_iterator(
-    config: Config,
-    tokenizer: Tokenizer,
-    extra: ExtraTokens,
-    *,
-    source: sources.Source | None = None,
-    lengths: RowLengths | None = None,
-    stream: int = 0,
-    streams: int = 1,
+    reader: Reader, lengths: RowLengths, *, stream: int = 0, streams: int = 1
 ) -> grain.DatasetIterator:
     """Batches of one stream (data/streams.py): `config.train.batch_rows / streams` rows each.
 
-    `source` and `lengths` are made by `open_data` and `row_lengths` unless they are given. Logs
-    the padding of a sample of rows of the first stream.
+    Logs the padding of a sample of rows of the first stream.
 
     Raises:
-        UserError: a source, a row length or the number of streams does not fit.
+        UserError: there are fewer records than streams.
     """
-    if source is None:
-        source = open_data(config)
-    if lengths is None:
-        lengths = row_lengths(config, tokenizer, extra, source)
-    dataset = make_dataset(
-        config, tokenizer, extra, source=source, lengths=lengths, stream=stream, streams=streams
-    )
+    config = reader.config
+    dataset = make_dataset(reader, lengths, stream=stream, streams=streams)
     if stream == 0:
-        logging.info("data: %r", source)
-        logging.info("data: %s", packing.measure(dataset, config.data, extra))
+        logging.info("data: %r", reader.source)
+        logging.info("data: %s", packing.measure(dataset, config.data, reader.layout.extra))
     dataset = dataset.batch(config.train.batch_rows // streams, drop_remainder=True)
     return iter(packing.prefetch(dataset, config.data.workers))
 
 
-def eval_batches(
-    config: Config,
-    tokenizer: Tokenizer,
-    extra: ExtraTokens,
-    *,
-    source: sources.Source,
-    lengths: RowLengths,
-    batch_rows: int,
-) -> list[Batch]:
-    """Every record of a source once, in batches of one shape; the last is filled with padding.
+def eval_batches(reader: Reader, lengths: RowLengths, batch_rows: int) -> list[Batch]:
+    """Every record once, in batches of one shape; the last is filled with padding.
 
     Args:
-        config: its `epochs` and `split` are not looked at.
-        tokenizer: of the base model.
-        extra: ids beyond the vocabulary.
-        source: records, see data/sources.py.
+        reader: of the records; its config's `epochs` and `split` are not looked at.
         lengths: of the rows, such as those of training.
         batch_rows: rows of a batch.
     """
-    once = dataclasses.replace(config, data=dataclasses.replace(config.data, epochs=1))
-    dataset = make_dataset(once, tokenizer, extra, source=source, lengths=lengths)
-    all_rows = list(dataset)
-    empty = {
-        key: np.full_like(value, {"dec_targets": prompts.NO_LABEL, "dec_slots": -1}.get(key, 0))
-        for key, value in all_rows[0].items()
-    }
-    all_rows += [empty] * (-len(all_rows) % batch_rows)
-    return [
-        {key: np.stack([row[key] for row in all_rows[i : i + batch_rows]]) for key in empty}
-        for i in range(0, len(all_rows), batch_rows)
-    ]
+    once = dataclasses.replace(reader, config=with_options(reader.config, {"data.epochs": 1}))
+    return whole_batches(list(make_dataset(once, lengths)), batch_rows)
+
+
+def _sides(index: int, *, reader: Reader, decoder_row: int) -> Batch | None:
+    """The arrays of an example that are packed."""
+    example = reader.example(index, decoder_row)
+    if example is None:
+        return None
+    return {"enc": example.enc_tokens, "dec": example.dec_tokens, "targets": example.dec_targets}
+
+
+def finish_row(packed: dict[str, Any], *, extra: ExtraTokens) -> Batch:
+    """Names the arrays of a packed row and points each slot at its memory token.
+
+    The nth memory token of the encoder's side fills the nth slot of the decoder's side, for both
+    hold the same examples in the same order.
+    """
+    row = {}
+    for side in ("enc", "dec"):
+        row[f"{side}_tokens"] = packed[side]
+        row[f"{side}_segments"] = packed[f"{side}_segment_ids"]
+        row[f"{side}_positions"] = packed[f"{side}_positions"]
+    is_real = row["dec_segments"] > 0
+    dec_slots = np.full_like(packed["dec"], -1)
+    dec_slots[extra.is_memory(packed["dec"]) & is_real] = np.flatnonzero(
+        extra.is_memory(packed["enc"]) & (row["enc_segments"] > 0)
+    )
+    targets = np.where(is_real, packed["targets"], prompts.NO_LABEL).astype(np.int32)
+    return row | {"dec_targets": targets, "dec_slots": dec_slots}
+
+
+def pad_example(example: Batch, *, lengths: dict[str, int]) -> dict[str, Any]:
+    """One example as a packed row by itself."""
+    packed = {}
+    for name, tokens in example.items():
+        padding = lengths[name] - len(tokens)
+        positions = np.arange(len(tokens), dtype=np.int32)
+        packed[name] = np.pad(tokens, (0, padding))
+        packed[f"{name}_segment_ids"] = np.pad(np.ones_like(tokens), (0, padding))
+        packed[f"{name}_positions"] = np.pad(positions, (0, padding))
+    return packed

@@ -75,44 +75,39 @@ class JsonlSource:
     def __init__(self, path: str, expand: Expand = own_records, distinct: bool = False):
         self._path, self._expand, self._local = path, expand, files.local(path)
         self._file: BinaryIO | None = None
-        starts, lengths, lines, parts, keys = [], [], [], [], []
+        places, keys = [], []
         seen: set[bytes] = set()
         offset, filled = 0, False
         for number, line in enumerate(self._lines(), 1):
-            if line.strip():
-                filled = True
-                for part, record in enumerate(expand(self._parse(line, number), self._at(number))):
-                    if distinct:
-                        document = records.digest(record.document)
-                        if document in seen:
-                            continue
-                        seen.add(document)
-                    starts.append(offset)
-                    lengths.append(len(line))
-                    lines.append(number)
-                    parts.append(part)
-                    keys.append(record.key)
+            filled = filled or bool(line.strip())
+            for part, record in enumerate(self._records(line, number) if line.strip() else ()):
+                if distinct:
+                    document = records.digest(record.document)
+                    if document in seen:
+                        continue
+                    seen.add(document)
+                places.append((offset, len(line), number, part))
+                keys.append(record.key)
             offset += len(line)
         if not filled:
             raise UserError(f"{path}: is empty; write one record a line")
-        if not starts:
+        if not places:
             raise UserError(
                 f"{path}: no records; in scp a file of question, docs and answer needs "
                 "pos_index, which names the documents to ask about, and later stages need questions"
             )
-        self._index = np.array([starts, lengths, lines, parts], np.int64)
+        self._places = np.array(places, np.int64)
         self.keys = np.array(keys, np.uint32)
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getitem__(self, index: int) -> Record:
-        start, length, number, part = self._index[:, index].tolist()
+        start, length, number, part = self._places[index].tolist()
         file = self._file or open(self._local, "rb")
         self._file = file
         # pread shares no file position, so that threads do not disturb each other.
-        value = self._parse(os.pread(file.fileno(), length, start), number)
-        return list(self._expand(value, self._at(number)))[part]
+        return self._records(os.pread(file.fileno(), length, start), number)[part]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_file": None}
@@ -120,11 +115,9 @@ class JsonlSource:
     def __repr__(self) -> str:
         return f"JsonlSource({self._path!r}, {len(self)} records)"
 
-    def _at(self, number: int) -> str:
-        return f"{self._path}:{number}"
-
-    def _parse(self, line: bytes, number: int) -> dict[str, Any]:
-        return records.parse_line(line, self._at(number))
+    def _records(self, line: bytes, number: int) -> list[Record]:
+        origin = f"{self._path}:{number}"
+        return list(self._expand(records.parse_line(line, origin), origin))
 
     def _lines(self) -> Iterable[bytes]:
         try:
@@ -134,33 +127,36 @@ class JsonlSource:
             raise UserError(f"{self._path}: cannot be read ({e.strerror})") from e
 
 
-class Concatenation:
-    """Several sources one after the other."""
+class _View:
+    """A source made of another, with the hashes of its own records."""
 
-    def __init__(self, sources: Sequence[Source]):
-        self._sources = sources
-        self._starts = np.cumsum([0, *(len(source) for source in sources[:-1])])
-        self.keys = np.concatenate([source.keys for source in sources])
+    def __init__(self, source: Source, keys: np.ndarray):
+        self._source, self.keys = source, keys
 
     def __len__(self) -> int:
         return len(self.keys)
 
+
+class Concatenation(_View):
+    """Several sources one after the other."""
+
+    def __init__(self, sources: Sequence[Source]):
+        super().__init__(sources, np.concatenate([source.keys for source in sources]))
+        self._ends = np.cumsum([len(source) for source in sources])
+
     def __getitem__(self, index: int) -> Record:
-        which = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self._sources[which][index - int(self._starts[which])]
+        which, rest = _place(self._ends, index)
+        return self._source[which][rest]
 
     def __repr__(self) -> str:
-        return " + ".join(map(repr, self._sources))
+        return " + ".join(map(repr, self._source))
 
 
-class AsText:
+class AsText(_View):
     """Another source whose documents are read as plain text, not compressed."""
 
     def __init__(self, source: Source):
-        self._source, self.keys = source, source.keys
-
-    def __len__(self) -> int:
-        return len(self._source)
+        super().__init__(source, source.keys)
 
     def __getitem__(self, index: int) -> Record:
         return dataclasses.replace(self._source[index], compress=False)
@@ -169,43 +165,42 @@ class AsText:
         return f"text of {self._source!r}"
 
 
-class EachQuestion:
+class EachQuestion(_View):
     """The questions of an scp source one by one, each with its document as the only candidate."""
 
     def __init__(self, source: Source):
-        self._source = source
         counts = [len(source[i].questions) for i in range(len(source))]
         if not sum(counts):
             raise UserError(f"each: {source!r} holds no question")
-        self._starts = np.concatenate([[0], np.cumsum(counts)])
-        self.keys = np.repeat(source.keys, counts)
-
-    def __len__(self) -> int:
-        return len(self.keys)
+        super().__init__(source, np.repeat(source.keys, counts))
+        self._ends = np.cumsum(counts)
 
     def __getitem__(self, index: int) -> Record:
-        which = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return records.questions_of(self._source[which])[index - int(self._starts[which])]
+        which, rest = _place(self._ends, index)
+        return records.questions_of(self._source[which])[rest]
 
     def __repr__(self) -> str:
         return f"each question of {self._source!r}"
 
 
-class Subset:
+class Subset(_View):
     """Some records of a source, by their positions."""
 
     def __init__(self, source: Source, positions: np.ndarray):
-        self._source, self._positions = source, positions
-        self.keys = source.keys[positions]
-
-    def __len__(self) -> int:
-        return len(self.keys)
+        super().__init__(source, source.keys[positions])
+        self._positions = positions
 
     def __getitem__(self, index: int) -> Record:
         return self._source[int(self._positions[index])]
 
     def __repr__(self) -> str:
         return f"{len(self)} of {self._source!r}"
+
+
+def _place(ends: np.ndarray, index: int) -> tuple[int, int]:
+    """Which of the parts that end there holds a position, and where in it."""
+    which = int(np.searchsorted(ends, index, side="right"))
+    return which, index - int(ends[which - 1] if which else 0)
 
 
 # Form, then `scheme` of a source's name `scheme:rest`, to what opens it, given the rest and the

@@ -8,6 +8,7 @@ import tensorflow_datasets as tfds
 from clara_jax.data import records
 from clara_jax.data.records import ScpRecord
 from clara_jax.errors import UserError, reason
+from clara_jax.text.chunks import whole
 
 
 class TfdsSource:
@@ -30,7 +31,7 @@ class TfdsSource:
         groups: dict[int | bytes, list[int]] = {}
         keys = {}
         # Rows of one data set have the same fields.
-        is_scp = len(self._rows) > 0 and records.is_scp(self._row(0))
+        is_scp = len(self._rows) > 0 and records.is_scp(read_row(self._rows, 0, self._name))
         for i in range(len(self._rows)):
             record = self._record([i])
             if record is not None:
@@ -52,20 +53,9 @@ class TfdsSource:
     def __repr__(self) -> str:
         return f"TfdsSource({self._name!r}, {len(self)} records)"
 
-    def _row(self, index: int) -> dict[str, Any]:
-        try:
-            return decode(self._rows[index])
-        # ArrayRecord raises RuntimeError; a row that it lost without one, or text that is not
-        # UTF-8, is a ValueError; a feature of another package's type needs that package.
-        except (RuntimeError, ValueError, ImportError) as e:
-            raise UserError(
-                f"{self._name}:{index}: cannot be read; build or download the data set again "
-                f"({reason(e)})"
-            ) from e
-
     def _record(self, rows: list[int]) -> ScpRecord | None:
         origin = f"{self._name}:{rows[0]}"
-        values = [self._row(i) for i in rows]
+        values = [read_row(self._rows, i, self._name) for i in rows]
         if records.is_scp(values[0]):
             return records.parse_scp(_with_aliases(values[0], origin), origin)
         pairs = []
@@ -82,13 +72,12 @@ class TfdsSource:
         if not pairs:
             return None
         title = value.get("title", "").replace("_", " ")
-        document = f"{title}\n{context}" if title else context
         questions, answers = zip(*pairs, strict=True)
-        return ScpRecord("qa", questions, answers, document, origin)
+        return ScpRecord("qa", questions, answers, whole(title, context), origin)
 
 
 def open_rows(name: str, data_dir: str = "") -> Any:
-    """The rows of `name/split` by position, each for `decode`.
+    """The rows of `name/split` by position, each for `read_row`.
 
     Raises:
         UserError: no such data set or split.
@@ -112,6 +101,22 @@ def open_rows(name: str, data_dir: str = "") -> Any:
         raise UserError(f"tfds:{name}: cannot be opened ({reason(e)})") from e
 
 
+def read_row(rows: Any, index: int, name: str) -> dict[str, Any]:
+    """One of the rows, its texts as str.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return _decode(rows[index])
+    # ArrayRecord raises RuntimeError; a row that it lost without one, or text that is not
+    # UTF-8, is a ValueError; a feature of another package's type needs that package.
+    except (RuntimeError, ValueError, ImportError) as e:
+        raise UserError(
+            f"{name}:{index}: cannot be read; build or download the data set again ({reason(e)})"
+        ) from e
+
+
 def _with_aliases(value: dict[str, Any], origin: str) -> dict[str, Any]:
     """Aliases as a list a question, where the set has them in one list (`tfds_builder`)."""
     aliases = value.get("aliases")
@@ -126,12 +131,12 @@ def _with_aliases(value: dict[str, Any], origin: str) -> dict[str, Any]:
     return value | {"aliases": lists}
 
 
-def decode(value: Any) -> Any:
+def _decode(value: Any) -> Any:
     """Text of TFDS arrives as bytes, and lists of text as arrays of bytes or lists of them."""
     if isinstance(value, bytes):
         return value.decode()
     if isinstance(value, dict):
-        return {key: decode(v) for key, v in value.items()}
+        return {key: _decode(v) for key, v in value.items()}
     if isinstance(value, np.ndarray | list | tuple):
-        return [decode(v) for v in value]
+        return [_decode(v) for v in value]
     return value

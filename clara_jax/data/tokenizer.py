@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jinja2
 import tokenizers
@@ -32,7 +32,7 @@ PLAIN_TEMPLATE = (
     "{% endfor %}"
 )
 
-# Characters that stand for something else inside this module. They lie in the last private-use
+# Characters that stand for something else inside this module. They are in the last private-use
 # plane, mean nothing anywhere, and are removed from users' text.
 _PRIVATE = range(0x100000, 0x10FFFE)
 _SENTINELS = 0x100000  # each stands for an id put in by the program
@@ -74,12 +74,11 @@ class Tokenizer:
         self._kinds = {i: (token.lstrip, token.rstrip) for i, token in added.items()}
         kinds = list(itertools.product((False, True), repeat=2))
         self._sentinels = {kind: chr(_SENTINELS + n) for n, kind in enumerate(kinds)}
-        self._backend.add_tokens([
-            tokenizers.AddedToken(
-                character, lstrip=lstrip, rstrip=rstrip, normalized=False, special=False
+        for (left, right), character in self._sentinels.items():
+            token = tokenizers.AddedToken(
+                character, lstrip=left, rstrip=right, normalized=False, special=False
             )
-            for (lstrip, rstrip), character in self._sentinels.items()
-        ])  # fmt: skip
+            self._backend.add_tokens([token])
         self._sentinel_ids = {self._backend.token_to_id(c) for c in self._sentinels.values()}
         self._specials = {token.content: i for i, token in added.items() if token.special}
         self._special_pattern = _any_of(self._specials)
@@ -111,14 +110,15 @@ class Tokenizer:
             parts: a text, or texts and ids mixed. No id is added that is not among them.
         """
         parts = [parts] if isinstance(parts, str) else parts
-        ints = [part for part in parts if not isinstance(part, str)]
+        ints = iter([part for part in parts if not isinstance(part, str)])
         text = "".join(
             _REMOVE.sub("", part)
             if isinstance(part, str)
             else self._sentinels[self._kinds.get(part, (False, False))]
             for part in parts
         )
-        return list(self._fill(self._backend.encode(text, add_special_tokens=False).ids, ints))
+        ids = self._backend.encode(text, add_special_tokens=False).ids
+        return [next(ints) if i in self._sentinel_ids else i for i in ids]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids; special tokens and ids beyond the tokenizer's own are left out."""
@@ -136,8 +136,8 @@ class Tokenizer:
 
         Of what it does and not of its file, which versions of libraries write differently.
         """
-        known = [sorted(self._hf.get_vocab().items()), self.bos_id, self.eos_id]
-        known.append(self.encode(_SAMPLE))
+        vocabulary = sorted(self._hf.get_vocab().items())
+        known = [vocabulary, self.bos_id, self.eos_id, self.encode(_SAMPLE)]
         return hashlib.blake2b(json.dumps(known).encode(), digest_size=16).hexdigest()
 
     def chat(self, system: str, user: Parts, assistant: str | None = None) -> list[str | int]:
@@ -165,11 +165,6 @@ class Tokenizer:
         if assistant is not None:
             turns["assistant"] = self._protect(assistant)
         return self._parse(self._render(turns), ints)
-
-    def _fill(self, ids: list[int], ints: list[int]) -> Iterator[int]:
-        """Puts the ints where the sentinels are."""
-        rest = iter(ints)
-        return (next(rest) if i in self._sentinel_ids else i for i in ids)
 
     def _protect(self, text: str) -> str:
         text = _REMOVE.sub("", text)

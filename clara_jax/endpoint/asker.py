@@ -6,7 +6,7 @@ from clara_jax.config import Synthesis
 from clara_jax.data import records
 from clara_jax.endpoint.client import Endpoint, Failed, Reply
 from clara_jax.endpoint.prompts import Prompts
-from clara_jax.endpoint.replies import Store
+from clara_jax.endpoint.replies import Replies
 
 
 class Asker:
@@ -22,12 +22,17 @@ class Asker:
     """
 
     def __init__(
-        self, job: str, endpoint: Endpoint, store: Store, prompts: Prompts, options: Synthesis,
+        self,
+        job: str,
+        endpoint: Endpoint,
+        store: Replies,
+        prompts: Prompts,
+        options: Synthesis,
         seed: int,
-    ):  # fmt: skip
+    ):
         self._job, self._endpoint, self._store, self._prompts = job, endpoint, store, prompts
         self._options, self._seed = options, seed
-        self._kept = store.replies(job)
+        self._kept = store.of(job)
         self.malformed = 0
 
     async def __call__(

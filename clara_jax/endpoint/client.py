@@ -19,6 +19,9 @@ from clara_jax.config import Synthesis
 from clara_jax.endpoint import prompts as prompts_lib
 from clara_jax.errors import UserError
 
+_URL = "config.synthesis.base_url"
+# The client of openai could retry, but it does not count errors by kind, stops at a Retry-After of
+# two minutes, and takes a body that is no JSON for a reply.
 _FIRST, _LONGEST = 0.5, 60.0  # seconds of backoff; a server's own Retry-After may be longer
 _PATIENCE = 600.0  # seconds of Retry-After that are waited at most
 _AGAIN = (408, 409, 425, 429)  # and all from 500 on: worth another try
@@ -37,19 +40,12 @@ class Unavailable(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What came back.
+    """What came back."""
 
-    Attributes:
-        value: the JSON in its shape; None where it is not that.
-        error: why not.
-        tokens_in: of the request, as the server counts.
-        tokens_out: of the reply.
-    """
-
-    value: dict[str, Any] | None
-    error: str
-    tokens_in: int
-    tokens_out: int
+    value: dict[str, Any] | None  # the JSON in its shape; None where it is not that
+    error: str  # why not
+    tokens_in: int  # of the request, as the server counts
+    tokens_out: int  # of the reply
 
 
 class Endpoint:
@@ -105,26 +101,24 @@ class Endpoint:
         return read_reply(body, self._kinds[name].shape)
 
     async def _persist(self, name: str, messages: Any, temperature: float, seed: int) -> Any:
+        request = {"model": self._options.model, "messages": messages, "temperature": temperature}
+        request["max_tokens"] = self._options.max_tokens
         tries = 0
         while True:
-            form = self._form
+            form, delay = self._form, 0.0
             self.counts["requests"] += 1
             try:
+                more = _parameters(_FORMS[form], name, self._kinds[name].shape, seed)
                 body = await self._client.post(
-                    "/chat/completions", cast_to=object,
-                    body={
-                        "model": self._options.model, "messages": messages,
-                        "temperature": temperature, "max_tokens": self._options.max_tokens,
-                    } | _parameters(_FORMS[form], name, self._kinds[name].shape, seed),
-                )  # fmt: skip
+                    "/chat/completions", cast_to=object, body=request | more
+                )
                 if _is_completion(body):
                     self._answered, self._lost = True, 0
                     return body
-                what, delay = "body", 0.0
-                said = f"no completion but {_told(body)}, see config.synthesis.base_url"
+                what, said = "body", f"no completion but {_told(body)}, see {_URL}"
             except self._errors.APIStatusError as e:
                 what, delay = str(e.status_code), _retry_after(e.response.headers)
-                said = f"status {what}: {_said(e)}"
+                said = f"status {what}: {_told(e.body or e.message)}"
                 if e.status_code in _REQUEST:
                     self._refused(said, form)
                     continue
@@ -132,15 +126,14 @@ class Endpoint:
                     self._simplify(said, form)  # some servers fail at a parameter
                 if e.status_code < 500 and e.status_code not in _AGAIN:
                     raise UserError(
-                        f"{self.url}: refuses ({said}); see "
-                        "config.synthesis.base_url and model, and OPENAI_API_KEY"
+                        f"{self.url}: refuses ({said}); see {_URL} and model, and OPENAI_API_KEY"
                     ) from e
             except self._errors.APITimeoutError:
-                what, said, delay = "timeout", "no reply in time, config.synthesis.timeout", 0.0
+                what, said = "timeout", "no reply in time, config.synthesis.timeout"
             except (self._errors.APIConnectionError, self._errors.APIResponseValidationError) as e:
-                what, said, delay = "connection", f"no connection ({e.__cause__ or e})", 0.0
+                what, said = "connection", f"no connection ({e.__cause__ or e})"
             except (json.JSONDecodeError, UnicodeDecodeError):
-                what, said, delay = "body", "a body that is not JSON", 0.0
+                what, said = "body", "a body that is not JSON"
             self.counts[what] += 1
             if tries == self._options.retries:
                 self._give_up(said)
@@ -149,7 +142,7 @@ class Endpoint:
             tries += 1
 
     def _refused(self, said: str, form: int) -> None:
-        """Goes on with fewer parameters where no request was taken yet; else raises."""
+        """Continues with fewer parameters where no request was taken yet; else raises."""
         if self._answered:
             raise Failed(f"refused by the endpoint: {said}")
         if form + 1 == len(_FORMS):
@@ -160,8 +153,8 @@ class Endpoint:
         """Leaves out what the server may not know, unless another request just did."""
         if form == self._form and form + 1 < len(_FORMS):
             self._form += 1
-            logging.info("leaving out all but %s, as the endpoint said %s",
-                         ", ".join(_FORMS[self._form]) or "messages", said)  # fmt: skip
+            left = ", ".join(_FORMS[self._form]) or "messages"
+            logging.info("leaving out all but %s, as the endpoint said %s", left, said)
 
     def _give_up(self, what: str) -> None:
         self._lost += 1
@@ -187,17 +180,17 @@ def address(options: Synthesis) -> str:
     url = options.base_url or os.environ.get("OPENAI_BASE_URL", "")
     if not url:
         raise UserError(
-            "config.synthesis.base_url is empty; give the endpoint's, such as "
-            "http://127.0.0.1:8000/v1, or set OPENAI_BASE_URL"
+            f"{_URL} is empty; give the endpoint's, such as http://127.0.0.1:8000/v1, or set "
+            "OPENAI_BASE_URL"
         )
     if not re.match(r"https?://[^/]", url):
-        raise UserError(f"config.synthesis.base_url={url!r} must begin with http:// or https://")
+        raise UserError(f"{_URL}={url!r} must begin with http:// or https://")
     try:
         valid = url.isprintable() and urllib.parse.urlsplit(url).port != 0
     except ValueError:  # of brackets, or the port
         valid = False
     if not valid:
-        raise UserError(f"config.synthesis.base_url={url!r} is no URL")
+        raise UserError(f"{_URL}={url!r} is no URL")
     return url.rstrip("/")
 
 
@@ -226,7 +219,7 @@ def read_reply(body: Any, shape: dict[str, Any]) -> Reply:
 
 
 def read_json(text: str) -> Any:
-    """The JSON object in a text, mended where that loses nothing.
+    """The JSON object in a text, fixed where that loses nothing.
 
     Raises:
         ValueError: there is none, or its end is missing.
@@ -280,13 +273,8 @@ def _retry_after(headers: Any) -> float:
     return min(max(seconds, 0.0), _PATIENCE)
 
 
-def _said(error: Any) -> str:
-    """The message in an error's body, in one line."""
-    return _told(error.body or error.message)
-
-
 def _told(body: Any) -> str:
-    """What a body says in place of a completion, in one line."""
+    """What a body says in place of a completion, or the message in an error's, in one line."""
     for key in ("error", "message"):
         body = body.get(key, body) if isinstance(body, dict) else body
     return " ".join(str(body).split())[:200] or "nothing"

@@ -16,7 +16,7 @@ from clara_jax.inference.generate import Prompt, PromptBatch
 from clara_jax.models import clara
 from clara_jax.models.clara import Trees
 from clara_jax.models.decoder import Decoder
-from clara_jax.runs.setup import Setup
+from clara_jax.runs.setup import Model
 from clara_jax.training.losses import IGNORE, cross_entropy_sum
 
 
@@ -36,21 +36,21 @@ class Labelled:
 
 
 def labelled_rows(
-    setup: Setup, record: ScpRecord, docs: Parts, vectors: np.ndarray | None
+    model: Model, record: ScpRecord, docs: Parts, vectors: np.ndarray | None
 ) -> list[Labelled]:
     """Rows of one record: its turn with all questions, and each question with its answer alone.
 
     Where the turn begins with the row of a question, as with a single question, one row does for
     both.
     """
-    tokenizer, texts = setup.tokenizer, setup.config.prompts
-    system, user = prompts.scp_turns(record, texts, docs, setup.config.seed, 0)
+    tokenizer, layout = model.tokenizer, model.layout
+    system, user = layout.scp_turns(record, docs)
     turn = prompts.qa_text(record.questions, record.answers)
     whole, start = prompts.dialogue(tokenizer, system, user, turn)
     rows = [Labelled(Prompt(whole, vectors), turn=slice(start, len(whole)))]
     opened = tokenizer.chat(system, user)
     for question, answer in zip(record.questions, record.answers, strict=True):
-        asked = prompts.scp_question(tokenizer, texts, docs, question)
+        asked = layout.scp_question(docs, question)
         ids = tokenizer.encode([*opened, prompts.qa_text([question], [answer])])
         place = slice(prompts.common(asked, ids), len(ids))
         if rows[0].answer is None and whole[: len(ids)] == ids:
@@ -67,21 +67,25 @@ def mean(totals: Sequence[float], counts: Sequence[int]) -> list[float]:
 
 
 def cross_entropies(
-    setup: Setup, rows: Sequence[Labelled], role: str | None, report: Callable[[int], None]
+    model: Model,
+    trees: Trees,
+    rows: Sequence[Labelled],
+    role: str | None,
+    report: Callable[[int], None],
 ) -> tuple[list[float], list[int]]:
     """Sums in nats over the labelled tokens of turns and of answers, and how many these are."""
-    trees = generate.needed(setup.trees, role)
+    trees = generate.needed(trees, role)
     totals, counts = np.zeros(2), np.zeros(2, int)
-    batch = setup.config.eval.batch
-    for index, arrays in generate.prompt_batches([r.prompt for r in rows], setup.extra, batch):
+    batch = model.config.eval.batch
+    for index, arrays in generate.prompt_batches([r.prompt for r in rows], model.extra, batch):
         targets = np.full((2, *arrays.tokens_BT.shape), IGNORE, np.int32)
         for row, i in enumerate(index):
             ids = np.asarray(rows[i].prompt.tokens, np.int32)
             for kind, place in enumerate((rows[i].turn, rows[i].answer)):
                 if place is not None:
                     targets[kind, row, place.start - 1 : place.stop - 1] = ids[place]
-        on_mesh = [generate.put(setup, x) for x in (arrays, *targets)]
-        totals += np.array(_loss_sums(setup.decoder, trees, *on_mesh, role=role), float)
+        on_mesh = [generate.put(model, x) for x in (arrays, *targets)]
+        totals += np.array(_loss_sums(model.decoder, trees, *on_mesh, role=role), float)
         counts += (targets != IGNORE).sum((1, 2))
         report(len(index))
     return totals.tolist(), counts.tolist()

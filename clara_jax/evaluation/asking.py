@@ -23,7 +23,8 @@ from clara_jax.inference.generate import Prompt, PromptBatch
 from clara_jax.models import clara
 from clara_jax.models.clara import Trees
 from clara_jax.models.decoder import Decoder, head_logits
-from clara_jax.runs.setup import Setup
+from clara_jax.runs.setup import Model
+from clara_jax.stages import STAGES
 
 _STEP = 16  # answers' lengths are rounded up to multiples of it, so that few shapes occur
 
@@ -41,46 +42,50 @@ class Read:
     memories: np.ndarray
 
 
-def read(setup: Setup, texts: Sequence[str]) -> tuple[list[Read], float]:
+def read(model: Model, trees: Trees, texts: Sequence[str]) -> tuple[list[Read], float]:
     """Compresses documents; long ones in the pieces that a store would hold.
 
     Returns:
         One for each text, and the realised rate over all: tokens over memory vectors.
     """
     rows = [
-        pieces.rows(setup, next(documents.of_values([{"docs": [text]}]))) if text.strip() else []
+        pieces.rows(model, next(documents.of_values([{"docs": [text]}]))) if text.strip() else []
         for text in texts
     ]
     parts = [tuple(documents.whole(row.title, row.text) for row in found) for found in rows]
     flat = [part for found in parts for part in found]
-    compressed = compress(setup, flat, setup.config.eval.batch)
+    compressed = compress(model, trees, flat, model.config.eval.batch)
     ends = np.cumsum([len(found) for found in parts])[:-1]
     memories = np.split(compressed.memories, ends)
     return [Read(*pair) for pair in zip(parts, memories, strict=True)], compressed.rate
 
 
-def answer(setup: Setup, questions: Sequence[str], given: Sequence[Read]) -> list[str]:
+def answer(
+    model: Model, trees: Trees, questions: Sequence[str], given: Sequence[Read]
+) -> list[str]:
     """The generator's answer to each question from all pieces of its document, in their order."""
-    asked = [_prompt(setup, q, r.memories)[0] for q, r in zip(questions, given, strict=True)]
-    stop = "\n" if setup.config.stage == "scp" else ""
-    options = setup.config.eval
-    return answers.answers(setup, asked, options.max_new_tokens, stop=stop, batch=options.batch)
+    asked = [_prompt(model, q, r.memories)[0] for q, r in zip(questions, given, strict=True)]
+    stop = "\n" if STAGES[model.config.stage].records == "scp" else ""
+    options = model.config.eval
+    return answers.answers(
+        model, trees, asked, options.max_new_tokens, stop=stop, batch=options.batch
+    )
 
 
 def nats(
-    setup: Setup, questions: Sequence[str], given: Sequence[Read], told: Sequence[str]
+    model: Model, trees: Trees, questions: Sequence[str], given: Sequence[Read], told: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Minus the log of each told answer's probability, and the number of its tokens, float64."""
     rows = [
-        _prompt(setup, q, r.memories, a) for q, r, a in zip(questions, given, told, strict=True)
+        _prompt(model, q, r.memories, a) for q, r, a in zip(questions, given, told, strict=True)
     ]
-    trees = generate.needed(setup.trees, "generator")
+    trees = generate.needed(trees, "generator")
     costs = np.zeros(len(rows))
     tokens = np.array([len(prompt.tokens) - start for prompt, start in rows], float)
     longest = max((len(prompt.tokens) - start for prompt, start in rows), default=0)
     length = max(_STEP, -(-longest // _STEP) * _STEP)
-    batch = setup.config.eval.batch
-    for index, arrays in generate.prompt_batches([p for p, _ in rows], setup.extra, batch):
+    batch = model.config.eval.batch
+    for index, arrays in generate.prompt_batches([p for p, _ in rows], model.extra, batch):
         places, targets = np.zeros((2, len(arrays.tokens_BT), length), np.int32)
         targets -= 1
         for row, i in enumerate(index):
@@ -88,48 +93,38 @@ def nats(
             ids = np.asarray(prompt.tokens[start:], np.int32)
             places[row, : len(ids)] = np.arange(start - 1, start - 1 + len(ids))
             targets[row, : len(ids)] = ids
-        on_mesh = [generate.put(setup, x) for x in (arrays, places, targets)]
-        found_B = generate.to_host(setup, _nats(setup.decoder, trees, *on_mesh))
+        on_mesh = [generate.put(model, x) for x in (arrays, places, targets)]
+        found_B = generate.to_host(model, _nats(model.decoder, trees, *on_mesh))
         costs[index] = found_B[: len(index)]
     return costs, tokens
 
 
-def base_means(setup: Setup, texts: Sequence[str]) -> np.ndarray:
+def base_means(model: Model, trees: Trees, texts: Sequence[str]) -> np.ndarray:
     """Mean last hidden state of the plain base over each text's tokens, float32 [n, D].
 
     A text is read as far as the compressor reads it, without memory tokens.
     """
-    memory, limit = len(setup.extra.memory), setup.config.data.document_length
+    memory = len(model.extra.memory)
     ids = [
-        prompts.document_ids(setup.tokenizer, setup.extra, text, limit)[0][1:-memory]
-        for text in texts
+        model.layout.document_ids(text)[0][1:-memory] for text in texts
     ]  # without the tokens that the base does not know
-    trees = generate.needed(setup.trees, None)
-    means = np.zeros((len(ids), setup.model.d_model), np.float32)
-    rows = generate.rows_for(len(ids), setup.config.eval.batch)
+    trees = generate.needed(trees, None)
+    means = np.zeros((len(ids), model.architecture.d_model), np.float32)
+    rows = generate.rows_for(len(ids), model.config.eval.batch)
     for batch in encoder_batches(ids, rows):
-        arrays = [generate.put(setup, x) for x in (batch.tokens, batch.positions, batch.segments)]
-        found = generate.to_host(setup, _means(setup.decoder, trees, *arrays))
+        arrays = [generate.put(model, x) for x in (batch.tokens, batch.positions, batch.segments)]
+        found = generate.to_host(model, _means(model.decoder, trees, *arrays))
         means[batch.index] = found[: len(batch.index)]
     return means
 
 
 def _prompt(
-    setup: Setup, question: str, memories_KMD: np.ndarray, told: str | None = None
+    model: Model, question: str, memories_KMD: np.ndarray, told: str | None = None
 ) -> tuple[Prompt, int]:
     """The prompt of the model's stage, and where the told answer begins in it."""
-    tokenizer, texts = setup.tokenizer, setup.config.prompts
-    vectors = np.concatenate(memories_KMD)
-    docs = prompts.slots(setup.extra, len(memories_KMD))
-    if setup.config.stage != "scp":
-        ids, start = prompts.answer_prompt(tokenizer, texts, docs, question, told)
-        return Prompt(ids, vectors), start
-    asked = ids = prompts.scp_question(tokenizer, texts, docs, question)
-    if told is not None:
-        user = prompts.fill(texts.qa_user, docs=docs)
-        opened = tokenizer.chat(texts.qa_system, user)
-        ids = tokenizer.encode([*opened, prompts.qa_text([question], [told])])
-    return Prompt(ids, vectors), prompts.common(asked, ids)
+    docs, vectors = model.layout.slots(len(memories_KMD)), np.concatenate(memories_KMD)
+    made, place = prompt(model, question, docs, vectors, told)
+    return made, place.start
 
 
 @functools.partial(jax.jit, static_argnames="decoder")
@@ -174,28 +169,28 @@ def occurrence(text: str) -> re.Pattern[str]:
 
 
 def prompt(
-    setup: Setup, question: str, docs: Parts, vectors: np.ndarray | None, answer: str | None = None
+    model: Model, question: str, docs: Parts, vectors: np.ndarray | None, answer: str | None = None
 ) -> tuple[Prompt, slice]:
     """A prompt as the model's stage writes it.
 
     Args:
-        setup: the model.
+        model: the model.
         question: the question.
-        docs: what stands for the document: `prompts.slots(...)` or its text.
+        docs: what stands for the document: `layout.slots()` or its text.
         vectors: [S, D] for the slots; None: there are none.
         answer: that the assistant gives; None leaves it open.
 
     Returns:
         The prompt, and where the answer lies in it (at its end, empty, if it is open).
     """
-    tokenizer, texts = setup.tokenizer, setup.config.prompts
-    if setup.config.stage != "scp":
-        ids, start = prompts.answer_prompt(tokenizer, texts, docs, question, answer)
+    tokenizer, layout = model.tokenizer, model.layout
+    if STAGES[model.config.stage].records != "scp":
+        ids, start = layout.answer_prompt(docs, question, answer)
         return Prompt(ids, vectors), slice(start, len(ids))
-    asked = prompts.scp_question(tokenizer, texts, docs, question)
+    asked = layout.scp_question(docs, question)
     if answer is None:
         return Prompt(asked, vectors), slice(len(asked), len(asked))
     record = ScpRecord("qa", (question,), (answer,), "", "")
-    opened = tokenizer.chat(*prompts.scp_turns(record, texts, docs, setup.config.seed, 0))
+    opened = tokenizer.chat(*layout.scp_turns(record, docs))
     ids = tokenizer.encode([*opened, prompts.qa_text([question], [answer])])
     return Prompt(ids, vectors), slice(prompts.common(asked, ids), len(ids))

@@ -15,6 +15,7 @@ from clara_jax.data import scp_rows
 from clara_jax.data.records import QaRecord
 from clara_jax.data.sources import Source
 from clara_jax.errors import UserError
+from clara_jax.stages import STAGES
 
 SETTINGS = ("normal", "oracle")
 
@@ -26,7 +27,7 @@ def open_questions(config: Config) -> Source:
         UserError: there is nothing, or it does not fit the setting.
     """
     setting = config.eval.setting
-    if scp_rows.form(config) != "qa" and setting != "given":
+    if STAGES[config.stage].records != "qa" and setting != "given":
         raise UserError(
             f"config.eval.setting={setting} is for questions with candidates; scp has one document"
         )

@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from clara_jax import files
 from clara_jax.errors import UserError, command
 from clara_jax.evaluation import evaluated, predictions
+from clara_jax.evaluation.curves import curves
 from clara_jax.evaluation.evaluated import Run
 from clara_jax.plotting import pyplot, save
-from clara_jax.runs.workdir import labels, read_metrics
-from clara_jax.text.markdown import markdown
+from clara_jax.runs.workdir import labels
+from clara_jax.text import markdown
 
 COLUMNS = {
     "questions": "questions",
@@ -38,18 +39,18 @@ _RANKING = ("recall@1", "recall@3", "recall@5", "mrr")  # of questions that name
 CURVES = {"loss": "loss", "recall@1": "recall@1 in training"}
 
 
-def rows(given: Sequence[Run]) -> dict[str, dict[str, str]]:
+def rows(runs: Sequence[Run]) -> dict[str, dict[str, str]]:
     """Cells of each run, by its label, and of BM25 with the last run's generator.
 
     Raises:
         UserError: a result is damaged.
     """
-    found: dict[str, dict[str, str]] = {}
-    for run in given:
-        found[run.label] = _row(run, run.own)
+    cells: dict[str, dict[str, str]] = {}
+    for run in runs:
+        cells[run.label] = _row(run, run.own)
         if "bm25" in run.result["conditions"]:
-            found["BM25"] = _row(run, "bm25")
-    return dict(sorted(found.items(), key=lambda item: item[0] == "BM25"))
+            cells["BM25"] = _row(run, "bm25")
+    return dict(sorted(cells.items(), key=lambda item: item[0] == "BM25"))
 
 
 def _row(run: Run, name: str) -> dict[str, str]:
@@ -69,10 +70,10 @@ def _row(run: Run, name: str) -> dict[str, str]:
         raise UserError(f"{run.workdir}: damaged result ({e!r}); run --mode=evaluate again") from e
 
 
-def table(found: dict[str, dict[str, str]]) -> str:
+def table(rows_of: dict[str, dict[str, str]]) -> str:
     """The cells as a Markdown table."""
-    cells = [[name, *(values.get(key, "") for key in COLUMNS)] for name, values in found.items()]
-    return markdown(["", *COLUMNS.values()], cells)
+    rows = [[name, *(cells.get(key, "") for key in COLUMNS)] for name, cells in rows_of.items()]
+    return markdown.table(["", *COLUMNS.values()], rows)
 
 
 def plot(workdirs: Sequence[str], path: str) -> bool:
@@ -85,27 +86,14 @@ def plot(workdirs: Sequence[str], path: str) -> bool:
         UserError: matplotlib is missing, a run's metrics.jsonl is damaged, or the picture cannot be
             written.
     """
-    lines = {
-        label: read_metrics(workdir)
-        for workdir, label in zip(workdirs, labels(workdirs), strict=True)
-        if (files.path(workdir) / "metrics.jsonl").exists()
-    }
-    curves = {
-        key: {
-            label: [(line["step"], line[key]) for line in of if key in line]
-            for label, of in lines.items()
-            if any(key in line for line in of)
-        }
-        for key in CURVES
-    }
-    shown = [key for key in CURVES if curves[key]]
+    shown = curves(dict(zip(labels(workdirs), workdirs, strict=True)), CURVES)
     if not shown:
         return False
     figure, axes = pyplot().subplots(
         1, len(shown), figsize=(5.5 * len(shown), 4), layout="constrained", squeeze=False
     )
-    for ax, key in zip(axes[0], shown, strict=True):
-        for label, points in curves[key].items():
+    for ax, (key, by_run) in zip(axes[0], shown.items(), strict=True):
+        for label, points in by_run.items():
             ax.plot(*zip(*points, strict=True), label=label)
         ax.set(xlabel="step", title=CURVES[key], yscale="log" if key == "loss" else "linear")
         ax.grid(alpha=0.3)
@@ -126,14 +114,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     workdirs = [files.normal(workdir) for workdir in args.workdirs]
-    found = evaluated.load(workdirs)
-    parts = [*filter(None, [evaluated.unlike(found)]), table(rows(found))]
-    for head, cells in (
-        evaluated.interval_table(found), evaluated.file_table(found), evaluated.test_table(found),
-        evaluated.seed_table(found),
-    ):  # fmt: skip
-        if cells:
-            parts.append(markdown(head, cells))
+    runs = evaluated.load(workdirs)
+    tables = (
+        evaluated.interval_table(runs),
+        evaluated.file_table(runs),
+        evaluated.test_table(runs),
+        evaluated.seed_table(runs),
+    )
+    parts = [*filter(None, [evaluated.unlike(runs)]), table(rows(runs))]
+    parts += [markdown.table(*each) for each in tables if each.rows]
     text = "\n\n".join(parts)
     print(text)
     files.make_folder(os.path.dirname(args.output) or ".")

@@ -8,9 +8,19 @@ from clara_jax import files
 from clara_jax.errors import UserError
 from clara_jax.evaluation.paper import paper
 
-HEAD = ("", "compress, s a document", "query, s", "prompt, s", "decode, s", "answer, s",
-        "faster than text", "program GiB", "peak GiB", "stored KiB a document",
-        "cache MiB a question")  # fmt: skip
+HEAD = (
+    "",
+    "compress, s a document",
+    "query, s",
+    "prompt, s",
+    "decode, s",
+    "answer, s",
+    "faster than text",
+    "program GiB",
+    "peak GiB",
+    "stored KiB a document",
+    "cache MiB a question",
+)
 
 
 PAPER = (
@@ -77,13 +87,15 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
     for row in rows:
         seconds = (row.compress, row.query, row.prompt, row.decode, row.answer)
         faster = f"{text.answer / row.answer:.2f}x" if text else ""
-        found.append([
-            row.name,
-            *(f"{value:.3g}" if value else "" for value in seconds),
-            faster,
-            f"{row.program_gib:.2f}",
-            f"{row.peak_gib:.2f}",
-            f"{row.stored / 2**10:.1f}",
-            f"{row.cache / 2**20:.2f}",
-        ])  # fmt: skip
+        found.append(
+            [
+                row.name,
+                *(f"{value:.3g}" if value else "" for value in seconds),
+                faster,
+                f"{row.program_gib:.2f}",
+                f"{row.peak_gib:.2f}",
+                f"{row.stored / 2**10:.1f}",
+                f"{row.cache / 2**20:.2f}",
+            ]
+        )
     return found

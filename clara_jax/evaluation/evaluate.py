@@ -10,12 +10,12 @@ import os
 from clara_jax import distributed, sharding
 from clara_jax.config import Config
 from clara_jax.corpus.store import open_store
-from clara_jax.data import scp_rows
 from clara_jax.evaluation import candidates, joint, results, scp
 from clara_jax.evaluation.environment import environment
 from clara_jax.evaluation.journal import Journal
 from clara_jax.runs import fingerprint
 from clara_jax.runs import setup as setup_lib
+from clara_jax.stages import STAGES
 
 # By the form of the records that the stage reads.
 EVALUATIONS = {"scp": scp.evaluate, "qa": joint.evaluate}
@@ -37,36 +37,35 @@ def run(config: Config, workdir: str, base: str | None = None) -> int:
     if config.eval.untrained:
         if base:
             config = dataclasses.replace(config, model=dataclasses.replace(config.model, base=base))
-        setup = setup_lib.start(config)
+        model, trees = setup_lib.start(config)
     else:
-        model = config.model
-        setup = setup_lib.restore(
+        model, trees = setup_lib.restore(
             workdir,
             sharding.make_mesh(config.mesh),
             base=base,
-            attention=model.attention,
-            param_dtype="int8" if model.param_dtype == "int8" else None,
+            attention=config.model.attention,
+            param_dtype="int8" if config.model.param_dtype == "int8" else None,
         )
         # Which documents were held out is the run's to say; `sources` may be some of its own.
-        names = config.data.sources or setup.config.data.sources
-        memories = config.data.memories or setup.config.data.memories
-        data = dataclasses.replace(setup.config.data, sources=names, memories=memories)
-        config = dataclasses.replace(setup.config, data=data, eval=config.eval)
-        setup = dataclasses.replace(setup, config=config)
+        names = config.data.sources or model.config.data.sources
+        memories = config.data.memories or model.config.data.memories
+        data = dataclasses.replace(model.config.data, sources=names, memories=memories)
+        config = dataclasses.replace(model.config, data=data, eval=config.eval)
+        model = dataclasses.replace(model, config=config)
     settings = {"sources": config.data.sources, "holdout": config.data.holdout}
     if config.model.param_dtype == "int8":  # not what the same settings give otherwise
         settings["param_dtype"] = "int8"
     settings |= dataclasses.asdict(config.eval)
-    model = fingerprint.model_hash(setup)
-    basis = {"step": setup.step, "model": model, **settings}
+    weights = fingerprint.model_hash(model, trees)
+    basis = {"step": model.step, "model": weights, **settings}
     if config.eval.store:  # another may be in its place by now
         basis["manifest"] = dataclasses.asdict(open_store(config.eval.store).manifest)
     journal = Journal(os.path.join(workdir, "eval"), basis)
     source = candidates.open_questions(config)
-    result = EVALUATIONS[scp_rows.form(config)](setup, source, journal)
+    result = EVALUATIONS[STAGES[config.stage].records](model, trees, source, journal)
     if distributed.is_first():
         print(results.table(result))
-        told = {"model": model, "settings": settings, "environment": environment()}
+        told = {"model": weights, "settings": settings, "environment": environment()}
         results.write({**result, **told}, workdir)
     journal.close()
     return 0

@@ -11,9 +11,11 @@ import numpy as np
 from clara_jax import config as config_lib
 from clara_jax import files
 from clara_jax.config import Config
+from clara_jax.config_checks import METHOD, SCHEDULE, get
 from clara_jax.errors import UserError
 from clara_jax.evaluation import predictions, statistics
 from clara_jax.runs.workdir import labels, newest_path, read_evaluation
+from clara_jax.text.markdown import Table
 
 # What is tested, where the questions of both runs have it; and how it is called in tables.
 TESTED = {
@@ -23,12 +25,6 @@ TESTED = {
     "recall@3": "recall@3",
     "recall@5": "recall@5",
 }
-# Options that runs of one method may differ in: where they lie, and how they were computed.
-_FREE = (
-    "seed", "init_from", "data.memories", "data.shards", "eval", "mesh", "serve", "store", "search",
-    "synthesis", "profile", "model.remat", "model.attention",
-)  # fmt: skip
-
 
 Values = dict[str, list[float]]  # of questions, by metric
 
@@ -68,13 +64,13 @@ def load(workdirs: Sequence[str]) -> list[Run]:
     Raises:
         UserError: one has not been evaluated, or its files are damaged.
     """
-    found = []
+    runs = []
     for workdir, label in zip(workdirs, labels(workdirs), strict=True):
         path = newest_path(workdir)
         if path is None:
             raise UserError(f"{workdir}: no evaluation; run --mode=evaluate on it")
-        found.append(read(workdir, path, label))
-    return found
+        runs.append(read(workdir, path, label))
+    return runs
 
 
 def read(workdir: str, path: str, label: str) -> Run:
@@ -101,7 +97,7 @@ def tests(runs: Sequence[Run]) -> list[Test]:
     Raises:
         UserError: two runs share no question.
     """
-    found, first = [], runs[0]
+    results, first = [], runs[0]
     for run in runs[1:]:
         if not shared(first, run)[0]:
             raise UserError(
@@ -109,8 +105,8 @@ def tests(runs: Sequence[Run]) -> list[Test]:
                 "config.eval.sources"
             )
         for metric, (test, questions) in paired(first, run).items():
-            found.append(Test(run.label, metric, questions, test))
-    return found
+            results.append(Test(run.label, metric, questions, test))
+    return results
 
 
 def shared(first: Run, second: Run) -> tuple[list[predictions.Line], list[predictions.Line]]:
@@ -126,7 +122,7 @@ def paired(
     """Tests of metrics, each with the number of the shared questions that have it."""
     ours, theirs = shared(first, second)
     rows = predictions.rows(ours, first.own), predictions.rows(theirs, second.own)
-    groups, found = predictions.groups(ours), {}
+    groups, tested = predictions.groups(ours), {}
     for name in metrics:
         has = [
             (one[name], other[name], group)
@@ -134,74 +130,84 @@ def paired(
             if name in one and name in other
         ]
         if has:
-            found[name] = statistics.paired(*zip(*has, strict=True)), len(has)
-    return found
+            tested[name] = statistics.paired(*zip(*has, strict=True)), len(has)
+    return tested
 
 
 def settings(run: Run) -> dict[str, str]:
     """Of its evaluation, what decides on what is measured, by the names of config.eval."""
-    told = dataclasses.asdict(config_lib.Eval()) | run.result.get("settings", {})
-    found = {"condition": run.own, "max_new_tokens": str(told["max_new_tokens"])}
+    options = dataclasses.asdict(config_lib.Eval()) | run.result.get("settings", {})
+    values = {"condition": run.own, "max_new_tokens": str(options["max_new_tokens"])}
     if "retrieval" in run.result:  # there are candidates
         trained = run.config.select.k if run.config else "as trained"
-        found |= {"setting": str(told["setting"]), "k": str(told["k"] or trained)}
-    found["param_dtype"] = str(told.get("param_dtype", "as trained"))
-    return found | {"store": "yes" if told["store"] else "no"}  # each run has its own
+        values |= {"setting": str(options["setting"]), "k": str(options["k"] or trained)}
+    values["param_dtype"] = str(options.get("param_dtype", "as trained"))
+    return values | {"store": "yes" if options["store"] else "no"}  # each run has its own
 
 
 def unlike(runs: Sequence[Run]) -> str:
     """A line that names settings or questions that runs were not all evaluated with, or none."""
-    told = [settings(run) for run in runs]
+    each_run = [settings(run) for run in runs]
     parts = []
-    for name in dict.fromkeys(name for each in told for name in each):
+    for name in dict.fromkeys(name for each in each_run for name in each):
         of: dict[str, list[str]] = {}
-        for run, each in zip(runs, told, strict=True):
+        for run, each in zip(runs, each_run, strict=True):
             of.setdefault(each.get(name, "none"), []).append(run.label)
         if len(of) > 1:
             parts.append(f"{name} " + ", ".join(f"{v} ({', '.join(n)})" for v, n in of.items()))
-    asked = [predictions.by_question(run.lines).keys() for run in runs]
-    if any(each != asked[0] for each in asked):
-        common = len(set(asked[0]).intersection(*asked))
-        of_each = ", ".join(f"{len(a)} ({r.label})" for a, r in zip(asked, runs, strict=True))
+    questions = [predictions.by_question(run.lines).keys() for run in runs]
+    if any(each != questions[0] for each in questions):
+        common = len(set(questions[0]).intersection(*questions))
+        counts = zip(questions, runs, strict=True)
+        of_each = ", ".join(f"{len(each)} ({run.label})" for each, run in counts)
         parts.append(f"questions {of_each}, of which {common} are the same in all")
     return f"Not evaluated alike, means do not compare: {'; '.join(parts)}." if parts else ""
 
 
-def interval_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
-    """Head and cells: means of the tested metrics of each run, with 95 % intervals."""
-    shown = [metric for metric in TESTED if any(metric in run.values for run in runs)]
-    cells = [[run.label, *(_with_interval(run.lines, run.own, m) for m in shown)] for run in runs]
-    return ["", *(TESTED[metric] for metric in shown)], cells
+def interval_table(runs: Sequence[Run]) -> Table:
+    """Means of the tested metrics of each run, with 95 % intervals."""
+    return _means([""], [([run.label], run.lines, run.own) for run in runs])
 
 
-def file_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
-    """Head and cells: as `interval_table` for each file of questions, which is a data set mostly.
+def file_table(runs: Sequence[Run]) -> Table:
+    """As `interval_table` for each file of questions, which is a data set mostly.
 
-    No cell where all questions of a run come from one file.
+    No row where all questions of a run come from one file.
     """
-    parts: list[tuple[str, str, list[predictions.Line], str]] = []
+    parts = []
     for run in runs:
-        groups: dict[str, list[predictions.Line]] = {}
+        files_of: dict[str, list[predictions.Line]] = {}
         for line in run.lines:
-            groups.setdefault(str(line.get("origin", "")).rpartition(":")[0], []).append(line)
-        if len(groups) > 1:
-            names = labels(list(groups))
+            files_of.setdefault(str(line.get("origin", "")).rpartition(":")[0], []).append(line)
+        if len(files_of) > 1:
             parts += [
-                (run.label, f"{name} ({len(lines)})", lines, run.own)
-                for name, lines in zip(names, groups.values(), strict=True)
+                ([run.label, f"{name} ({len(lines)})"], lines, run.own)
+                for name, lines in zip(labels(list(files_of)), files_of.values(), strict=True)
             ]
-    shown = [m for m in TESTED if any(m in predictions.values(*part[2:]) for part in parts)]
-    cells = [
-        [label, name, *(_with_interval(lines, own, m) for m in shown)]
-        for label, name, lines, own in parts
-    ]
-    return ["", "questions of", *(TESTED[metric] for metric in shown)], cells
+    return _means(["", "questions of"], parts)
 
 
-def test_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
-    """Head and cells of `tests`; no cell where there is one run."""
-    head = [f"{runs[0].label} less", "", "questions", "difference", "95 %", "p"]
-    cells = [
+def _means(
+    head: list[str], parts: Sequence[tuple[list[str], Sequence[predictions.Line], str]]
+) -> Table:
+    """Means over parts of predictions: first cells, lines, and the condition."""
+    known = [predictions.values(lines, own) for _, lines, own in parts]
+    shown = [metric for metric in TESTED if any(metric in values for values in known)]
+    rows = [[*first, *(_mean(lines, own, m) for m in shown)] for first, lines, own in parts]
+    return Table([*head, *(TESTED[metric] for metric in shown)], rows)
+
+
+def _mean(lines: Sequence[predictions.Line], condition: str, metric: str) -> str:
+    """A mean with its interval, and the number of questions where not all lines have it."""
+    mean = predictions.mean(lines, condition, metric)
+    if mean is None:
+        return ""
+    return str(mean) + f" of {mean.lines} questions" * (mean.lines < len(lines))
+
+
+def test_table(runs: Sequence[Run]) -> Table:
+    """The results of `tests`; no row where there is one run."""
+    rows = [
         [
             test.other,
             TESTED[test.metric],
@@ -212,7 +218,7 @@ def test_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
         ]
         for test in tests(runs)
     ]
-    return head, cells
+    return Table([f"{runs[0].label} less", "", "questions", "difference", "95 %", "p"], rows)
 
 
 def p_value(p: float) -> str:
@@ -220,46 +226,41 @@ def p_value(p: float) -> str:
     return f"{p:.4f}" if p >= 0.001 else "< 0.001"
 
 
-def seed_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
-    """Head and cells: mean ± sd of runs that differ in seed alone; no cell where none do.
+def seed_table(runs: Sequence[Run]) -> Table:
+    """Mean ± standard deviation of runs that differ in seed alone; no row where none do.
 
     They were evaluated alike, on the same questions. Of runs of one seed the first counts.
     """
     groups: dict[Any, dict[int, list[Run]]] = {}  # by seed
     for run in runs:
         if run.config is not None:
-            asked = frozenset(predictions.by_question(run.lines))
-            key = method(run.config), json.dumps(settings(run)), asked
+            questions = frozenset(predictions.by_question(run.lines))
+            key = method(run.config), json.dumps(settings(run)), questions
             groups.setdefault(key, {}).setdefault(run.config.seed, []).append(run)
-    several = [group for group in groups.values() if len(group) > 1]
-    counted = [[same[0].values for same in group.values()] for group in several]
+    several = [list(group.values()) for group in groups.values() if len(group) > 1]
+    counted = [[first.values for first, *_ in group] for group in several]
     shown = [m for m in TESTED if any(all(m in v for v in values) for values in counted)]
-    cells = []
+    rows = []
     for group, values in zip(several, counted, strict=True):
         names = [
-            same[0].label + "".join(f" (not {run.label}, of the same seed)" for run in same[1:])
-            for same in group.values()
+            first.label + "".join(f" (not {run.label}, of the same seed)" for run in others)
+            for first, *others in group
         ]
-        row = [", ".join(names), str(len(group))]
-        for metric in shown:
-            has = [v[metric] for v in values if metric in v]
-            # Of other numbers of gold documents recall does not compare.
-            same = len(has) == len(group) and len({len(each) for each in has}) == 1
-            means = [np.mean(each) for each in has]
-            row.append("{:.3f} ± {:.3f}".format(*statistics.over_seeds(means)) if same else "")
-        cells.append(row)
-    return ["runs that differ in seed alone", "seeds", *(TESTED[m] for m in shown)], cells
+        rows.append([", ".join(names), str(len(group)), *(_over_seeds(values, m) for m in shown)])
+    return Table(["runs that differ in seed alone", "seeds", *(TESTED[m] for m in shown)], rows)
+
+
+def _over_seeds(values: Sequence[Values], metric: str) -> str:
+    """Empty where not all have it, or of other numbers of questions, which do not compare."""
+    if len({len(each.get(metric, ())) for each in values}) > 1 or metric not in values[0]:
+        return ""
+    means = [np.mean(each[metric]) for each in values]
+    return "{:.3f} ± {:.3f}".format(*statistics.over_seeds(means))
 
 
 def method(config: Config) -> str:
     """All options that decide on what is measured but the seed, also of the runs started from."""
-    tree = dataclasses.asdict(config)
-    for name in _FREE:
-        *groups, last = name.split(".")
-        place = tree
-        for group in groups:
-            place = place[group]
-        place.pop(last)
+    tree = {name: get(config, name) for name in config_lib.tied(METHOD, SCHEDULE)}
     earlier = config.init_from
     path = os.path.join(earlier, "config.json") if earlier else ""
     if path and files.path(path).exists():
@@ -267,13 +268,3 @@ def method(config: Config) -> str:
     elif earlier:
         tree["from"] = earlier
     return json.dumps(tree, sort_keys=True)
-
-
-def _with_interval(lines: Sequence[predictions.Line], condition: str, metric: str) -> str:
-    """A mean with its interval, and its number of questions where not all lines have it."""
-    values = predictions.values(lines, condition).get(metric)
-    if not values:
-        return ""
-    low, high = predictions.interval(lines, condition, metric)
-    some = f" of {len(values)} questions" if len(values) < len(lines) else ""
-    return f"{np.mean(values):.3f} ({low:.3f}-{high:.3f}){some}"

@@ -37,7 +37,8 @@ from clara_jax.evaluation.answer_losses import Labelled, cross_entropies
 from clara_jax.evaluation.journal import Journal, Piece
 from clara_jax.inference import answers as answers_lib
 from clara_jax.inference import encode, rank
-from clara_jax.runs.setup import Setup
+from clara_jax.models.clara import Trees
+from clara_jax.runs.setup import Model
 from clara_jax.training.inputs import compute_memories
 
 
@@ -66,17 +67,19 @@ SHOWN = 300  # characters of a chosen document that are kept for people
 
 
 def evaluate(
-    setup: Setup,
+    model: Model,
+    trees: Trees,
     source: sources.Source | Sequence[QaRecord],
     journal: Journal | None = None,
 ) -> dict[str, Any]:
-    """Evaluates on questions with candidates; `setup.config.eval` says how many and how.
+    """Evaluates on questions with candidates; `model.config.eval` says how many and how.
 
     Memories are read from the store `config.eval.store`, or from `config.data.memories`, and added
     there, if the run has such a folder.
 
     Args:
-        setup: the model.
+        model: the model.
+        trees: its weights.
         source: records of the qa form.
         journal: keeps what is finished, for a run that is killed.
 
@@ -89,15 +92,15 @@ def evaluate(
     Raises:
         UserError: there is no such condition, or no question.
     """
-    options = setup.config.eval
-    k = options.k or setup.config.select.k
+    options = model.config.eval
+    k = options.k or model.config.select.k
     journal = journal or Journal(None, {})
     begun = time.monotonic()
     count = min(options.records or len(source), len(source))
     records = [source[i] for i in range(count)]
-    found = _compress(setup, records)
+    found = _compress(model, trees, records)
     ranked = {
-        "reasoner": _ranked(_reasoner_scores(setup, records, found.memories)),
+        "reasoner": _ranked(_reasoner_scores(model, trees, records, found.memories)),
         "bm25": _ranked(
             words.bm25_scores([r.question for r in records], [r.choice for r in records])
         ),
@@ -107,7 +110,7 @@ def evaluate(
     chosen = {name: [order[:k] for order in orders] for name, orders in ranked.items()}
     chosen |= {"gold": [list(gold[:k]) for gold in golds], "none": [[] for _ in records]}
     chosen["all"] = [list(range(len(r.choice))) for r in records]
-    names = _names(setup, all(golds))
+    names = _names(model, trees, all(golds))
     accepted = [r.answers for r in records]
     modelled = [name for name in names if name != CONSTANT]
     report, close = results.reporter(2 * len(modelled) * len(records))
@@ -117,7 +120,7 @@ def evaluate(
         picked = chosen[condition.documents]
         pieces = [
             journal.piece(piece_name(name, records[part], picked[part]), functools.partial(
-                _evaluate_condition, setup, records[part], condition, picked[part],
+                _evaluate_condition, model, trees, records[part], condition, picked[part],
                 found.memories, report,
             ))
             for part in results.pieces(len(records), options.batch)
@@ -132,12 +135,12 @@ def evaluate(
     rankings = {name: retrieval.values(orders, golds) for name, orders in ranked.items()}
     intervals |= {f"retrieval {n}": results.intervals(each) for n, each in rankings.items() if each}
     return {
-        "step": setup.step,
+        "step": model.step,
         "records": count,
         "questions": count,
         "candidates": float(np.mean([len(r.choice) for r in records])),
         "documents_cut": found.cut,
-        "memory_tokens": len(setup.extra.memory),
+        "memory_tokens": len(model.extra.memory),
         "compression_rate": found.rate,
         "retrieval": {
             name: {metric: float(np.mean(values)) for metric, values in each.items()}
@@ -173,11 +176,11 @@ def piece_name(condition: str, records: Sequence[QaRecord], picked: Sequence[Seq
     return results.piece_name(condition, asked)
 
 
-def _names(setup: Setup, gold_known: bool) -> list[str]:
+def _names(model: Model, trees: Trees, gold_known: bool) -> list[str]:
     """The conditions that take place."""
-    options = setup.config.eval
+    options = model.config.eval
     possible = [n for n, c in CONDITIONS.items() if gold_known or c.documents != "gold"]
-    if "generator" not in setup.trees:
+    if "generator" not in trees:
         possible.remove("no_document_trained")  # without adapters it is no_document
     if options.conditions.strip() == results.EVERY:
         return [*possible, CONSTANT]
@@ -199,36 +202,40 @@ class _Compressed:
     rate: float
 
 
-def _compress(setup: Setup, records: Sequence[QaRecord]) -> _Compressed:
+def _compress(model: Model, trees: Trees, records: Sequence[QaRecord]) -> _Compressed:
     documents = list(dict.fromkeys(d for record in records for d in record.documents))
-    if setup.config.eval.store:
-        memories = _stored(setup, documents)
-    elif setup.config.data.memories:
-        memories = compute_memories(setup, documents)
+    if model.config.eval.store:
+        memories = _stored(model, trees, documents)
+    elif model.config.data.memories:
+        memories = compute_memories(model, trees, documents)
     else:
-        vectors = encode.compress(setup, documents, setup.config.eval.batch).memories
+        vectors = encode.compress(model, trees, documents, model.config.eval.batch).memories
         memories = dict(zip(map(digest, documents), vectors, strict=True))
-    length, M = setup.config.data.document_length, len(setup.extra.memory)
-    fed = [prompts.document_ids(setup.tokenizer, setup.extra, d, length) for d in documents]
+    M = len(model.extra.memory)
+    fed = [model.layout.document_ids(d) for d in documents]
     text = sum(len(ids) - M - FRAME for ids, _ in fed)
     return _Compressed(memories, sum(cut for _, cut in fed), text / (M * len(fed)))
 
 
-def _stored(setup: Setup, documents: Sequence[str]) -> dict[bytes, np.ndarray]:
+def _stored(model: Model, trees: Trees, documents: Sequence[str]) -> dict[bytes, np.ndarray]:
     """Memories that a store holds, of the first piece of documents that are longer than one."""
-    store = open_store(setup.config.eval.store)
-    store.check(setup)
+    store = open_store(model.config.eval.store)
+    store.check(model, trees)
     rows = store.find([digest(document).hex() for document in documents])
     chunks = store.take(rows, ["chunk"])["chunk"].to_numpy()
     vectors = store.memories(np.array(rows)[chunks == 0])
     return dict(zip(map(digest, documents), vectors, strict=True))
 
 
-def _reasoner_scores(setup: Setup, records: Sequence[QaRecord], memories: Any) -> list[np.ndarray]:
+def _reasoner_scores(
+    model: Model, trees: Trees, records: Sequence[QaRecord], memories: Any
+) -> list[np.ndarray]:
     """Scores of each question's candidates by the query reasoner."""
-    queries = encode.encode_query(setup, [r.question for r in records], setup.config.eval.batch)
+    queries = encode.encode_query(
+        model, trees, [r.question for r in records], model.config.eval.batch
+    )
     return [
-        rank.scores(query_MD, _stack(memories, record.choice), setup.config.select.score)
+        rank.scores(query_MD, _stack(memories, record.choice), model.config.select.score)
         for query_MD, record in zip(queries, records, strict=True)
     ]
 
@@ -243,7 +250,8 @@ def _ranked(scores: Sequence[np.ndarray]) -> list[list[int]]:
 
 
 def _evaluate_condition(
-    setup: Setup,
+    model: Model,
+    trees: Trees,
     records: Sequence[QaRecord],
     condition: Condition,
     chosen: Sequence[Sequence[int]],
@@ -251,25 +259,24 @@ def _evaluate_condition(
     report: Callable[[int], None],
 ) -> Piece:
     begun = time.monotonic()
-    options = setup.config.eval
+    options = model.config.eval
     given, rows = [], []
     for record, picked in zip(records, chosen, strict=True):
         documents = [record.documents[i] for i in picked]
         is_memory = condition.docs == "memory" and documents
-        length = setup.config.data.document_length  # the text is what the compressor sees
-        heads = [setup.tokenizer.head(d, length) for d in documents]
+        heads = [model.layout.head(d) for d in documents]  # what the compressor sees
         given.append(_stack(memories, documents) if is_memory else heads)
-    asked = answers_lib.answer_prompts(setup, [r.question for r in records], given)
+    asked = answers_lib.answer_prompts(model, [r.question for r in records], given)
     told = answers_lib.answer_prompts(
-        setup, [r.question for r in records], given, [r.answers[0] for r in records]
+        model, [r.question for r in records], given, [r.answers[0] for r in records]
     )
     for opened, whole in zip(asked, told, strict=True):
         start = prompts.common(opened.tokens, whole.tokens)
         rows.append(Labelled(whole, answer=slice(start, len(whole.tokens))))
     answers = answers_lib.answers(
-        setup, asked, options.max_new_tokens,
+        model, trees, asked, options.max_new_tokens,
         role=condition.role, stop="", batch=options.batch, report=report,
     )  # fmt: skip
-    nats, tokens = cross_entropies(setup, rows, condition.role, report)
+    nats, tokens = cross_entropies(model, trees, rows, condition.role, report)
     seconds = time.monotonic() - begun
     return {"answers": answers, "nats": nats, "tokens": tokens, "seconds": seconds}

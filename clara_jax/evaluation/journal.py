@@ -8,22 +8,22 @@ from typing import Any
 
 from absl import logging
 
-from clara_jax import distributed, files
+from clara_jax import distributed, files, ledger
 from clara_jax.data.records import digest
-from clara_jax.errors import UserError
+from clara_jax.ledger import Ledger
 
 Piece = dict[str, Any]
 
 
 class Journal:
-    """A file `unfinished-….jsonl` that only grows, and goes when the evaluation is written.
+    """A ledger `unfinished-….jsonl` that is removed when the evaluation is written.
 
-    It is there from the first piece on. The first line tells what the pieces depend on, every other
+    It is there from the first piece on. The first line is what the pieces depend on, every other
     line is a piece; a damaged one is left out. Every process of a run reads it, the first one
     writes. On object storage, which cannot append, nothing is kept.
 
     Args:
-        folder: where it lies, such as the run's `eval/`; None keeps nothing.
+        folder: of the file, such as the run's `eval/`; None keeps nothing.
         basis: what the numbers depend on, as JSON; another basis is another file.
 
     Raises:
@@ -37,17 +37,14 @@ class Journal:
             return
         self._head = json.dumps(basis, sort_keys=True)
         self._path = os.path.join(folder, f"unfinished-{digest(self._head).hex()[:12]}.jsonl")
-        try:
+        with files.writing(f"{self._path}:"):
             os.makedirs(folder, exist_ok=True)
-            whole = self._read()
+            size = ledger.read(self._path, self._take, self._warn)
             distributed.barrier("journal")  # all have read it
             if distributed.is_first():
-                with open(self._path, "a", encoding="utf-8") as f:
-                    f.truncate(whole)  # a kill may have cut the last line
-                if not whole:
+                Ledger(self._path, size).close()
+                if not size:
                     os.remove(self._path)  # it can be written; a mistake leaves nothing behind
-        except OSError as e:
-            raise UserError(f"{self._path}: cannot be written ({e.strerror})") from e
         if self._pieces:
             logging.info("%d pieces of this evaluation are done already", len(self._pieces))
 
@@ -55,18 +52,16 @@ class Journal:
         return name in self._pieces
 
     def piece(self, name: str, compute: Callable[[], Piece]) -> Piece:
-        """What `compute` gives, as JSON has it, or what an earlier run kept under the name."""
+        """What `compute` returns, as JSON has it, or what an earlier run kept under the name."""
         if not distributed.any_of(name not in self._pieces):
             return self._pieces[name]
-        line = json.dumps({"name": name, "piece": compute()}, ensure_ascii=False)
-        self._pieces[name] = json.loads(line)["piece"]
+        self._pieces[name] = piece = json.loads(json.dumps(compute()))
         if self._path is not None and distributed.is_first():
-            try:
-                with open(self._path, "a", encoding="utf-8") as f:
-                    f.write(line + "\n" if f.tell() else f"{self._head}\n{line}\n")
-            except OSError as e:
-                raise UserError(f"{self._path}: cannot be written ({e.strerror})") from e
-        return self._pieces[name]
+            with files.writing(f"{self._path}:"), Ledger(self._path) as file:
+                if not file.size:
+                    file.append(json.loads(self._head))
+                file.append({"name": name, "piece": piece})
+        return piece
 
     def close(self) -> None:
         """Removes the file: the evaluation is written."""
@@ -74,17 +69,9 @@ class Journal:
             with contextlib.suppress(FileNotFoundError):  # there was no piece
                 os.remove(self._path)
 
-    def _read(self) -> int:
-        """Takes in whole lines; the number of bytes that they have."""
-        if not os.path.exists(self._path):
-            return 0
-        with open(self._path, "rb") as f:
-            data = f.read()
-        whole = data.rfind(b"\n") + 1
-        for number, line in enumerate(data[:whole].splitlines()[1:], 2):
-            try:
-                entry = json.loads(line)
-                self._pieces[entry["name"]] = dict(entry["piece"])
-            except (ValueError, KeyError, TypeError) as e:
-                logging.warning("%s:%d: damaged (%s), computed again", self._path, number, e)
-        return whole
+    def _take(self, line: ledger.Entry, start: int) -> None:
+        if start:
+            self._pieces[line["name"]] = dict(line["piece"])
+
+    def _warn(self, problem: str) -> None:
+        logging.warning("%s, computed again", problem)

@@ -11,7 +11,9 @@ neither the model nor a second scoring:
 import json
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from clara_jax import files
 from clara_jax.errors import UserError
@@ -86,18 +88,35 @@ def groups(found: Sequence[Line]) -> list[str]:
     ]
 
 
-def interval(found: Sequence[Line], condition: str, metric: str) -> tuple[float, float]:
-    """The 95 % interval of a metric's mean over the lines that have it, at least one."""
-    has = [
-        (row[metric], group)
-        for row, group in zip(rows(found, condition), groups(found), strict=True)
-        if metric in row
-    ]
-    return statistics.interval(*zip(*has, strict=True))
+class Mean(NamedTuple):
+    """A metric's mean over the lines that have it, with its 95 % interval and their number."""
+
+    mean: float
+    low: float
+    high: float
+    lines: int
+
+    def __str__(self) -> str:
+        return with_interval(self.mean, (self.low, self.high))
+
+
+def with_interval(mean: float, ends: Sequence[float]) -> str:
+    """For tables."""
+    return "{:.3f} ({:.3f}-{:.3f})".format(mean, *ends)
+
+
+def mean(found: Sequence[Line], condition: str, metric: str) -> Mean | None:
+    """The mean of a metric of `rows`; None where no line has it."""
+    each = zip(rows(found, condition), groups(found), strict=True)
+    has = [(row[metric], group) for row, group in each if metric in row]
+    if not has:
+        return None
+    scores, drawn = zip(*has, strict=True)
+    return Mean(float(np.mean(scores)), *statistics.interval(scores, drawn), len(scores))
 
 
 def with_golds(found: Sequence[Line]) -> int:
-    """How many questions name their gold documents: recall is over these."""
+    """The number of questions that name their gold documents: recall is over these."""
     return sum(bool(line.get("retrieval")) for line in found)
 
 

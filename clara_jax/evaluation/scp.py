@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from clara_jax import api
-from clara_jax.data import prompts, sources
+from clara_jax.data import sources
 from clara_jax.data.records import ScpRecord, digest
 from clara_jax.data.tokenizer import Parts
 from clara_jax.errors import UserError
@@ -29,7 +29,8 @@ from clara_jax.evaluation.answer_losses import cross_entropies, labelled_rows
 from clara_jax.evaluation.journal import Journal, Piece
 from clara_jax.inference import answers
 from clara_jax.inference.generate import Prompt
-from clara_jax.runs.setup import Setup
+from clara_jax.models.clara import Trees
+from clara_jax.runs.setup import Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +50,16 @@ CONDITIONS = {
 
 
 def evaluate(
-    setup: Setup,
+    model: Model,
+    trees: Trees,
     source: sources.Source | Sequence[ScpRecord],
     journal: Journal | None = None,
 ) -> dict[str, Any]:
-    """Evaluates on the qa records of a source; `setup.config.eval` says how many and how.
+    """Evaluates on the qa records of a source; `model.config.eval` says how many and how.
 
     Args:
-        setup: the model.
+        model: the model.
+        trees: its weights.
         source: records; those that are not qa, or are read as text, are passed over.
         journal: keeps what is finished, for a run that is killed.
 
@@ -71,7 +74,7 @@ def evaluate(
     Raises:
         UserError: the source has no qa record, or there is no such condition.
     """
-    options = setup.config.eval
+    options = model.config.eval
     begun = time.monotonic()
     records = list(itertools.islice(qa_records(source), options.records or None))
     if not records:
@@ -79,12 +82,12 @@ def evaluate(
     names = [n for n in CONDITIONS if n == "memory" or options.baselines]
     if options.conditions:
         names = results.named(options.conditions, tuple(CONDITIONS))
-    elif "generator" not in setup.trees and "no_document_trained" in names:
+    elif "generator" not in trees and "no_document_trained" in names:
         names.remove("no_document_trained")  # without adapters it is no_document
     questions = sum(len(record.questions) for record in records)
     # Losses have a row for each record and, where it has several, for each question but one.
     report, close = results.reporter(len(records) + len(names) * 2 * questions)
-    compressed = api.compress(setup, [r.document for r in records], options.batch, report)
+    compressed = api.compress(model, trees, [r.document for r in records], options.batch, report)
     journal = journal or Journal(None, {})
     accepted = [texts for record in records for texts in record.accepted]
     asked = [(record.document, record.questions, record.accepted) for record in records]
@@ -93,7 +96,7 @@ def evaluate(
     for name in names:
         pieces = [
             journal.piece(results.piece_name(name, asked[part]), functools.partial(
-                _evaluate_condition, setup, records[part], CONDITIONS[name],
+                _evaluate_condition, model, trees, records[part], CONDITIONS[name],
                 compressed.memories[part], report,
             ))
             for part in results.pieces(len(records), options.batch)
@@ -102,11 +105,11 @@ def evaluate(
         conditions[name], intervals[name], predictions[name] = found
     close()
     return {
-        "step": setup.step,
+        "step": model.step,
         "records": len(records),
         "questions": questions,
         "documents_cut": compressed.cut,
-        "memory_tokens": len(setup.extra.memory),
+        "memory_tokens": len(model.extra.memory),
         "compression_rate": compressed.rate,
         "conditions": conditions,
         "intervals": intervals,
@@ -131,7 +134,8 @@ def evaluate(
 
 
 def _evaluate_condition(
-    setup: Setup,
+    model: Model,
+    trees: Trees,
     records: Sequence[ScpRecord],
     condition: Condition,
     memories: np.ndarray,
@@ -140,16 +144,16 @@ def _evaluate_condition(
     begun = time.monotonic()
     rows, asked = [], []
     for record, memory in zip(records, memories, strict=True):
-        docs, vectors = _docs(setup, record, condition, memory)
-        rows += labelled_rows(setup, record, docs, vectors)
+        docs, vectors = _docs(model, record, condition, memory)
+        rows += labelled_rows(model, record, docs, vectors)
         for question in record.questions:
-            ids = prompts.scp_question(setup.tokenizer, setup.config.prompts, docs, question)
+            ids = model.layout.scp_question(docs, question)
             asked.append(Prompt(ids, vectors))
-    options, role = setup.config.eval, condition.role
+    options, role = model.config.eval, condition.role
     texts = answers.answers(
-        setup, asked, options.max_new_tokens, role=role, batch=options.batch, report=report
+        model, trees, asked, options.max_new_tokens, role=role, batch=options.batch, report=report
     )
-    nats, tokens = cross_entropies(setup, rows, role, report)
+    nats, tokens = cross_entropies(model, trees, rows, role, report)
     seconds = time.monotonic() - begun
     return {"answers": texts, "nats": nats, "tokens": tokens, "seconds": seconds}
 
@@ -163,9 +167,9 @@ def qa_records(source: sources.Source | Sequence[ScpRecord]) -> Iterator[ScpReco
 
 
 def _docs(
-    setup: Setup, record: ScpRecord, condition: Condition, memory: np.ndarray
+    model: Model, record: ScpRecord, condition: Condition, memory: np.ndarray
 ) -> tuple[Parts, np.ndarray | None]:
     """What stands for the document in a prompt, and the vectors of its slots."""
     if condition.docs == "memory":
-        return prompts.slots(setup.extra), memory
+        return model.layout.slots(), memory
     return {"text": record.document, "nothing": ""}[condition.docs], None

@@ -4,8 +4,11 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import stats
 
 RESAMPLES = 10_000
+_DECIMALS = 12  # sums of the same numbers in another order are equal to these
+_MOST_DRAWN = 1_000_000  # numbers drawn at a time, so that memory stays small
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +21,7 @@ class Paired:
         high: of it.
         p: two-sided, how often as large a difference comes of exchanging the runs' values question
             by question, or group by group, each with probability 1/2 (Fisher's randomisation test).
+            Over all exchanges where they are RESAMPLES at most, else over as many random ones.
     """
 
     difference: float
@@ -32,34 +36,28 @@ def interval(
     seed: int = 0,
     shares: bool = True,
 ) -> tuple[float, float]:
-    """The 95 % percentile bootstrap interval of the mean; at the edges that of `edge`.
+    """The 95 % percentile bootstrap interval of the mean.
+
+    Where a share of 0 or 1 was seen it is Clopper and Pearson's: resamples of equal values are
+    equal, so that the bootstrap would be certain of 0 after three questions. Groups count as one
+    trial each there, which is on the safe side.
 
     Args:
         values: one a question, at least one.
         groups: of each value; those of one group, as questions about one document, are drawn
             together, for they are not independent. None: each is its own.
         seed: of the resampling.
-        shares: values lie between 0 and 1; without it there are no edges.
+        shares: values are between 0 and 1; without it there are no edges.
     """
     sums, counts = _clusters(np.asarray(values, np.float64), groups)
     if shares and (not sums.any() or (sums == counts).all()):
-        return edge(bool(sums.any()), len(sums))
-    low, high = np.quantile(_means(sums, counts, seed), (0.025, 0.975))
-    return float(low), float(high)
-
-
-def edge(all_right: bool, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share of which nothing, or all, was seen: Clopper and Pearson's.
-
-    Resamples of equal values are equal, so that the bootstrap would be certain of 0 after three
-    questions. Groups count as one trial each, which is on the safe side.
-
-    Args:
-        all_right: every value is 1; else 0.
-        count: of values, or of groups.
-    """
-    low = 0.025 ** (1 / count)
-    return (low, 1.0) if all_right else (0.0, 1.0 - low)
+        ends = stats.binomtest(len(sums) * bool(sums.any()), len(sums)).proportion_ci()
+    elif len(sums) == 1:  # which scipy refuses to resample
+        ends = (sums[0] / counts[0],) * 2
+    else:
+        options = _resampling(sums, seed) | {"paired": True, "method": "percentile"}
+        ends = stats.bootstrap((sums, counts), _ratio, **options).confidence_interval
+    return float(ends[0]), float(ends[1])
 
 
 def paired(
@@ -83,14 +81,12 @@ def paired(
         raise ValueError(f"{len(ours)} and {len(theirs)} values cannot be paired")
     gaps = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
     low, high = interval(gaps, groups, seed, shares=False)
-    # Exchanging a group's values turns the sign of their gaps.
-    rng, (sums, _) = np.random.default_rng(seed), _clusters(gaps, groups)
-    exchanged = np.array(
-        [rng.choice((-1.0, 1.0), len(sums)) @ sums / len(gaps) for _ in range(RESAMPLES)]
-    )
-    as_large = int((np.abs(exchanged) >= abs(gaps.mean()) - 1e-12).sum())
-    # The runs as they are count as one more exchange, so that p is never 0.
-    return Paired(float(gaps.mean()), low, high, (as_large + 1) / (RESAMPLES + 1))
+    sums, _ = _clusters(gaps, groups)  # exchanging a group's values turns the sign of its sum
+    p = 1.0  # of one group, with either sign
+    if len(sums) > 1:
+        options = _resampling(sums, seed) | {"permutation_type": "samples"}
+        p = stats.permutation_test((sums,), _size, alternative="greater", **options).pvalue
+    return Paired(float(gaps.mean()), low, high, float(p))
 
 
 def over_seeds(means: Sequence[float]) -> tuple[float, float]:
@@ -100,19 +96,25 @@ def over_seeds(means: Sequence[float]) -> tuple[float, float]:
 
 
 def _clusters(values: np.ndarray, groups: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of the values of each group, and how many these are."""
+    """Sums of the values of each group, and their numbers."""
     if groups is None or len(set(groups)) == len(values):
         return values, np.ones(len(values))
     _, at = np.unique(np.asarray(groups), return_inverse=True)
     return np.bincount(at, values), np.bincount(at).astype(np.float64)
 
 
-def _means(sums: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray:
-    """Means of resamples, a few at a time so that memory stays small."""
-    rng, n = np.random.default_rng(seed), len(sums)
-    block = max(1, 1_000_000 // n)
-    means = []
-    for start in range(0, RESAMPLES, block):
-        drawn = rng.integers(0, n, (min(block, RESAMPLES - start), n))
-        means.append(sums[drawn].sum(1) / counts[drawn].sum(1))
-    return np.concatenate(means)
+def _ratio(sums: np.ndarray, counts: np.ndarray, axis: int) -> np.ndarray:
+    return sums.sum(axis) / counts.sum(axis)
+
+
+def _size(sums: np.ndarray, axis: int) -> np.ndarray:
+    return np.abs(sums.sum(axis)).round(_DECIMALS)
+
+
+def _resampling(sums: np.ndarray, seed: int) -> dict[str, object]:
+    return {
+        "vectorized": True,
+        "n_resamples": RESAMPLES,
+        "batch": max(1, _MOST_DRAWN // len(sums)),
+        "rng": np.random.default_rng(seed),
+    }

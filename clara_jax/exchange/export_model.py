@@ -13,6 +13,7 @@ merged model is written a file at a time.
 import dataclasses
 import json
 import os
+import pathlib
 from typing import Any
 
 import jax
@@ -21,19 +22,27 @@ from absl import logging
 
 from clara_jax import config as config_lib
 from clara_jax import files
-from clara_jax.config import ADAPTERS, Config, Mesh
+from clara_jax.config import Config, Mesh
 from clara_jax.corpus.search import faiss
 from clara_jax.corpus.store import open_store
 from clara_jax.data.tokenizer import NAMED
 from clara_jax.errors import UserError
-from clara_jax.exchange.export_notes import NOTES, POSITIONS
 from clara_jax.interop import base as base_lib
 from clara_jax.interop import hf_config, hf_write, hub_ids, native, peft, release_write, weights
 from clara_jax.interop.release_config import STAGES, Settings, theirs
+from clara_jax.models.clara import Trees
 from clara_jax.runs.load import load_setup
-from clara_jax.runs.setup import Setup
+from clara_jax.runs.setup import Model
+from clara_jax.stages import ADAPTERS
 
 _PARTS = ("embed", "head")
+_NOTES = pathlib.Path(__file__).parent / "notes"  # README.md of each format, after head.md
+# By `config.memory.positions`.
+_POSITIONS = {
+    "after": "",
+    "spread": "This model's memory tokens do not have the rotary positions after the text, but lie "
+    "evenly over it: token j of {M} at (2 j + 1) T // (2 {M}) of T tokens before it. ",
+}
 
 
 def run(
@@ -58,20 +67,15 @@ def run(
     if (format == "faiss") != (store is not None):
         raise UserError("--format=faiss writes the keys of a --store: give both, or neither")
     if store is not None:
-        return _keys(load_setup(workdir, base), store, output)
+        return _keys(*load_setup(workdir, base), store, output)
     with files.whole_folder(output, workdir) as folder:
-        setup = load_setup(workdir, base, parts=_PARTS)
-        if not setup.config.model.base and not setup.base_trained:  # random: no file has it
-            setup = load_setup(workdir, base)
-        name, is_hub_id = hub_ids.name_of(setup.config.model.base)
-        FORMATS[format](setup, folder, name)
+        model, trees = load_setup(workdir, base, parts=_PARTS)
+        if not model.config.model.base and not model.base_trained:  # random: no file has it
+            model, trees = load_setup(workdir, base)
+        name, is_hub_id = hub_ids.name_of(model.config.model.base)
+        FORMATS[format](model, trees, folder, name)
         title = os.path.basename(files.absolute(output))
-        data, M = setup.config.data, setup.config.memory_tokens
-        note = NOTES[format].format(
-            title=title, base=name, tokens=data.document_length, rate=data.rate, M=M,
-            positions=POSITIONS[setup.config.memory.positions].format(M=M),
-        )  # fmt: skip
-        files.write(os.path.join(folder, "README.md"), note)
+        files.write(os.path.join(folder, "README.md"), _note(model.config, format, title, name))
     if name and not is_hub_id and format != "merged":
         logging.warning(
             "%s: its config.json calls the base %r, which is no hub id; put that there",
@@ -83,42 +87,51 @@ def run(
     return 0
 
 
-def _keys(setup: Setup, store: str, output: str) -> int:
+def _note(config: Config, format: str, title: str, base: str) -> str:
+    parts = [(_NOTES / f"{name}.md").read_text(encoding="utf-8") for name in ("head", format)]
+    data, M = config.data, config.memory_tokens
+    values = {"title": title, "base": base, "tokens": data.document_length, "rate": data.rate}
+    positions = _POSITIONS[config.memory.positions].format(M=M)
+    return "\n".join(parts).format(**values, M=M, positions=positions)
+
+
+def _keys(model: Model, trees: Trees, store: str, output: str) -> int:
     opened = open_store(store)
-    opened.check(setup)
-    faiss.export(opened, setup.config.search, setup.config.select.score, output)
+    opened.check(model, trees)
+    faiss.export(opened, model.config.search, model.config.select.score, output)
     print(f"{output}: keys.faiss, their ids in ids.jsonl, and basis.npz for keys of queries")
     return 0
 
 
-def _native(setup: Setup, folder: str, base: str) -> None:
-    native.write(folder, _trees(setup), setup.step)
-    config = portable(setup, folder, base)
-    if setup.base_trained or not base:
+def _native(model: Model, trees: Trees, folder: str, base: str) -> None:
+    native.write(folder, _trees(trees), model.step)
+    config = portable(model, folder, base)
+    if model.base_trained or not base:
         own = os.path.join(folder, native.BASE)
-        _write_base(setup, own)
-        model = dataclasses.replace(config.model, base=native.OWN_BASE, tokenizer="")
-        config = dataclasses.replace(config, model=model)
+        _write_base(model, trees, own)
+        options = dataclasses.replace(config.model, base=native.OWN_BASE, tokenizer="")
+        config = dataclasses.replace(config, model=options)
     config_lib.save(config, os.path.join(folder, "config.json"))
 
 
-def _peft(setup: Setup, folder: str, base: str) -> None:
-    _needs_base(setup, base, "peft")
-    trees, lora = _trees(setup), setup.config.lora
+def _peft(model: Model, trees: Trees, folder: str, base: str) -> None:
+    _needs_base(model, base, "peft")
+    trees, lora = _trees(trees), model.config.lora
     rank = lora.rank
     for name in set(ADAPTERS) & set(trees):
         own = os.path.join(folder, name)
-        peft.write(own, trees.pop(name), lora, setup.model, base)
-        rank = max(rank, peft.read_settings(own, setup.model).rank)  # larger for fused projections
-    native.write(folder, trees, setup.step)
+        peft.write(own, trees.pop(name), lora, model.architecture, base)
+        own_rank = peft.read_settings(own, model.architecture).rank
+        rank = max(rank, own_rank)  # larger for fused projections
+    native.write(folder, trees, model.step)
     lora = dataclasses.replace(lora, rank=rank, alpha=lora.scale * rank)
-    config = dataclasses.replace(portable(setup, folder, base), lora=lora)
+    config = dataclasses.replace(portable(model, folder, base), lora=lora)
     config_lib.save(config, os.path.join(folder, "config.json"))
 
 
-def _release(setup: Setup, folder: str, base: str) -> None:
-    _needs_base(setup, base, "release")
-    config, trees = setup.config, _trees(setup)
+def _release(model: Model, trees: Trees, folder: str, base: str) -> None:
+    _needs_base(model, base, "release")
+    config, trees = model.config, _trees(trees)
     if config.memory.positions != "after":
         raise UserError(
             f"config.memory.positions={config.memory.positions}: the release knows no other place "
@@ -145,80 +158,75 @@ def _release(setup: Setup, folder: str, base: str) -> None:
         rank=config.lora.rank,
         base=base,
     )
-    embed = setup.trees["base"]["embed"]["embedding"]
-    head = setup.trees["base"].get("head")
+    embed = trees["base"]["embed"]["embedding"]
+    head = trees["base"].get("head")
     release_write.write(
-        folder, settings, trees, setup.model,
+        folder,
+        settings,
+        trees,
+        model.architecture,
         lambda first, last: np.asarray(embed[first:last]),
         None if head is None else lambda first, last: np.asarray(head["kernel"][:, first:last]).T,
-        setup.tokenizer.size,
-    )  # fmt: skip
+        model.tokenizer.size,
+    )
 
 
-def _merged(setup: Setup, folder: str, base: str) -> None:
-    generator = setup.trees.get("generator")
-    if generator is None and not setup.base_trained:
+def _merged(model: Model, trees: Trees, folder: str, base: str) -> None:
+    generator = trees.get("generator")
+    if generator is None and not model.base_trained:
         raise UserError("this model has no generator to fold into its base; use --format=native")
-    _write_base(setup, folder, generator)
+    _write_base(model, trees, folder, generator)
 
 
-def _write_base(setup: Setup, folder: str, adapter: Any = None) -> None:
-    """Writes the base as a Hugging Face model, with an adapter folded in, in the base's own dtype.
-
-    A base that was not trained is read from where it is, tensor by tensor.
-    """
-    model, params, ids = setup.model, setup.trees["base"], {}
-    dtype, base = model.held_dtype, setup.config.model.base
-    if "layers" not in params:  # it was not trained, so that a file has it
-        tensors = base_lib.open_tensors(base, model)
-        params = weights.stored(tensors, model)
+def _write_base(model: Model, trees: Trees, folder: str, adapter: Any = None) -> None:
+    """Writes the base as a Hugging Face model in its own dtype, with an adapter folded in."""
+    architecture, params, ids = model.architecture, trees["base"], {}
+    dtype, base = architecture.held_dtype, model.config.model.base
+    if "layers" not in params:  # it was not trained: a file has it, and is read tensor by tensor
+        tensors = base_lib.open_tensors(base, architecture)
+        params = weights.stored(tensors, architecture)
         dtype = "bfloat16" if tensors.is_bfloat16 else "float32"
         ids = base_lib.generation_settings(base, folder)
-    lora = setup.config.lora
-    hf_write.save_params(folder, params, model, adapter=adapter, lora=lora, dtype=dtype)
-    tokenizer = setup.tokenizer
+    lora = model.config.lora
+    hf_write.save_params(folder, params, architecture, adapter=adapter, lora=lora, dtype=dtype)
+    tokenizer = model.tokenizer
     tokenizer.save(folder)
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id} | ids
-    text = json.dumps(hf_config.hf_config(model, dtype) | ids, indent=2)
+    text = json.dumps(hf_config.hf_config(architecture, dtype) | ids, indent=2)
     files.write(os.path.join(folder, "config.json"), text)
 
 
 FORMATS = {"release": _release, "peft": _peft, "merged": _merged, "native": _native}
 
 
-def portable(setup: Setup, folder: str, base: str) -> Config:
-    """A model's config with nothing of this machine in it.
+def portable(model: Model, folder: str, base: str) -> Config:
+    """A model's config with nothing of this machine in it; `base` is what to call the base.
 
-    Args:
-        setup: the model.
-        folder: gets its tokenizer if that is a local one that is not the base's.
-        base: what to call the base.
+    The folder gets its tokenizer if that is a local one that is not the base's.
     """
-    config, tokenizer = setup.config, setup.config.model.tokenizer
+    config, tokenizer = model.config, model.config.model.tokenizer
     if tokenizer and tokenizer not in NAMED and not base_lib.is_hub_id(tokenizer):
-        setup.tokenizer.save(os.path.join(folder, native.TOKENIZER))
+        model.tokenizer.save(os.path.join(folder, native.TOKENIZER))
         tokenizer = native.OWN_TOKENIZER
-    model = dataclasses.replace(config.model, base=base, tokenizer=tokenizer)
+    options = dataclasses.replace(config.model, base=base, tokenizer=tokenizer)
     data = dataclasses.replace(config.data, sources="", tfds_dir="", memories="")
     evaluation = dataclasses.replace(config.eval, sources="")
     return dataclasses.replace(
-        config, init_from="", model=model, data=data, eval=evaluation, mesh=Mesh()
+        config, init_from="", model=options, data=data, eval=evaluation, mesh=Mesh()
     )
 
 
-def _trees(setup: Setup) -> dict[str, Any]:
+def _trees(trees: Trees) -> dict[str, Any]:
     """All that was trained but the base, on the host."""
     names = (*ADAPTERS, "memory", "added")
     return {
-        name: jax.tree.map(np.asarray, setup.trees[name])
-        for name in names
-        if setup.trees.get(name) is not None
+        name: jax.tree.map(np.asarray, trees[name]) for name in names if trees.get(name) is not None
     }
 
 
-def _needs_base(setup: Setup, base: str, format: str) -> None:
+def _needs_base(model: Model, base: str, format: str) -> None:
     """Refuses a model whose base is in no file of its own."""
-    if setup.base_trained or not base:
+    if model.base_trained or not base:
         raise UserError(
             f"--format={format} holds adapters for a base that is known elsewhere, but this run's "
             "base was trained or drawn here; use --format=native"

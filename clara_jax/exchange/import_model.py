@@ -21,6 +21,7 @@ from clara_jax.interop import weights as weights_lib
 from clara_jax.models.config import LoraConfig
 from clara_jax.runs import abilities
 from clara_jax.runs.release import read
+from clara_jax.stages import ADAPTERS
 
 
 def run(source: str, workdir: str, base: str | None = None) -> int:
@@ -82,10 +83,10 @@ def _with(config: Config, **options: str) -> Config:
 
 
 def summary(config: Config, names: Sequence[str], source: str, workdir: str) -> str:
-    """What was imported, what it can do, and the commands that go on from it."""
+    """What was imported, what it can do, and the commands that continue from it."""
     data, lora = config.data, config.lora
-    adapters = [name for name in config_lib.ADAPTERS if name in names]
-    missing = [name for name in config_lib.ADAPTERS if name not in names]
+    adapters = [name for name in ADAPTERS if name in names]
+    missing = [name for name in ADAPTERS if name not in names]
 
     own_base = config.model.base == native.OWN_BASE
     options = {
@@ -107,7 +108,7 @@ def summary(config: Config, names: Sequence[str], source: str, workdir: str) -> 
         "memory": f"{config.memory_tokens} vectors of a document of {data.document_length} tokens "
         f"(rate {data.rate}), top {config.select.k}",
         "serves": abilities.possible(abilities.CALLS, names),
-        "starts": abilities.possible(abilities.STAGES, names),
+        "starts": abilities.possible(abilities.STARTS, names),
         "ask": f"python -m clara_jax.main --mode=ask {shlex.quote(f'--workdir={workdir}')} "
         "--documents=FILE",
         "train on": "python -m clara_jax.main --config=configs/e2e.py --workdir=NEW "

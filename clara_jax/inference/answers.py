@@ -4,55 +4,52 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from clara_jax.data import prompts
 from clara_jax.inference.generate import Prompt, generate
-from clara_jax.inference.sampling import GREEDY, Sampling
-from clara_jax.runs.setup import Setup
+from clara_jax.inference.sampling import GenerationOptions
+from clara_jax.models.clara import Trees
+from clara_jax.runs.setup import Model
 
 
 def answer_prompts(
-    setup: Setup,
+    model: Model,
     questions: Sequence[str],
     documents: Sequence[Sequence[str] | np.ndarray],
-    told: Sequence[str] | None = None,
+    replies: Sequence[str] | None = None,
 ) -> list[Prompt]:
     """Prompts of the later stages.
 
     Args:
-        setup: the model.
+        model: the model.
         questions: n texts.
         documents: for each question memories [K, M, D], which fill slots in their order; or texts,
             which stand there whole, a blank line between two; none at all is an empty list.
-        told: answers that the assistant's turns hold; None leaves the turns open.
+        replies: answers that the assistant's turns hold; None leaves the turns open.
     """
-    asked = []
-    told = [None] * len(questions) if told is None else told
-    for question, given, answer in zip(questions, documents, told, strict=True):
+    prompts, layout = [], model.layout
+    replies = [None] * len(questions) if replies is None else replies
+    for question, given, reply in zip(questions, documents, replies, strict=True):
         docs, vectors = "", None
         if isinstance(given, np.ndarray):
-            docs, vectors = prompts.slots(setup.extra, len(given)), np.concatenate(given)
+            docs, vectors = layout.slots(len(given)), np.concatenate(given)
         elif given:
             docs = "\n\n".join(given)
-        texts = setup.config.prompts
-        ids, _ = prompts.answer_prompt(setup.tokenizer, texts, docs, question, answer)
-        asked.append(Prompt(ids, vectors))
-    return asked
+        ids, _ = layout.answer_prompt(docs, question, reply)
+        prompts.append(Prompt(ids, vectors))
+    return prompts
 
 
 def answers(
-    setup: Setup,
-    asked: Sequence[Prompt],
+    model: Model,
+    trees: Trees,
+    prompts: Sequence[Prompt],
     max_new_tokens: int,
     *,
     role: str | None = "generator",
     stop: str | Sequence[str] = "\n",
-    sampling: Sampling = GREEDY,
     batch: int = 16,
     report: Callable[[int], None] = lambda rows: None,
 ) -> list[str]:
-    """Stripped texts after prompts, by default the line that ends one of `prompts.scp_question`."""
-    generations = generate(
-        setup, asked, max_new_tokens,
-        role=role, stop=stop, sampling=sampling, batch=batch, report=report,
-    )  # fmt: skip
+    """Stripped texts after prompts, greedy, by default up to the end of their line."""
+    options = GenerationOptions(max_new_tokens, stop=stop)
+    generations = generate(model, trees, prompts, options, role=role, batch=batch, report=report)
     return [generation.text.strip() for generation in generations]

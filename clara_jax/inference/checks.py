@@ -9,7 +9,7 @@ import numpy as np
 
 from clara_jax.data.records import is_unicode
 from clara_jax.errors import UserError
-from clara_jax.runs.setup import Setup
+from clara_jax.runs.setup import Model
 
 # Texts; or memories [n, M, D], in one array or one each.
 Documents = Sequence[str] | np.ndarray | jax.Array | Sequence[np.ndarray | jax.Array]
@@ -38,13 +38,13 @@ def texts(what: str, value: Any) -> list[str]:
     return value
 
 
-def documents(setup: Setup, what: str, value: Documents) -> list[str] | np.ndarray:
+def documents(model: Model, what: str, value: Documents) -> list[str] | np.ndarray:
     """Texts as a list, memories as one float32 array [n, M, D].
 
     Raises:
         UserError: neither, or memories of another shape than this model's.
     """
-    M, D = len(setup.extra.memory), setup.model.d_model
+    M, D = len(model.extra.memory), model.architecture.d_model
     if isinstance(value, list | tuple) and value:
         if all(isinstance(memory, _ARRAY) for memory in value):
             shapes = {memory.shape for memory in value}
@@ -70,7 +70,7 @@ def documents(setup: Setup, what: str, value: Documents) -> list[str] | np.ndarr
 
 
 def documents_of_each(
-    setup: Setup, questions: Any, what: str, value: Any
+    model: Model, questions: Any, what: str, value: Any
 ) -> tuple[list[str], list[list[str] | np.ndarray]]:
     """Questions and the documents of each, one or more, as `documents` gives them.
 
@@ -86,7 +86,7 @@ def documents_of_each(
     value = list(value)
     if len(value) != len(questions):
         raise UserError(f"{len(questions)} questions, but {what} for {len(value)}")
-    checked = [documents(setup, f"{what}[{i}]", given) for i, given in enumerate(value)]
+    checked = [documents(model, f"{what}[{i}]", given) for i, given in enumerate(value)]
     for i, given in enumerate(checked):
         if not len(given):
             raise UserError(f"{what}[{i}] is empty; give one document or more")

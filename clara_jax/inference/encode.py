@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from clara_jax.data import prompts
 from clara_jax.data.batches import encoder_batches
 from clara_jax.data.prompts import FRAME
 from clara_jax.inference import checks
@@ -17,34 +16,30 @@ from clara_jax.inference.generate import needed, put, rows_for, to_host
 from clara_jax.models import clara
 from clara_jax.models.clara import Trees
 from clara_jax.models.decoder import Decoder
-from clara_jax.runs.setup import Setup
+from clara_jax.runs.setup import Model
 
 
 @dataclasses.dataclass(frozen=True)
 class Compressed:
-    """Texts as memories.
+    """Texts as memories."""
 
-    Attributes:
-        memories: float32 [n, M, D].
-        cut: texts that were longer than the limit.
-        rate: tokens of text that were read, over memory vectors.
-    """
-
-    memories: np.ndarray
-    cut: int
-    rate: float
+    memories: np.ndarray  # float32 [n, M, D]
+    cut: int  # texts that were longer than the limit
+    rate: float  # tokens of text that were read, over memory vectors
 
 
 def compress(
-    setup: Setup,
+    model: Model,
+    trees: Trees,
     documents: Sequence[str],
     batch: int = 16,
     report: Callable[[int], None] = lambda documents: None,
 ) -> Compressed:
-    """Compresses documents in batches of like length.
+    """Compresses documents in batches of similar length.
 
     Args:
-        setup: the model.
+        model: the model.
+        trees: its weights.
         documents: texts.
         batch: documents at once.
         report: called with the number of documents finished after each batch.
@@ -52,10 +47,12 @@ def compress(
     Raises:
         UserError: not a list of texts.
     """
-    return _encode(setup, "compressor", "documents", documents, batch, report)
+    return _encode(model, trees, "compressor", "documents", documents, batch, report)
 
 
-def encode_query(setup: Setup, questions: Sequence[str], batch: int = 16) -> np.ndarray:
+def encode_query(
+    model: Model, trees: Trees, questions: Sequence[str], batch: int = 16
+) -> np.ndarray:
     """Memory vectors float32 [n, M, D] of questions, which are laid out like documents.
 
     Where the model has no query reasoner yet (after scp or instruct) the compressor serves, of
@@ -64,12 +61,15 @@ def encode_query(setup: Setup, questions: Sequence[str], batch: int = 16) -> np.
     Raises:
         UserError: not a list of texts.
     """
-    role = "compressor" if setup.trees.get("reasoner") is None else "reasoner"
-    return _encode(setup, role, "questions", questions, batch, lambda questions: None).memories
+    role = "compressor" if trees.get("reasoner") is None else "reasoner"
+    return _encode(
+        model, trees, role, "questions", questions, batch, lambda questions: None
+    ).memories
 
 
 def _encode(
-    setup: Setup,
+    model: Model,
+    trees: Trees,
     role: str,
     what: str,
     texts: Sequence[str],
@@ -78,12 +78,14 @@ def _encode(
 ) -> Compressed:
     """Reads texts with the adapter of `role`; `what` is their name in messages."""
     texts = checks.texts(what, texts)
-    length = setup.config.data.document_length
-    M = len(setup.extra.memory)
-    encoded = [prompts.document_ids(setup.tokenizer, setup.extra, text, length) for text in texts]
-    memories = np.zeros((len(encoded), M, setup.model.d_model), np.float32)
+    length = model.config.data.document_length
+    M = len(model.extra.memory)
+    encoded = [model.layout.document_ids(text) for text in texts]
+    memories = np.zeros((len(encoded), M, model.architecture.d_model), np.float32)
     rows = rows_for(len(encoded), batch)
-    for index, memories_nMD in encode_batches(setup, role, [ids for ids, _ in encoded], rows):
+    for index, memories_nMD in encode_batches(
+        model, trees, role, [ids for ids, _ in encoded], rows
+    ):
         memories[index] = memories_nMD
         report(len(index))
     cut = sum(is_cut for _, is_cut in encoded)
@@ -94,14 +96,20 @@ def _encode(
 
 
 def encode_batches(
-    setup: Setup, role: str, documents: Sequence[Sequence[int]], rows: int, bucket: int = 64
+    model: Model,
+    trees: Trees,
+    role: str,
+    documents: Sequence[Sequence[int]],
+    rows: int,
+    bucket: int = 64,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Memories of documents in batches of like length.
+    """Memories of documents in batches of similar length.
 
     Args:
-        setup: the model.
+        model: the model.
+        trees: its weights.
         role: whose adapter reads them.
-        documents: ids of each (`prompts.document_ids`).
+        documents: ids of each (`TextLayout.document_ids`).
         rows: documents of a batch.
         bucket: lengths are rounded up to a multiple of it.
 
@@ -109,22 +117,20 @@ def encode_batches(
         Positions int32 [n <= rows] among the documents, and their memories float32 [n, M, D]. All
         processes get all of them.
     """
-    trees, waiting = needed(setup.trees, role), None
-    spread = setup.config.memory.positions == "spread"
+    trees, waiting = needed(trees, role), None
+    spread = model.config.spread
+
+    def fetched(index: np.ndarray, memories_BMD: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+        return index, to_host(model, memories_BMD)[: len(index)]
+
     for batch in encoder_batches(documents, rows, bucket):
-        arrays = [put(setup, x) for x in (batch.tokens, batch.positions, batch.segments)]
-        begun = batch.index, encode_rows(setup.decoder, role, spread, trees, *arrays)
+        arrays = [put(model, x) for x in (batch.tokens, batch.positions, batch.segments)]
+        begun = batch.index, encode_rows(model.decoder, role, spread, trees, *arrays)
         if waiting is not None:  # while the devices work on the next batch
-            yield _fetched(setup, *waiting)
+            yield fetched(*waiting)
         waiting = begun
     if waiting is not None:
-        yield _fetched(setup, *waiting)
-
-
-def _fetched(
-    setup: Setup, index: np.ndarray, memories_BMD: jax.Array
-) -> tuple[np.ndarray, np.ndarray]:
-    return index, to_host(setup, memories_BMD)[: len(index)]
+        yield fetched(*waiting)
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "role", "spread"))

@@ -1,8 +1,7 @@
-"""Decoding with a KV cache, for prompts of text and of memory vectors.
+"""Texts that follow prompts of text and of memory vectors.
 
-Prompts are padded on the right to a bucket of lengths and batches to a fixed number of rows, so
-that few shapes are compiled. A padding slot has the position EMPTY in the cache, which nothing
-attends to, and a row's new tokens count on from its own length.
+Prompts are padded to a bucket of lengths and batches to a fixed number of rows, so that few shapes
+are compiled.
 """
 
 import dataclasses
@@ -16,13 +15,15 @@ import numpy as np
 
 from clara_jax import sharding
 from clara_jax.errors import UserError
-from clara_jax.inference.sampling import GREEDY, Draws, Sampling, before_stop, stop_ids, stop_texts
+from clara_jax.inference import decoding
+from clara_jax.inference.decoding import DecodingState
+from clara_jax.inference.sampling import Draws, GenerationOptions, before_stop, stop_ids
 from clara_jax.models import clara
 from clara_jax.models.clara import Trees
 from clara_jax.models.config import ExtraTokens, ModelConfig
-from clara_jax.models.decoder import EMPTY, Cache, Decoder, head_logits
+from clara_jax.models.decoder import Cache, Decoder
 from clara_jax.models.layers import crosses
-from clara_jax.runs.setup import Setup
+from clara_jax.runs.setup import Model
 
 BUCKET = 64  # lengths of prompts are rounded up to multiples of it
 NONE = -1  # stands after the end of a generated row
@@ -30,37 +31,26 @@ NONE = -1  # stands after the end of a generated row
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """One prompt.
+    """One prompt."""
 
-    Attributes:
-        tokens: ids; those of memory tokens are slots.
-        vectors: [S, D], what fills the slots, in order; None if there is no slot.
-    """
-
-    tokens: Sequence[int]
+    tokens: Sequence[int]  # ids; those of memory tokens are slots
+    # [S, D], what fills the slots, in order; None if there is no slot
     vectors: np.ndarray | None = None
 
 
 @flax.struct.dataclass
 class PromptBatch:
-    """Prompts as arrays.
+    """Prompts as arrays."""
 
-    Attributes:
-        tokens_BT: int32, 0 at the padding, which is on the right.
-        lengths_B: int32, 0 for rows that only fill the batch.
-        slots_BT: int32, which of the row's vectors fills this slot; -1 elsewhere.
-        vectors_BSD: float32, or None if no prompt has a slot.
-    """
-
-    tokens_BT: jax.Array | np.ndarray
-    lengths_B: jax.Array | np.ndarray
+    tokens_BT: jax.Array | np.ndarray  # int32, 0 at the padding, which is on the right
+    lengths_B: jax.Array | np.ndarray  # int32, 0 for rows that only fill the batch
+    # int32, which of the row's vectors fills this slot; -1 elsewhere
     slots_BT: jax.Array | np.ndarray
-    vectors_BSD: jax.Array | np.ndarray | None
+    vectors_BSD: jax.Array | np.ndarray | None  # float32, or None if no prompt has a slot
 
     def positions(self) -> jax.Array:
         """Int32 [B, T], EMPTY at the padding."""
-        column_T = jnp.arange(self.tokens_BT.shape[1], dtype=jnp.int32)[None]
-        return jnp.where(column_T < self.lengths_B[:, None], column_T, EMPTY)
+        return decoding.positions(self.lengths_B, self.tokens_BT.shape[1])
 
     def embed(self, config: ModelConfig, trees: Trees) -> jax.Array:
         """Input embeddings [B, T, D], memory vectors at their slots."""
@@ -71,37 +61,23 @@ class PromptBatch:
 
 
 @flax.struct.dataclass
-class State:
-    """What the decoding loop carries.
+class Unfinished:
+    """What the decoding loop carries."""
 
-    Attributes:
-        step: int32 scalar, tokens chosen so far.
-        tokens_BN: int32, the tokens chosen, NONE after a row's end.
-        positions_B: int32, position of each row's newest token.
-        done_B: bool, rows that have chosen a stop token or only fill the batch.
-        cache: keys and values of all tokens but the newest.
-    """
+    step: jax.Array  # int32 scalar, tokens chosen so far
+    tokens_BN: jax.Array  # int32, the tokens chosen, NONE after a row's end
+    done_B: jax.Array  # bool, rows that have chosen a stop token or only fill the batch
+    rows: DecodingState  # their cache and newest tokens; those of rows that are done mean nothing
 
-    step: jax.Array
-    tokens_BN: jax.Array
-    positions_B: jax.Array
-    done_B: jax.Array
-    cache: Cache
-
-    def append(self, chosen_B: jax.Array, stop_V: jax.Array) -> "State":
-        """Adds one token to each row that is not done."""
-        kept_B = jnp.where(self.done_B, NONE, chosen_B)
-        return self.replace(
+    def append(self, rows: DecodingState, stop_V: jax.Array) -> "Unfinished":
+        """Adds the newest token of each row that is not done."""
+        kept_B1 = jnp.where(self.done_B, NONE, rows.tokens_B)[:, None]
+        return Unfinished(
             step=self.step + 1,
-            tokens_BN=jax.lax.dynamic_update_slice(self.tokens_BN, kept_B[:, None], (0, self.step)),
-            positions_B=self.positions_B + 1,
-            done_B=self.done_B | stop_V[chosen_B],
+            tokens_BN=jax.lax.dynamic_update_slice(self.tokens_BN, kept_B1, (0, self.step)),
+            done_B=self.done_B | stop_V[rows.tokens_B],
+            rows=rows,
         )
-
-    def newest(self) -> jax.Array:
-        """Int32 [B, 1], the tokens chosen last; any token for rows that are done."""
-        last = jax.lax.dynamic_slice_in_dim(self.tokens_BN, self.step - 1, 1, axis=1)
-        return jnp.maximum(last, 0)
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "role", "max_new_tokens"))
@@ -134,128 +110,104 @@ def decode(
     with jax.named_scope("decode"):
         state = jax.lax.while_loop(
             lambda state: (state.step < max_new_tokens) & ~state.done_B.all(),
-            lambda state: advance(decoder, trees, state, stop_V, draws, role),
+            lambda state: advance(decoder, trees, state, stop_V, role),
             state,
         )
     return state.tokens_BN
 
 
 def prefill(
-    decoder: Decoder, trees: Trees, batch: PromptBatch, stop_V: jax.Array, draws: Draws | None,
-    role: str | None, max_new_tokens: int,
-) -> State:  # fmt: skip
+    decoder: Decoder,
+    trees: Trees,
+    batch: PromptBatch,
+    stop_V: jax.Array,
+    draws: Draws | None,
+    role: str | None,
+    max_new_tokens: int,
+) -> Unfinished:
     """Reads the prompts and chooses each row's first token; arguments as of `decode`."""
     B, T = batch.tokens_BT.shape
+    x_BTD = batch.embed(decoder.config, trees)
     cache = Cache.create(decoder.config, B, T)
-    x_BTD, positions_BT = batch.embed(decoder.config, trees), batch.positions()
-    hidden, cache = clara.run(decoder, trees, role, x_BTD, positions_BT, cache=cache)
-    last_B = jnp.maximum(batch.lengths_B - 1, 0)
-    hidden_BD = jnp.take_along_axis(hidden, last_B[:, None, None], axis=1)[:, 0]
-    state = State(
-        step=jnp.zeros((), jnp.int32),
-        tokens_BN=jnp.full((B, max_new_tokens), NONE, jnp.int32),
-        positions_B=batch.lengths_B - 1,
-        done_B=batch.lengths_B == 0,
-        cache=cache.grow(max_new_tokens - 1),
-    )
-    return state.append(_choose(decoder.config, trees, draws, hidden_BD, 0), stop_V)
+    rows = decoding.prefill(decoder, trees, role, x_BTD, batch.lengths_B, cache, draws)
+    tokens_BN = jnp.full((B, max_new_tokens), NONE, jnp.int32)
+    state = Unfinished(jnp.zeros((), jnp.int32), tokens_BN, batch.lengths_B == 0, rows)
+    return state.append(rows.replace(cache=rows.cache.grow(max_new_tokens - 1)), stop_V)
 
 
 def advance(
-    decoder: Decoder, trees: Trees, state: State, stop_V: jax.Array, draws: Draws | None,
-    role: str | None,
-) -> State:  # fmt: skip
+    decoder: Decoder, trees: Trees, state: Unfinished, stop_V: jax.Array, role: str | None
+) -> Unfinished:
     """One more token for every row; arguments as of `decode`."""
-    x_B1D = clara.embed(decoder.config, trees, state.newest())
-    positions_B1 = state.positions_B[:, None]
-    hidden, cache = clara.run(decoder, trees, role, x_B1D, positions_B1, cache=state.cache)
-    chosen_B = _choose(decoder.config, trees, draws, hidden[:, 0], state.step)
-    return state.replace(cache=cache).append(chosen_B, stop_V)
-
-
-def _choose(
-    config: ModelConfig, trees: Trees, draws: Draws | None, hidden_BD: jax.Array,
-    step: jax.Array | int,
-) -> jax.Array:  # fmt: skip
-    logits_BV = head_logits(config, trees["base"], hidden_BD, trees["added"].get("head"))
-    if draws is not None:
-        return draws.tokens(logits_BV, step)
-    return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    return state.append(decoding.advance(decoder, trees, role, state.rows), stop_V)
 
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """What followed one prompt.
+    """What followed one prompt."""
 
-    Attributes:
-        tokens: ids, the stop token included.
-        text: decoded, up to the first stop text.
-    """
-
-    tokens: list[int]
-    text: str
+    tokens: list[int]  # ids, the stop token included
+    text: str  # decoded, up to the first stop text
 
 
 def generate(
-    setup: Setup,
+    model: Model,
+    trees: Trees,
     prompts: Sequence[Prompt],
-    max_new_tokens: int,
+    options: GenerationOptions,
     *,
     role: str | None = "generator",
-    stop: str | Sequence[str] = "",
-    sampling: Sampling = GREEDY,
     batch: int = 16,
     report: Callable[[int], None] = lambda rows: None,
 ) -> list[Generation]:
-    """Decodes until the end token, a stop text, or `max_new_tokens`.
+    """Decodes until the end token, a stop text, or `options.max_new_tokens`.
 
     Args:
-        setup: the model.
+        model: the model.
+        trees: its weights.
         prompts: any number of them.
-        max_new_tokens: most tokens of a row.
+        options: how each text is generated. A stop text that no single token holds does not save
+            work, but the text still ends before it. A prompt's draws depend on its position.
         role: adapter to use; None: the plain base.
-        stop: a text that ends the answer and is no part of it, such as a newline, or several;
-            empty: none. One that no single token holds does not save work, but the text still ends
-            before it.
-        sampling: how tokens are chosen; a prompt's draws depend on its position among `prompts`.
         batch: most rows at once.
         report: called with the number of prompts finished after each batch.
 
     Raises:
-        UserError: `stop` is neither a text nor several, or an answer may grow over the length at
-            which the model changes its rotary frequencies.
+        UserError: an answer may grow over the length at which the model changes its rotary
+            frequencies.
     """
-    decoder, trees = setup.decoder, needed(setup.trees, role)
+    decoder, trees = model.decoder, needed(trees, role)
+    max_new_tokens, stops = options.max_new_tokens, options.stop
     for length in {len(prompt.tokens) for prompt in prompts}:
         # The newest token of all has no key yet.
-        if crosses(setup.model, length, length + max_new_tokens - 1):
-            edge = setup.model.rope_scaling.original_length
+        if crosses(model.architecture, length, length + max_new_tokens - 1):
+            edge = model.architecture.rope_scaling.original_length
             raise UserError(
                 f"max_new_tokens={max_new_tokens} after a prompt of {length} tokens crosses "
                 f"{edge}, the length at which this model's rotary frequencies change: ask for at "
                 f"most {edge - length + 1} new tokens, or give a prompt of more than {edge}"
             )
-    size = setup.model.vocab_size
+    size = model.architecture.vocab_size
     if "head" in trees["added"]:
         size += trees["added"]["head"].shape[1]
-    stops = stop_texts(stop)
     stop_V = np.zeros(size, bool)
-    stop_V[stop_ids(setup.tokenizer, stops)] = True
+    stop_V[stop_ids(model.tokenizer, stops)] = True
     out: list[Generation | None] = [None] * len(prompts)
-    for index, arrays in prompt_batches(prompts, setup.extra, batch):
-        draws = sampling.draws(index, len(arrays.tokens_BT))
+    for index, arrays in prompt_batches(prompts, model.extra, batch):
+        greedy = options.sampling.temperature == 0
+        draws = None if greedy else Draws.create(options.sampling, len(arrays.tokens_BT), index)
         tokens_BN = decode(
             decoder,
             trees,
-            put(setup, arrays),
+            put(model, arrays),
             stop_V,
             draws,
             role=role,
             max_new_tokens=max_new_tokens,
         )
-        for i, row in zip(index, to_host(setup, tokens_BN).tolist(), strict=False):
+        for i, row in zip(index, to_host(model, tokens_BN).tolist(), strict=False):
             tokens = [token for token in row if token != NONE]
-            out[i] = Generation(tokens, before_stop(setup.tokenizer.decode(tokens), stops))
+            out[i] = Generation(tokens, before_stop(model.tokenizer.decode(tokens), stops))
         report(len(index))
     return out
 
@@ -263,7 +215,7 @@ def generate(
 def prompt_batches(
     prompts: Sequence[Prompt], extra: ExtraTokens, batch: int
 ) -> Iterator[tuple[list[int], PromptBatch]]:
-    """Batches of prompts of like length, in numpy.
+    """Batches of prompts of similar length, in numpy.
 
     Args:
         prompts: any number of them.
@@ -306,14 +258,14 @@ def needed(trees: Trees, role: str | None) -> Trees:
     return {k: v for k, v in trees.items() if k in ("base", "memory", "added", role)}
 
 
-def put(setup: Setup, tree: PromptBatch | np.ndarray) -> PromptBatch | jax.Array:
-    """Numpy arrays onto the mesh: their rows shared out where these divide, else replicated."""
+def put(model: Model, tree: PromptBatch | np.ndarray) -> PromptBatch | jax.Array:
+    """Numpy arrays onto the mesh: sharded by rows where these divide, else replicated."""
     rows = jax.tree.leaves(tree)[0].shape[0]
-    shards = setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
+    shards = model.mesh.shape["data"] * model.mesh.shape["fsdp"]
     layout = sharding.replicated if rows % shards else sharding.batch_sharding
-    return sharding.put_whole(layout(setup.mesh), tree)
+    return sharding.put_whole(layout(model.mesh), tree)
 
 
-def to_host(setup: Setup, array: jax.Array) -> np.ndarray:
+def to_host(model: Model, array: jax.Array) -> np.ndarray:
     """All of an array, whichever devices and processes hold it."""
-    return np.asarray(jax.device_put(array, sharding.replicated(setup.mesh)))
+    return np.asarray(jax.device_put(array, sharding.replicated(model.mesh)))

@@ -21,18 +21,13 @@ _COLDEST = 1e-20  # so that no temperature above 0 divides by what float32 takes
 class Sampling:
     """How tokens are chosen.
 
-    Attributes:
-        temperature: divides the logits; 0 takes the likeliest token always.
-        top_p: draws among the likeliest tokens whose probabilities first add up to this.
-        seed: the same seed draws the same texts for the same prompts.
-
     Raises:
         UserError: a value that cannot be meant.
     """
 
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
+    temperature: float = 0.0  # divides the logits; 0 takes the likeliest token always
+    top_p: float = 1.0  # draws among the likeliest tokens whose probabilities first add up to this
+    seed: int = 0  # the same seed draws the same texts for the same prompts
 
     def __post_init__(self):
         for name in ("temperature", "top_p"):
@@ -45,55 +40,80 @@ class Sampling:
         if not isinstance(self.seed, int | np.integer) or not 0 <= self.seed < 2**32:
             raise UserError(f"seed={self.seed!r} must be a whole number from 0 to 2**32 - 1")
 
-    def draws(self, index: Sequence[int], rows: int) -> "Draws | None":
-        """What a batch needs to draw tokens, in numpy; None for greedy decoding.
-
-        Args:
-            index: which of all prompts each of the first rows holds.
-            rows: of the batch.
-        """
-        if self.temperature == 0:
-            return None
-        index_B = np.zeros(rows, np.int32)
-        index_B[: len(index)] = index
-        values = np.float32(self.temperature), np.float32(self.top_p)
-        return Draws(np.uint32(self.seed), index_B, *values)
-
 
 GREEDY = Sampling()
 
 
-@flax.struct.dataclass
-class Draws:
-    """`Sampling` for the rows of a batch, as arrays: other values do not compile anew.
+@dataclasses.dataclass(frozen=True)
+class GenerationOptions:
+    """How a text is generated.
 
-    Attributes:
-        seed: uint32 scalar.
-        index_B: int32, which of all prompts a row holds: it draws the same in every batch.
-        temperature: float32 scalar above 0.
-        top_p: float32 scalar.
+    Raises:
+        UserError: `stop` is neither a text nor several.
     """
 
-    seed: jax.Array | np.ndarray
+    max_new_tokens: int  # most tokens
+    sampling: Sampling = GREEDY  # how each is chosen
+    # texts that end it and are no part of it, such as a newline, given as one or several; empty
+    # ones do not count
+    stop: str | Iterable[str] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "stop", _stop_texts(self.stop))
+
+
+@flax.struct.dataclass
+class Draws:
+    """`Sampling` of each row of a batch, as arrays: other values do not compile again."""
+
+    temperature_B: jax.Array | np.ndarray  # float32, 0 takes the likeliest token
+    top_p_B: jax.Array | np.ndarray  # float32
+    seed_B: jax.Array | np.ndarray  # uint32
+    # int32, which of all prompts a row holds: it draws the same in every batch
     index_B: jax.Array | np.ndarray
-    temperature: jax.Array | np.ndarray
-    top_p: jax.Array | np.ndarray
+    count_B: jax.Array | np.ndarray  # int32, tokens drawn so far
 
-    def tokens(self, logits_BV: jax.Array, step: jax.Array | int) -> jax.Array:
-        """Int32 [B], a token drawn for each row from its float32 logits.
-
-        Args:
-            logits_BV: of the next token.
-            step: how many tokens were drawn before.
-        """
-        key = jax.random.fold_in(jax.random.key(self.seed), step)
-        keys_B = jax.vmap(lambda index: jax.random.fold_in(key, index))(self.index_B)
-        logits_BV = logits_BV / jnp.maximum(self.temperature, _COLDEST)
-        # The vocabulary is sorted only if that leaves something out.
-        logits_BV = jax.lax.cond(
-            self.top_p < 1, nucleus, lambda logits_BV, _: logits_BV, logits_BV, self.top_p
+    @classmethod
+    def create(cls, sampling: Sampling, rows: int, index: Sequence[int] = ()) -> "Draws":
+        """Of a batch of `rows` rows, the first of which hold the prompts `index`; in numpy."""
+        index_B = np.zeros(rows, np.int32)
+        index_B[: len(index)] = index
+        return cls(
+            np.full(rows, sampling.temperature, np.float32),
+            np.full(rows, sampling.top_p, np.float32),
+            np.full(rows, sampling.seed, np.uint32),
+            index_B,
+            np.zeros(rows, np.int32),
         )
-        return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
+
+    def tokens(self, logits_BV: jax.Array) -> tuple[jax.Array, "Draws"]:
+        """The next token of each row, int32 [B], from its float32 logits; and the draws after."""
+        best_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+        # The vocabulary is drawn from, and sorted for top_p, only where a row needs it.
+        tokens_B = jax.lax.cond(
+            (self.temperature_B > 0).any(),
+            lambda logits_BV: jnp.where(self.temperature_B > 0, self._drawn(logits_BV), best_B),
+            lambda logits_BV: best_B,
+            logits_BV,
+        )
+        return tokens_B, self.replace(count_B=self.count_B + 1)
+
+    def _drawn(self, logits_BV: jax.Array) -> jax.Array:
+        logits_BV = logits_BV / jnp.maximum(self.temperature_B, _COLDEST)[:, None]
+        top_p_B1 = self.top_p_B[:, None]
+        logits_BV = jax.lax.cond(
+            (self.top_p_B < 1).any(),
+            lambda logits_BV: jnp.where(top_p_B1 < 1, nucleus(logits_BV, top_p_B1), logits_BV),
+            lambda logits_BV: logits_BV,
+            logits_BV,
+        )
+
+        @jax.vmap
+        def draw(logits_V, seed, index, count):
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), count), index)
+            return jax.random.categorical(key, logits_V).astype(jnp.int32)
+
+        return draw(logits_BV, self.seed_B, self.index_B, self.count_B)
 
 
 def nucleus(logits_BV: jax.Array, top_p: jax.Array | float) -> jax.Array:
@@ -105,12 +125,7 @@ def nucleus(logits_BV: jax.Array, top_p: jax.Array | float) -> jax.Array:
     return jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
 
 
-def stop_texts(stop: str | Iterable[str]) -> tuple[str, ...]:
-    """The texts that end an answer, without empty ones.
-
-    Raises:
-        UserError: neither a text nor several.
-    """
+def _stop_texts(stop: str | Iterable[str]) -> tuple[str, ...]:
     texts = (stop,) if isinstance(stop, str) else stop
     texts = tuple(texts) if isinstance(texts, Iterable) else (texts,)
     if not all(isinstance(text, str) for text in texts):
@@ -119,7 +134,7 @@ def stop_texts(stop: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def before_stop(text: str, stops: Sequence[str]) -> str:
-    """The text up to the first that occurs of some texts."""
+    """The text up to the first of the stop texts in it."""
     return re.split("|".join(map(re.escape, stops)), text, maxsplit=1)[0] if stops else text
 
 

@@ -6,15 +6,16 @@ Such a checkpoint names them after the base's tensors, `….q_proj.lora_A.weight
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import flax.traverse_util
+import jax
 import numpy as np
 
 from clara_jax.errors import UserError
 from clara_jax.interop import names
 from clara_jax.interop.names import Part
 from clara_jax.models.config import LoraConfig, ModelConfig
-from clara_jax.models.decoder import abstract_params
 from clara_jax.models.lora import Adapter
 
 MOST_RANK = 2**14  # beyond it an adapter would be larger than what it adapts
@@ -49,12 +50,8 @@ def to_tree(
 ) -> Adapter:
     """Makes an adapter of tensors.
 
-    Args:
-        tensors: by name: A [R, in] and B [out, R] of every module of the targets, and no others.
-        where: their file, for error messages.
-        lora: rank and targets.
-        config: the architecture of the base.
-        prefix: what all names begin with.
+    The tensors are A [R, in] and B [out, R] of every module of the targets, and no others; their
+    names begin with `prefix`. `where` is their file, for error messages.
 
     Returns:
         The `lora` tree in float32: a [L, R, in], b [L, R, out] for each target.
@@ -62,7 +59,7 @@ def to_tree(
     Raises:
         UserError: a tensor is missing, unknown, mis-shaped, or not of finite numbers.
     """
-    kernels = flax.traverse_util.flatten_dict(abstract_params(config), sep="/")
+    shapes = {row.path: leaf.shape for row, leaf in names.parameters(config).items()}
     tree, used = {}, set()
 
     def take(name: str, shape: tuple[int, int]) -> np.ndarray:
@@ -72,13 +69,13 @@ def to_tree(
     for path, part in parts(config).items():
         if path.rpartition("/")[2] not in lora.targets:
             continue
-        n_layers, n_in, n_out = kernels[f"{path}/kernel"].shape
+        n_layers, n_in, n_out = shapes[f"{path}/kernel"]
         a = tree[f"{path}/a"] = np.empty((n_layers, lora.rank, n_in), np.float32)
         b = tree[f"{path}/b"] = np.empty((n_layers, lora.rank, n_out), np.float32)
         for i in range(n_layers):
             module = _module(part, i)
             a[i] = take(f"{module}.{_A}", (lora.rank, n_in))
-            b[i] = take(f"{module}.{_B}", (part.rows, lora.rank))[part.start : part.stop].T
+            b[i] = take(f"{module}.{_B}", (part.shape[0], lora.rank))[part.start : part.stop].T
     unknown = sorted(set(tensors) - used)
     if unknown:
         raise UserError(
@@ -109,21 +106,21 @@ def to_tensors(adapter: Adapter, config: ModelConfig) -> dict[str, np.ndarray]:
     rank = max(a.shape[1] for _, a, _ in joined)
     tensors = {}
     for part, a, b in joined:
-        pad = ((0, 0), (0, rank - a.shape[1]), (0, 0))
-        a, b = np.pad(a, pad), np.pad(b, pad)
+        a, b = widen((a, b), rank)
         for i in range(len(a)):
             tensors[f"{_module(part, i)}.{_A}"] = a[i]
             tensors[f"{_module(part, i)}.{_B}"] = np.ascontiguousarray(b[i].T)
     return tensors
 
 
-def widen(adapter: Adapter, rank: int) -> Adapter:
+def rank_of(tensors: Mapping[str, np.ndarray]) -> int:
+    """The rank that all tensors of `to_tensors` have."""
+    return next(tensor.shape[0] for name, tensor in tensors.items() if name.endswith(_A))
+
+
+def widen(adapter: Any, rank: int) -> Any:
     """The same adapter at a larger rank, the rest of A and B zero: a [L, rank, in]."""
-    flat = flax.traverse_util.flatten_dict(adapter)
-    return flax.traverse_util.unflatten_dict({
-        path: np.pad(leaf, ((0, 0), (0, rank - leaf.shape[1]), (0, 0)))
-        for path, leaf in flat.items()
-    })  # fmt: skip
+    return jax.tree.map(lambda x: np.pad(x, ((0, 0), (0, rank - x.shape[1]), (0, 0))), adapter)
 
 
 def _join(members: list[tuple[Part, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
@@ -132,7 +129,7 @@ def _join(members: list[tuple[Part, np.ndarray, np.ndarray]]) -> tuple[np.ndarra
     n_layers, rank, _ = first.shape
     shared = all(np.array_equal(a, first) for _, a, _ in members)
     copies = 1 if shared else len(members)
-    joined_b = np.zeros((n_layers, copies * rank, part.rows), b.dtype)
+    joined_b = np.zeros((n_layers, copies * rank, part.shape[0]), b.dtype)
     for i, (part, _, b) in enumerate(members):
         block = 0 if shared else i * rank
         joined_b[:, block : block + rank, part.start : part.stop] = b

@@ -25,15 +25,15 @@ class Base:
 
 GENERATION = "generation_config.json"
 
-_READERS = {"hf": hf, "gguf": gguf}
-_TENSORS = {"hf": hf.Safetensors, "gguf": gguf.Tensors}
+# How the architecture and the weights of each format are read.
+_READERS = {
+    "hf": (hf_config.read_config, hf.Safetensors),
+    "gguf": (gguf.read_config, gguf.Tensors),
+}
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name has the form owner/name and stands for nothing on this machine.
-
-    Only such names are worth asking the network about.
-    """
+    """Whether a name has the form owner/name and stands for nothing on this machine."""
     path = pathlib.Path(name)
     if path.exists() or path.suffix == ".gguf" or (path.parent.is_dir() and path.parent.name):
         return False  # where the first part is a folder here, the second is a slip
@@ -41,9 +41,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def resolve(base: str | os.PathLike[str]) -> Base:
-    """Finds out what a base model's name stands for; a hub id is downloaded.
-
-    Existing paths take precedence over hub ids.
+    """Finds out what a base model's name stands for: first a path, then a hub id, downloaded.
 
     Raises:
         UserError: neither a model directory, nor a .gguf file, nor a hub id that can be had.
@@ -72,8 +70,9 @@ def read_config(base: str | os.PathLike[str]) -> ModelConfig:
     Raises:
         UserError: it cannot be found, or is not supported.
     """
-    found = resolve(base)
-    return _READERS[found.format].read_config(found.path)
+    model = resolve(base)
+    read, _ = _READERS[model.format]
+    return read(model.path)
 
 
 def open_tensors(base: str | os.PathLike[str], config: ModelConfig) -> weights.Checkpoint:
@@ -82,8 +81,9 @@ def open_tensors(base: str | os.PathLike[str], config: ModelConfig) -> weights.C
     Raises:
         UserError: they cannot be found or are broken.
     """
-    found = resolve(base)
-    return _TENSORS[found.format](found.path, config)
+    model = resolve(base)
+    _, tensors = _READERS[model.format]
+    return tensors(model.path, config)
 
 
 def generation_settings(base: str | os.PathLike[str], folder: str) -> dict[str, Any]:
@@ -92,12 +92,12 @@ def generation_settings(base: str | os.PathLike[str], folder: str) -> dict[str, 
     Returns:
         Ids of special tokens that its config.json names. Models may end a turn with several.
     """
-    found = resolve(base)
-    if found.format != "hf":
+    model = resolve(base)
+    if model.format != "hf":
         return {}
-    if (found.path / GENERATION).is_file():
-        shutil.copyfile(found.path / GENERATION, os.path.join(folder, GENERATION))
-    data = hf_config.read_json(found.path / "config.json")
+    if (model.path / GENERATION).is_file():
+        shutil.copyfile(model.path / GENERATION, os.path.join(folder, GENERATION))
+    data = hf_config.read_json(model.path / "config.json")
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     return {name: data[name] for name in names if data.get(name) is not None}
 
@@ -110,18 +110,10 @@ def load_params(
 ) -> Any:
     """Loads a base model's weights into `config.param_dtype`, each shard straight to its device.
 
-    Args:
-        base: HF directory, hub id or .gguf file.
-        config: the architecture, from `read_config`; its dtypes may have been replaced.
-        sharding_of: gives the sharding of a parameter from its path ("layers/attention/q/kernel")
-            and shape; None puts everything on the first device.
-        parts: the only ones wanted of `embed`, `layers`, `norm` and `head`; all if none is named.
-
-    Returns:
-        The `params` tree of the decoder.
+    `config` is the architecture, from `read_config`; its dtypes may have been replaced. The rest is
+    as of `weights.load`.
 
     Raises:
         UserError: a file or tensor is missing, unknown, mis-shaped or broken.
     """
-    found = resolve(base)
-    return _READERS[found.format].load_params(found.path, config, sharding_of, parts)
+    return weights.load(open_tensors(base, config), config, sharding_of, parts)

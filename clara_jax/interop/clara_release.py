@@ -15,9 +15,9 @@ import numpy as np
 
 from clara_jax.errors import UserError
 from clara_jax.interop import adapters, hub_ids, weights
+from clara_jax.interop.names import TABLE
 from clara_jax.interop.release_config import CONFIG, Settings, read_settings
 from clara_jax.interop.torch_zip import Tensor, TorchFile
-from clara_jax.interop.weights import TABLE
 from clara_jax.models.config import LoraConfig, ModelConfig
 
 ADAPTERS_FILE, TABLES_FILE = "adapters.pth", "decoder_first_last_layers.pth"
@@ -31,28 +31,22 @@ ADAPTER_NAMES = {
     "decoder_adapter": "generator",
 }
 
-# Rows of the embedding that are compared with the base's, and how far apart they may be.
+# Rows of the embedding that are compared with the base's, and how far apart they may be: bfloat16
+# rounds them by 0.2 %, GGUF's 4 bits by 10 %.
 _COMPARED = 64
 _FAR = {"hf": 0.01, "gguf": 0.3}
 
 
 @dataclasses.dataclass(frozen=True)
 class Release:
-    """A checkpoint's trained parts, as float32 numpy arrays.
+    """A checkpoint's trained parts, as float32 numpy arrays."""
 
-    Attributes:
-        settings: how it was trained.
-        lora: rank, alpha and targets of its adapters.
-        adapters: `lora` trees by name (compressor, reasoner, generator).
-        memory: [M, D] embeddings of the memory tokens.
-        added: {"embed": [3, D] embeddings of AE, ENC, SEP, "head": [D, M + 3] head columns of the
-            memory tokens and these three}.
-    """
-
-    settings: Settings
-    lora: LoraConfig
-    adapters: dict[str, Any]
-    memory: np.ndarray
+    settings: Settings  # how it was trained
+    lora: LoraConfig  # rank, alpha and targets of its adapters
+    adapters: dict[str, Any]  # `lora` trees by name (compressor, reasoner, generator)
+    memory: np.ndarray  # [M, D] embeddings of the memory tokens
+    # {"embed": [3, D] embeddings of AE, ENC, SEP, "head": [D, M + 3] head columns of the memory
+    # tokens and these three}
     added: dict[str, np.ndarray]
 
     @property
@@ -76,15 +70,15 @@ def looks_like(directory: str | os.PathLike[str]) -> list[str]:
     settings = read_settings(directory)
     tables = TorchFile(pathlib.Path(directory) / TABLES_FILE)
     file = TorchFile(pathlib.Path(directory) / ADAPTERS_FILE)
-    embed = _dict(tables, tables.content).get(EMBED)
-    trees = list(_dict(file, file.content).values())
+    embed = tables.named(tables.content).get(EMBED)
+    trees = list(file.named(file.content).values())
     if not isinstance(embed, Tensor) or len(embed.shape) != 2 or not trees:
         return []
-    shapes = {k: t.shape for k, t in _dict(file, trees[0]).items() if isinstance(t, Tensor)}
+    shapes = {k: t.shape for k, t in file.named(trees[0]).items() if isinstance(t, Tensor)}
 
     def rows(name: str) -> int:
-        found = [s for k, s in shapes.items() if k.endswith(f".{name}.lora_B.weight")]
-        return found[0][0] if found else 0
+        sizes = (s[0] for k, s in shapes.items() if k.endswith(f".{name}.lora_B.weight"))
+        return next(sizes, 0)
 
     qkv = rows("qkv_proj") or rows("q_proj") + 2 * rows("k_proj")
     d_ff = rows("gate_proj") or rows("gate_up_proj") // 2
@@ -126,24 +120,24 @@ def _adapters(
     path: pathlib.Path, settings: Settings, config: ModelConfig
 ) -> tuple[dict[str, Any], LoraConfig]:
     file = TorchFile(path)
-    found = {}
-    for name, tensors in _dict(file, file.content).items():
+    by_name = {}
+    for name, tensors in file.named(file.content).items():
         if name not in ADAPTER_NAMES:
             raise UserError(f"{path}: unknown adapter {name!r}; known: {', '.join(ADAPTER_NAMES)}")
-        found[name] = {k: v for k, v in _dict(file, tensors).items() if "lora_" in k}
+        by_name[name] = {k: v for k, v in file.named(tensors).items() if "lora_" in k}
     for name, ours in ADAPTER_NAMES.items():
-        if ours in settings.adapters and name not in found:
-            have = ", ".join(found) or "none"
+        if ours in settings.adapters and name not in by_name:
+            have = ", ".join(by_name) or "none"
             raise UserError(
                 f"{path}: adapter {name} is missing (there is {have}), but {CONFIG} says that this "
                 f"checkpoint was trained in stage {settings.stage}, which trains it"
             )
-    modules = {name.rpartition(".lora_")[0] for tensors in found.values() for name in tensors}
+    modules = {name.rpartition(".lora_")[0] for tensors in by_name.values() for name in tensors}
     targets = [n for n, own in adapters.modules(config).items() if modules.intersection(own)]
     lora = LoraConfig(settings.rank, 2.0 * settings.rank, targets=tuple(targets))
     trees = {}
-    for name, tensors in found.items():
-        arrays = {f"{name}: {k}": _array(file, f"{name}: {k}", t) for k, t in tensors.items()}
+    for name, tensors in by_name.items():
+        arrays = {f"{name}: {k}": file.array(f"{name}: {k}", t) for k, t in tensors.items()}
         trees[ADAPTER_NAMES[name]] = adapters.to_tree(
             arrays, str(path), lora, config, prefix=f"{name}: "
         )
@@ -158,14 +152,14 @@ def _added_tokens(
     tokens: int | None,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     file, M = TorchFile(path), settings.memory_tokens
-    tensors = _dict(file, file.content)
+    tensors = file.named(file.content)
     unknown = sorted(set(tensors) - {EMBED, HEAD})
     if unknown:
         raise UserError(f"{path}: unknown tensor {unknown[0]}")
     sizes = {size + M + ADDED_TOKENS: size for size in (tokens, config.vocab_size) if size}
 
     def table(name: str) -> tuple[np.ndarray, int]:
-        array = _array(file, name, tensors.get(name))
+        array = file.array(name, tensors.get(name))
         wanted = (config.vocab_size + M + ADDED_TOKENS, config.d_model)
         if array.ndim != 2 or array.shape[1] != wanted[1] or len(array) not in sizes:
             raise UserError(
@@ -188,10 +182,7 @@ def _added_tokens(
 
 
 def _compare(path: pathlib.Path, embed: np.ndarray, n_base: int, base: weights.Checkpoint) -> None:
-    """Refuses a base of the same shapes whose embedding is another one.
-
-    The file has a copy of it, which bfloat16 rounds by 0.2 % and GGUF's 4 bits by 10 %.
-    """
+    """Refuses a base of the same shapes whose embedding is another than the file's copy."""
     name = getattr(TABLE[0], base.format)
     rows = np.linspace(0, n_base - 1, min(n_base, _COMPARED)).astype(int)
     columns = slice(0, embed.shape[1])
@@ -210,17 +201,3 @@ def _finite(file: TorchFile, name: str, array: np.ndarray) -> np.ndarray:
     if not np.isfinite(array).all():
         raise UserError(f"{file.path}: tensor {name} holds NaN or infinity; the file is damaged")
     return array
-
-
-def _array(file: TorchFile, name: str, tensor: Any) -> np.ndarray:
-    if tensor is None:
-        raise UserError(f"{file.path}: tensor {name} is missing")
-    if not isinstance(tensor, Tensor):
-        raise UserError(f"{file.path}: {name} is not a tensor")
-    return file.array(name, tensor)
-
-
-def _dict(file: TorchFile, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise UserError(f"{file.path}: not a dict of tensors")
-    return value

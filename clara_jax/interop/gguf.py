@@ -6,7 +6,7 @@ needs are touched, so no second copy of the model exists at any time.
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import gguf
@@ -16,7 +16,6 @@ import transformers
 from tokenizers import decoders, pre_tokenizers
 
 from clara_jax.errors import UserError
-from clara_jax.interop import weights
 from clara_jax.models.config import ModelConfig, RopeScaling
 from clara_jax.models.layers import rope_frequencies
 
@@ -91,33 +90,8 @@ def read_config(path: str | os.PathLike[str]) -> ModelConfig:
         raise UserError(f"{path}: incomplete or inconsistent metadata ({e})") from e
 
 
-def load_params(
-    path: str | os.PathLike[str],
-    config: ModelConfig,
-    sharding_of: weights.ShardingOf | None = None,
-    parts: Sequence[str] = (),
-) -> Any:
-    """Loads the weights of a GGUF file, expanded to `config.param_dtype`.
-
-    Args:
-        path: the file.
-        config: the architecture, as `read_config` gives it.
-        sharding_of: gives the sharding of a parameter from its path and shape.
-        parts: the only ones wanted, as `weights.load` takes them.
-
-    Returns:
-        The `params` tree of the decoder.
-
-    Raises:
-        UserError: a tensor is missing, unknown, mis-shaped, or of a type that cannot be expanded.
-    """
-    return weights.load(Tensors(path, config), config, sharding_of, parts)
-
-
 def load_tokenizer(path: str | os.PathLike[str]) -> transformers.PreTrainedTokenizerFast:
-    """Builds the tokenizer from a GGUF file's metadata.
-
-    It adds no special tokens of its own to a text; its ids equal the original tokenizer's.
+    """Builds the tokenizer from a GGUF file's metadata; it adds no special tokens to a text.
 
     Raises:
         UserError: a kind of tokenizer that is not supported, or incomplete metadata.
@@ -192,11 +166,7 @@ class Tensors:
 
 
 def _rotary_rows(n_rows: int, head_dim: int) -> np.ndarray:
-    """Where the file has each row of q or k.
-
-    llama.cpp rotates neighbouring pairs and so interleaves the two halves of every head; we rotate
-    (c, c + C/2).
-    """
+    """Places of the rows of q or k: llama.cpp rotates neighbouring pairs, we (c, c + C/2)."""
     return np.arange(n_rows).reshape(-1, head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
 
 

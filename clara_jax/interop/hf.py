@@ -2,17 +2,16 @@
 
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import huggingface_hub
 import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy, which safetensors then returns)
 import numpy as np
 import safetensors
+import safetensors.numpy
 
 from clara_jax.errors import UserError
-from clara_jax.interop import weights
-from clara_jax.interop.hf_config import read_config as read_config
 from clara_jax.interop.hf_config import read_json
 from clara_jax.models.config import ModelConfig
 
@@ -24,29 +23,6 @@ SINGLE = "model.safetensors"
 _DOWNLOAD = ("*.json", "*.safetensors", "tokenizer*", "*.jinja", "merges.txt", "*.tiktoken")
 # The original weights that some repositories hold beside the converted ones.
 _LEAVE = ("consolidated*", "original/*")
-
-
-def load_params(
-    directory: str | os.PathLike[str],
-    config: ModelConfig,
-    sharding_of: weights.ShardingOf | None = None,
-    parts: Sequence[str] = (),
-) -> Any:
-    """Loads the weights of a model directory: one safetensors file, or several with an index.
-
-    Args:
-        directory: holds model.safetensors or model.safetensors.index.json.
-        config: the architecture, as `read_config` gives it; `param_dtype` is the result's dtype.
-        sharding_of: gives the sharding of a parameter from its path and shape.
-        parts: the only ones wanted, as `weights.load` takes them.
-
-    Returns:
-        The `params` tree of the decoder.
-
-    Raises:
-        UserError: a file or tensor is missing, unknown, mis-shaped or broken.
-    """
-    return weights.load(Safetensors(pathlib.Path(directory), config), config, sharding_of, parts)
 
 
 def download(hub_id: str) -> pathlib.Path:
@@ -111,6 +87,22 @@ class Safetensors:
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """Reads tensor[index] from its file."""
         return self._files[name][1][index]
+
+
+def save(
+    path: str | os.PathLike[str],
+    arrays: dict[str, np.ndarray],
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Writes arrays, which must be contiguous, by name to a safetensors file.
+
+    Raises:
+        UserError: it cannot be written, for the disk is full or the like.
+    """
+    try:
+        safetensors.numpy.save_file(arrays, path, metadata or {"format": "pt"})
+    except (safetensors.SafetensorError, OSError) as e:
+        raise UserError(f"{path}: cannot be written ({e})") from e
 
 
 def _files(directory: pathlib.Path) -> list[pathlib.Path]:

@@ -14,32 +14,21 @@ from clara_jax.models.config import LongRope, ModelConfig, RopeScaling
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What transformers' classes of one model_type assume where a config.json leaves a key out.
+    """What transformers' classes of one model_type assume where a config.json leaves a key out."""
 
-    Attributes:
-        architecture: class of the model.
-        windows: what `sliding_window` means: nothing, the window of every layer, or of those layers
-            that `use_sliding_window`, `layer_types` and `max_window_layers` name.
-        context_length: `max_position_embeddings`.
-        kv_heads: `num_key_value_heads`; None: as many as query heads.
-        head_dim: None: the model's width over the query heads.
-        norm_eps: `rms_norm_eps`.
-        window: `sliding_window`.
-        qkv_bias: as in ModelConfig; `attention_bias` says nothing then.
-        qk_norm: as in ModelConfig.
-        original_length: `original_max_position_embeddings` of a family that has it beside the
-            rotary settings, and may rotate a part of each head; None of any other.
-    """
-
-    architecture: str
+    architecture: str  # class of the model
+    # what `sliding_window` means: nothing, the window of every layer, or of those layers that
+    # `use_sliding_window`, `layer_types` and `max_window_layers` name
     windows: Literal["none", "all", "layers"]
-    context_length: int
-    kv_heads: int | None = None
-    head_dim: int | None = None
-    norm_eps: float = 1e-6
-    window: int | None = None
-    qkv_bias: bool = False
-    qk_norm: bool = False
+    context_length: int  # `max_position_embeddings`
+    kv_heads: int | None = None  # `num_key_value_heads`; None: as many as query heads
+    head_dim: int | None = None  # None: the model's width over the query heads
+    norm_eps: float = 1e-6  # `rms_norm_eps`
+    window: int | None = None  # `sliding_window`
+    qkv_bias: bool = False  # as in ModelConfig; `attention_bias` says nothing then
+    qk_norm: bool = False  # as in ModelConfig
+    # `original_max_position_embeddings` of a family that has it beside the rotary settings, and may
+    # rotate a part of each head; None of any other
     original_length: int | None = None
 
 
@@ -53,11 +42,22 @@ FAMILIES: dict[str, Family] = {
     "phi3": Family("Phi3ForCausalLM", "all", 4096, norm_eps=1e-5, original_length=4096),
 }
 
-# Whole numbers; those that null may stand for come last.
-_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-          "num_attention_heads")  # fmt: skip
-_OPTIONAL = ("num_key_value_heads", "head_dim", "sliding_window", "max_position_embeddings",
-             "max_window_layers")  # fmt: skip
+# Whole numbers: those that every config.json has, by our name, from 1; and the least of those that
+# null may stand for.
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "d_model": "hidden_size",
+    "d_ff": "intermediate_size",
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+}
+_LEAST = {
+    "num_key_value_heads": 1,
+    "head_dim": 1,
+    "sliding_window": 1,
+    "max_position_embeddings": 1,
+    "max_window_layers": 0,
+}
 
 # Settings that change the computation, with the only values that the decoder implements.
 _ONLY: dict[str, tuple[Any, ...]] = {
@@ -92,11 +92,10 @@ def read_config(directory: str | os.PathLike[str]) -> ModelConfig:
             continue
         if data.get(key, values[0]) not in values:
             raise UserError(f"{path}: {key}={data[key]!r} is not supported, only {values[0]!r}")
-    for key in (*_SIZES, *_OPTIONAL):
+    for key, least in (dict.fromkeys(_SIZES.values(), 1) | _LEAST).items():
         value = data.get(key)
-        if key not in data or (value is None and key in _OPTIONAL):
+        if key not in data or (value is None and key in _LEAST):
             continue
-        least = int(key != "max_window_layers")
         if type(value) is not int or not least <= value < 2**31:
             raise UserError(
                 f"{path}: {key}={value!r} is not a whole number from {least} to 2**31 - 1"
@@ -107,11 +106,7 @@ def read_config(directory: str | os.PathLike[str]) -> ModelConfig:
         context_length = data.get("max_position_embeddings") or family.context_length
         return ModelConfig(
             family=name,
-            vocab_size=data["vocab_size"],
-            d_model=data["hidden_size"],
-            d_ff=data["intermediate_size"],
-            n_layers=data["num_hidden_layers"],
-            n_heads=n_heads,
+            **{ours: data[key] for ours, key in _SIZES.items()},
             n_kv_heads=data.get("num_key_value_heads", family.kv_heads) or n_heads,
             head_dim=head_dim,
             qkv_bias=family.qkv_bias,
@@ -159,11 +154,7 @@ def hf_config(config: ModelConfig, dtype: str | None = None) -> dict[str, Any]:
     data = {
         "architectures": [family.architecture],
         "model_type": name,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.d_model,
-        "intermediate_size": config.d_ff,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
+        **{key: getattr(config, ours) for ours, key in _SIZES.items()},
         "num_key_value_heads": config.n_kv_heads,
         "head_dim": config.head_dim,
         "hidden_act": "silu",

@@ -1,11 +1,9 @@
 """Base weights written as Hugging Face safetensors, a file at a time; the way back of hf.py."""
 
-import dataclasses
 import functools
 import json
 import math
 import pathlib
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import flax.traverse_util
@@ -13,34 +11,17 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy)
 import numpy as np
-import safetensors.numpy
 from jax.sharding import NamedSharding, PartitionSpec
 
 from clara_jax import distributed, files
 from clara_jax.errors import UserError
-from clara_jax.interop.hf import INDEX, SINGLE
-from clara_jax.interop.names import TABLE, Part, Row, part
+from clara_jax.interop import hf
+from clara_jax.interop.names import Tensor, parameters, tensors
 from clara_jax.interop.weights import Stored
 from clara_jax.models.config import LoraConfig, ModelConfig
-from clara_jax.models.decoder import abstract_params
 from clara_jax.models.quantize import dequantize
 
-
-@dataclasses.dataclass(frozen=True)
-class _Tensor:
-    """One tensor of the checkpoint.
-
-    Attributes:
-        name: its name.
-        shape: its shape.
-        parts: the parameters in it, one below the other.
-        layer: which layer's; None: the parameters have no layers.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    parts: tuple[Row, ...]
-    layer: int | None
+SHARD = 10**9  # bytes of a file's tensors
 
 
 def save_params(
@@ -51,7 +32,7 @@ def save_params(
     adapter: Any = None,
     lora: LoraConfig | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
-    shard_bytes: int = 10**9,
+    shard_bytes: int = SHARD,
 ) -> None:
     """Writes model.safetensors, or several files and their index, named as the family has it.
 
@@ -61,7 +42,7 @@ def save_params(
 
     Args:
         directory: where to write; made if it is not there. config.json is `hf_config`'s.
-        params: base weights, which may lie on a mesh, may be int8, and may be `weights.stored`.
+        params: base weights, which may be sharded, may be int8, and may be `weights.stored`.
         config: their architecture.
         adapter: folded in, W + scale * A B in float32, a matrix at a time.
         lora: the adapter's settings.
@@ -77,33 +58,21 @@ def save_params(
     if adapter is not None and lora is None:
         raise ValueError("an adapter needs its LoraConfig")
     flat = flax.traverse_util.flatten_dict(params, sep="/")
-    held = dataclasses.replace(config, param_dtype="float32")
-    if missing := flax.traverse_util.flatten_dict(abstract_params(held), sep="/").keys() - flat:
+    if missing := {row.path for row in parameters(config)} - flat.keys():
         raise ValueError(f"the base lacks {sorted(missing)[0]}")
     low_rank = flax.traverse_util.flatten_dict(adapter or {}, sep="/")
     scale = lora.scale if lora else 0.0
-    plan = _plan(_tensors(flat, config), np.dtype(dtype).itemsize, shard_bytes)
+    itemsize = np.dtype(dtype).itemsize
+    members_of = plan(config, itemsize, shard_bytes)
     if distributed.is_first():
         _prepare(directory)
-    for name, tensors in plan.items():
-        arrays = {
-            tensor.name: _fetch(tensor, flat, low_rank, scale, dtype, config) for tensor in tensors
-        }
+    for name, members in members_of.items():
+        arrays = {x.name: _fetch(x, flat, low_rank, scale, dtype) for x in members}
         if distributed.is_first():
-            try:
-                safetensors.numpy.save_file(arrays, directory / name, metadata={"format": "pt"})
-            except (safetensors.SafetensorError, OSError) as e:
-                raise UserError(f"{directory / name}: cannot be written ({e})") from e
+            hf.save(directory / name, arrays)
         del arrays  # before the next file's
-    if distributed.is_first() and len(plan) > 1:
-        size = sum(
-            math.prod(tensor.shape) * np.dtype(dtype).itemsize
-            for tensors in plan.values()
-            for tensor in tensors
-        )
-        weight_map = {tensor.name: name for name, tensors in plan.items() for tensor in tensors}
-        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-        (directory / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
+    if distributed.is_first() and len(members_of) > 1:
+        write_index(directory, members_of, itemsize)
     distributed.barrier("save_params")
 
 
@@ -113,43 +82,15 @@ def _prepare(directory: pathlib.Path) -> None:
     except OSError as e:
         raise UserError(f"{directory}: cannot be made ({e.strerror})") from e
     # A reader would take the index or the single file of an earlier model for this one's.
-    found = sorted(directory.glob("model*.safetensors*"))
-    if found:
-        raise UserError(f"{directory}: holds {found[0].name} already; give another directory")
+    if earlier := sorted(directory.glob("model*.safetensors*")):
+        raise UserError(f"{directory}: holds {earlier[0].name} already; give another directory")
 
 
-def _tensors(flat: dict[str, Any], config: ModelConfig) -> Iterator[_Tensor]:
-    """The checkpoint's tensors: what has no layers where TABLE has it, and layer after layer."""
-    groups: dict[str, list[tuple[Row, Part]]] = {}
-    for row in TABLE:
-        if row.path in flat:
-            where = part(row, config, "hf")
-            groups.setdefault(where.pattern, []).append((row, where))
-    layered = [rows for rows in groups.values() if rows[0][0].stacked]
-    done = False
-    for rows in groups.values():
-        if not rows[0][0].stacked:
-            yield _tensor(rows, flat, None)
-        elif not done:
-            done = True
-            for layer in range(config.n_layers):
-                yield from (_tensor(rows, flat, layer) for rows in layered)
-
-
-def _tensor(rows: list[tuple[Row, Part]], flat: dict[str, Any], layer: int | None) -> _Tensor:
-    rows = sorted(rows, key=lambda pair: pair[1].start)
-    row, where = rows[0]
-    shape = flat[row.path].shape[row.stacked :]
-    shape = (where.rows, *(shape[::-1] if row.transposed else shape)[1:])
-    name = where.pattern.format(layer=layer)
-    return _Tensor(name, shape, tuple(row for row, _ in rows), layer)
-
-
-def _plan(tensors: Iterator[_Tensor], itemsize: int, shard_bytes: int) -> dict[str, list[_Tensor]]:
-    """The tensors of each file, in order."""
-    groups: list[list[_Tensor]] = [[]]
+def plan(config: ModelConfig, itemsize: int, shard_bytes: int = SHARD) -> dict[str, list[Tensor]]:
+    """The tensors of each file, of `shard_bytes` at most unless one tensor alone has more."""
+    groups: list[list[Tensor]] = [[]]
     held = 0
-    for tensor in tensors:
+    for tensor in tensors(config):
         size = itemsize * math.prod(tensor.shape)
         if groups[-1] and held + size > shard_bytes:
             groups.append([])
@@ -157,24 +98,32 @@ def _plan(tensors: Iterator[_Tensor], itemsize: int, shard_bytes: int) -> dict[s
         groups[-1].append(tensor)
         held += size
     if len(groups) == 1:
-        return {SINGLE: groups[0]}
+        return {hf.SINGLE: groups[0]}
     return {
-        f"model-{number:05}-of-{len(groups):05}.safetensors": tensors
-        for number, tensors in enumerate(groups, 1)
+        f"model-{number:05}-of-{len(groups):05}.safetensors": members
+        for number, members in enumerate(groups, 1)
     }
 
 
+def write_index(directory: pathlib.Path, files: dict[str, list[Tensor]], itemsize: int) -> None:
+    """Writes the index of a checkpoint of several files, those of `plan`."""
+    members = [(tensor, name) for name, tensors in files.items() for tensor in tensors]
+    size = sum(math.prod(tensor.shape) * itemsize for tensor, _ in members)
+    weight_map = {tensor.name: name for tensor, name in members}
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    (directory / hf.INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+
 def _fetch(
-    tensor: _Tensor,
+    tensor: Tensor,
     flat: dict[str, Any],
     low_rank: dict[str, Any],
     scale: float,
     dtype: str,
-    config: ModelConfig,
 ) -> np.ndarray:
     """One tensor on the host, in every process."""
     out = np.empty(tensor.shape, dtype)
-    for row in tensor.parts:
+    for row, where in tensor.parts:
         name = row.path.rpartition("/")[0]
         leaf, pair = {"kernel": flat[row.path]}, {}
         if row.transposed:
@@ -190,7 +139,6 @@ def _fetch(
         if isinstance(sharding, NamedSharding):
             sharding = NamedSharding(sharding.mesh, PartitionSpec())
         array = _program(sharding, scale, dtype, row.transposed)(leaf, pair, layer)
-        where = part(row, config, "hf")
         out[where.start : where.stop] = np.asarray(array.addressable_data(0))
     return out
 

@@ -14,8 +14,14 @@ from clara_jax.interop import base, hf
 _NAME = re.compile(r"(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[\w.-]+))?(?P<folder>(/\w[\w.-]*)*)/?")
 
 # The files of a folder that are fetched. `*` stands for slashes too, hence what is left out.
-_FETCH = ("*.json", "*.jinja", "*.safetensors", "adapters.pth", "decoder_first_last_layers.pth",
-          "adapter_model.bin")  # fmt: skip
+_FETCH = (
+    "*.json",
+    "*.jinja",
+    "*.safetensors",
+    "adapters.pth",
+    "decoder_first_last_layers.pth",
+    "adapter_model.bin",
+)
 _LEAVE = ("*/*", "consolidated*")
 
 # A folder is a checkpoint if it has one of these and, beside it, a name with the ending.
@@ -73,9 +79,9 @@ def _download(repo: str, revision: str | None, folder: str) -> pathlib.Path:
         allow_patterns=[prefix + pattern for pattern in _FETCH],
         ignore_patterns=[prefix + pattern for pattern in _LEAVE],
     )
-    found = pathlib.Path(snapshot) / folder
-    if "" in _checkpoints(_local_files(found)):
-        return found
+    path = pathlib.Path(snapshot) / folder
+    if "" in _checkpoints(_local_files(path)):
+        return path
     files = hf.ask_hub(huggingface_hub.HfApi().list_repo_files, repo, revision=revision)
     where = f"{repo}@{revision}" if revision else repo
     inside = _checkpoints(files)
@@ -87,8 +93,8 @@ def _download(repo: str, revision: str | None, folder: str) -> pathlib.Path:
 
 def _local_files(folder: pathlib.Path) -> list[str]:
     patterns = ("/".join("*" * depth) for depth in range(1, _DEPTH + 1))
-    found = (path for pattern in patterns for path in folder.glob(pattern))
-    return [path.relative_to(folder).as_posix() for path in found]
+    paths = (path for pattern in patterns for path in folder.glob(pattern))
+    return [path.relative_to(folder).as_posix() for path in paths]
 
 
 def _checkpoints(files: Iterable[str]) -> list[str]:

@@ -12,23 +12,23 @@ from clara_jax.interop.base import is_hub_id
 from clara_jax.models.config import PRESETS, ModelConfig
 
 # By preset (models/config.py), the instruction-tuned models that CLaRa is trained on.
-HUB_IDS: dict[str, tuple[str, ...]] = {
-    "mistral_7b": ("mistralai/Mistral-7B-Instruct-v0.2",),
-    "llama2_7b": ("meta-llama/Llama-2-7b-chat-hf",),
-    "llama2_13b": ("meta-llama/Llama-2-13b-chat-hf",),
-    "llama2_70b": ("meta-llama/Llama-2-70b-chat-hf",),
-    "llama3_8b": ("meta-llama/Meta-Llama-3-8B-Instruct",),
-    "llama3_1_8b": ("meta-llama/Llama-3.1-8B-Instruct",),
-    "smollm2_135m": ("HuggingFaceTB/SmolLM2-135M-Instruct",),
-    "smollm2_360m": ("HuggingFaceTB/SmolLM2-360M-Instruct",),
-    "smollm2_1_7b": ("HuggingFaceTB/SmolLM2-1.7B-Instruct",),
-    "qwen2_5_0_5b": ("Qwen/Qwen2.5-0.5B-Instruct",),
-    "qwen2_5_7b": ("Qwen/Qwen2.5-7B-Instruct",),
-    "qwen3_0_6b": ("Qwen/Qwen3-0.6B",),
-    "qwen3_4b": ("Qwen/Qwen3-4B",),
-    "qwen3_8b": ("Qwen/Qwen3-8B",),
-    "phi3_mini": ("microsoft/Phi-3-mini-4k-instruct",),
-    "phi4_mini": ("microsoft/Phi-4-mini-instruct",),
+HUB_IDS = {
+    "mistral_7b": "mistralai/Mistral-7B-Instruct-v0.2",
+    "llama2_7b": "meta-llama/Llama-2-7b-chat-hf",
+    "llama2_13b": "meta-llama/Llama-2-13b-chat-hf",
+    "llama2_70b": "meta-llama/Llama-2-70b-chat-hf",
+    "llama3_8b": "meta-llama/Meta-Llama-3-8B-Instruct",
+    "llama3_1_8b": "meta-llama/Llama-3.1-8B-Instruct",
+    "smollm2_135m": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "smollm2_360m": "HuggingFaceTB/SmolLM2-360M-Instruct",
+    "smollm2_1_7b": "HuggingFaceTB/SmolLM2-1.7B-Instruct",
+    "qwen2_5_0_5b": "Qwen/Qwen2.5-0.5B-Instruct",
+    "qwen2_5_7b": "Qwen/Qwen2.5-7B-Instruct",
+    "qwen3_0_6b": "Qwen/Qwen3-0.6B",
+    "qwen3_4b": "Qwen/Qwen3-4B",
+    "qwen3_8b": "Qwen/Qwen3-8B",
+    "phi3_mini": "microsoft/Phi-3-mini-4k-instruct",
+    "phi4_mini": "microsoft/Phi-4-mini-instruct",
 }
 
 _CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots")
@@ -41,17 +41,12 @@ _PADDING = 1024
 def like(vocab: int, d_model: int, d_ff: int, n_layers: int, qkv: int) -> list[str]:
     """Hub ids of the models with these shapes.
 
-    Args:
-        vocab: rows of the embedding without added tokens; those of the model or the tokenizer.
-        d_model: D.
-        d_ff: F.
-        n_layers: L.
-        qkv: width of queries, keys and values of all heads, (H + 2 G) * C.
+    `vocab` are rows of the embedding without added tokens, the model's or the tokenizer's; `qkv` is
+    the width of queries, keys and values of all heads, (H + 2 G) * C.
     """
     return [
         hub_id
-        for preset, ids in HUB_IDS.items()
-        for hub_id in ids
+        for preset, hub_id in HUB_IDS.items()
         if preset in PRESETS and _shapes(PRESETS[preset]) == (d_model, d_ff, n_layers, qkv)
         if 0 <= PRESETS[preset].vocab_size - vocab <= _PADDING
     ]
@@ -77,7 +72,7 @@ def name_of(base: str) -> tuple[str, bool]:
     if own and is_hub_id(own):
         return own, True
     called = _QUANTISED.sub("", path.name).lower()
-    for hub_id in (hub_id for ids in HUB_IDS.values() for hub_id in ids):
+    for hub_id in HUB_IDS.values():
         if called == hub_id.split("/")[1].lower():
             return hub_id, True
     return path.name, False

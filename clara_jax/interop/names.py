@@ -2,8 +2,11 @@
 
 import dataclasses
 import functools
+import itertools
+from collections.abc import Iterator
 
 import flax.traverse_util
+import jax
 
 from clara_jax.models.config import ModelConfig
 from clara_jax.models.decoder import abstract_params
@@ -32,69 +35,35 @@ class Row:
         return self.path.endswith("/kernel")
 
 
+# Parameters of a layer: our path, its module in transformers, its tensor in llama.cpp.
+_LAYER = (
+    ("attention_norm/scale", "input_layernorm", "attn_norm"),
+    ("attention/q/kernel", "self_attn.q_proj", "attn_q"),
+    ("attention/k/kernel", "self_attn.k_proj", "attn_k"),
+    ("attention/v/kernel", "self_attn.v_proj", "attn_v"),
+    ("attention/o/kernel", "self_attn.o_proj", "attn_output"),
+    ("mlp_norm/scale", "post_attention_layernorm", "ffn_norm"),
+    ("mlp/gate/kernel", "mlp.gate_proj", "ffn_gate"),
+    ("mlp/up/kernel", "mlp.up_proj", "ffn_up"),
+    ("mlp/down/kernel", "mlp.down_proj", "ffn_down"),
+    ("attention/q/bias", "self_attn.q_proj", "attn_q"),
+    ("attention/k/bias", "self_attn.k_proj", "attn_k"),
+    ("attention/v/bias", "self_attn.v_proj", "attn_v"),
+    ("attention/q_norm/scale", "self_attn.q_norm", "attn_q_norm"),
+    ("attention/k_norm/scale", "self_attn.k_norm", "attn_k_norm"),
+)
+
+
+def _layer_row(path: str, hf: str, gguf: str) -> Row:
+    kind = "bias" if path.endswith("/bias") else "weight"
+    return Row(
+        f"layers/{path}", f"model.layers.{{layer}}.{hf}.{kind}", f"blk.{{layer}}.{gguf}.{kind}"
+    )
+
+
 TABLE = (
     Row("embed/embedding", "model.embed_tokens.weight", "token_embd.weight"),
-    Row(
-        "layers/attention_norm/scale",
-        "model.layers.{layer}.input_layernorm.weight",
-        "blk.{layer}.attn_norm.weight",
-    ),
-    Row(
-        "layers/attention/q/kernel",
-        "model.layers.{layer}.self_attn.q_proj.weight",
-        "blk.{layer}.attn_q.weight",
-    ),
-    Row(
-        "layers/attention/k/kernel",
-        "model.layers.{layer}.self_attn.k_proj.weight",
-        "blk.{layer}.attn_k.weight",
-    ),
-    Row(
-        "layers/attention/v/kernel",
-        "model.layers.{layer}.self_attn.v_proj.weight",
-        "blk.{layer}.attn_v.weight",
-    ),
-    Row(
-        "layers/attention/o/kernel",
-        "model.layers.{layer}.self_attn.o_proj.weight",
-        "blk.{layer}.attn_output.weight",
-    ),
-    Row(
-        "layers/mlp_norm/scale",
-        "model.layers.{layer}.post_attention_layernorm.weight",
-        "blk.{layer}.ffn_norm.weight",
-    ),
-    Row(
-        "layers/mlp/gate/kernel",
-        "model.layers.{layer}.mlp.gate_proj.weight",
-        "blk.{layer}.ffn_gate.weight",
-    ),
-    Row(
-        "layers/mlp/up/kernel",
-        "model.layers.{layer}.mlp.up_proj.weight",
-        "blk.{layer}.ffn_up.weight",
-    ),
-    Row(
-        "layers/mlp/down/kernel",
-        "model.layers.{layer}.mlp.down_proj.weight",
-        "blk.{layer}.ffn_down.weight",
-    ),
-    *(
-        Row(
-            f"layers/attention/{name}/bias",
-            f"model.layers.{{layer}}.self_attn.{name}_proj.bias",
-            f"blk.{{layer}}.attn_{name}.bias",
-        )
-        for name in "qkv"
-    ),
-    *(
-        Row(
-            f"layers/attention/{name}_norm/scale",
-            f"model.layers.{{layer}}.self_attn.{name}_norm.weight",
-            f"blk.{{layer}}.attn_{name}_norm.weight",
-        )
-        for name in "qk"
-    ),
+    *itertools.starmap(_layer_row, _LAYER),
     Row("norm/scale", "model.norm.weight", "output_norm.weight"),
     Row("head/kernel", "lm_head.weight", "output.weight"),
 )
@@ -115,19 +84,12 @@ _FUSED = {
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Where a checkpoint has a parameter: rows [start:stop] of a tensor, or of one a layer.
+    """Where a checkpoint has a parameter: rows [start:stop] of a tensor, or of one a layer."""
 
-    Attributes:
-        pattern: the tensor's name, with `{layer}` where there is one a layer.
-        start: first row; of a linear layer [out, in] rows are outputs.
-        stop: row after the last.
-        rows: of the whole tensor.
-    """
-
-    pattern: str
-    start: int
-    stop: int
-    rows: int
+    pattern: str  # the tensor's name, with `{layer}` where there is one a layer
+    start: int  # first row; of a linear layer [out, in] rows are outputs
+    stop: int  # row after the last
+    shape: tuple[int, ...]  # of the whole tensor
 
     def names(self, n_layers: int) -> list[str]:
         """Names of the tensors: one, or one a layer."""
@@ -136,36 +98,56 @@ class Part:
         return [self.pattern.format(layer=i) for i in range(n_layers)]
 
 
-def part(row: Row, config: ModelConfig, format: str = "hf") -> Part:
-    """Which rows of which tensor a parameter is in checkpoints of this model.
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """One tensor of a checkpoint."""
 
-    It decides for adapters as well: a LoRA pair beside a tensor that holds several parameters is,
-    for each of them, all of A and rows [start:stop] of B [out, rank].
-
-    Args:
-        row: of TABLE; a parameter that this model has.
-        config: the architecture; its family decides which parameters share a tensor.
-        format: column of TABLE, `hf` or `gguf`.
-    """
-    sizes = _rows(config)
-    for pattern, paths in _FUSED.get((format, config.family), {}).items():
-        if row.path in paths:
-            before = sum(sizes[path] for path in paths[: paths.index(row.path)])
-            total = sum(sizes[path] for path in paths)
-            return Part(pattern, before, before + sizes[row.path], total)
-    return Part(getattr(row, format), 0, sizes[row.path], sizes[row.path])
+    name: str  # its name
+    shape: tuple[int, ...]  # [out, in] for linear layers
+    parts: tuple[tuple[Row, Part], ...]  # the parameters in it, one below the other
+    layer: int | None  # which layer's; None: the parameters have no layers
 
 
 @functools.lru_cache(maxsize=8)
-def _rows(config: ModelConfig) -> dict[str, int]:
-    """Size of the first axis that each parameter has in a checkpoint's tensor, by its path."""
-    held = dataclasses.replace(config, param_dtype="float32")
+def parameters(config: ModelConfig) -> dict[Row, jax.ShapeDtypeStruct]:
+    """The base's parameters in TABLE's order, as they are held before any becomes int8."""
+    held = dataclasses.replace(config, param_dtype=config.held_dtype)
     params = flax.traverse_util.flatten_dict(abstract_params(held), sep="/")
-    axes = {row.path: -1 if row.transposed else int(row.stacked) for row in TABLE}
-    return {path: leaf.shape[axes[path]] for path, leaf in params.items()}
+    return {row: params[row.path] for row in TABLE if row.path in params}
 
 
-def tensor_names(row: Row, format: str, n_layers: int) -> list[str]:
-    """Names of the tensors of a parameter that shares none: one, or one a layer."""
-    whole = Part(getattr(row, format), 0, 0, 0)
-    return whole.names(n_layers)
+def part(row: Row, config: ModelConfig, format: str = "hf") -> Part:
+    """Which rows of which tensor a parameter is in checkpoints of this model.
+
+    The config's family decides which parameters share a tensor; `format` is a column of TABLE. For
+    adapters as well: a LoRA pair beside a tensor that holds several parameters is, for each of
+    them, all of A and rows [start:stop] of B [out, rank].
+    """
+    shapes = _shapes(config)
+    n_rows, *rest = shapes[row.path]
+    for pattern, paths in _FUSED.get((format, config.family), {}).items():
+        if row.path in paths:
+            sizes = [shapes[path][0] for path in paths]
+            start = sum(sizes[: paths.index(row.path)])
+            return Part(pattern, start, start + n_rows, (sum(sizes), *rest))
+    return Part(getattr(row, format), 0, n_rows, (n_rows, *rest))
+
+
+def tensors(config: ModelConfig, format: str = "hf") -> Iterator[Tensor]:
+    """All tensors of a checkpoint: what has no layers where TABLE has it, and layer after layer."""
+    groups: dict[str, list[tuple[Row, Part]]] = {}
+    for row in parameters(config):
+        where = part(row, config, format)
+        groups.setdefault(where.pattern, []).append((row, where))
+    for stacked, members in itertools.groupby(groups.values(), lambda group: group[0][0].stacked):
+        together = list(members)
+        for layer in range(config.n_layers) if stacked else [None]:
+            for group in together:
+                where = group[0][1]
+                yield Tensor(where.pattern.format(layer=layer), where.shape, tuple(group), layer)
+
+
+def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of each parameter in a checkpoint, of one layer, by its path."""
+    ours = {row: leaf.shape[row.stacked :] for row, leaf in parameters(config).items()}
+    return {row.path: shape[::-1] if row.transposed else shape for row, shape in ours.items()}

@@ -1,7 +1,7 @@
 """Trained trees in one safetensors file: what `--mode=import` makes and `--mode=export` writes.
 
 A directory holds `config.json`, a run's config, and `weights.safetensors`, every leaf by its path
-such as `generator/layers/mlp/up/a`. An adapter may lie in a PEFT directory of its name instead
+such as `generator/layers/mlp/up/a`. An adapter may be a PEFT directory of its name instead
 (`--format=peft`). Unlike a workdir it needs no earlier run; the base stays where it is.
 """
 
@@ -14,14 +14,13 @@ import jax
 import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy, which safetensors then returns)
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from clara_jax import files
-from clara_jax.config import ADAPTERS
 from clara_jax.errors import UserError, reason
-from clara_jax.interop import adapters, peft
+from clara_jax.interop import adapters, hf, peft
 from clara_jax.models.config import LoraConfig, ModelConfig
 from clara_jax.models.lora import init_adapter
+from clara_jax.stages import ADAPTERS
 
 WEIGHTS = "weights.safetensors"
 # A base that no hub holds, in the Hugging Face layout; how a config.json names it from beside it.
@@ -40,21 +39,12 @@ def is_native(directory: str | os.PathLike[str]) -> bool:
 def write(directory: str | os.PathLike[str], trees: dict[str, Any], step: int) -> None:
     """Writes trees (compressor, reasoner, generator, memory, added) of host arrays.
 
-    Args:
-        directory: exists.
-        trees: by name.
-        step: training steps that they have seen; 0 if that is unknown.
+    `step` is the number of training steps that they have seen; 0 if that is unknown.
     """
     flat = flax.traverse_util.flatten_dict(trees, sep="/")
     path = os.path.join(directory, WEIGHTS)
-    try:
-        safetensors.numpy.save_file(
-            {path: np.ascontiguousarray(leaf) for path, leaf in flat.items()},
-            path,
-            metadata={"format": "clara_jax", "step": str(step)},
-        )
-    except safetensors.SafetensorError as e:  # such as a full disk
-        raise UserError(f"{path}: cannot be written ({e})") from e
+    arrays = {name: np.ascontiguousarray(leaf) for name, leaf in flat.items()}
+    hf.save(path, arrays, {"format": "clara_jax", "step": str(step)})
 
 
 def names(directory: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -64,8 +54,9 @@ def names(directory: str | os.PathLike[str]) -> tuple[str, ...]:
         UserError: the file is broken.
     """
     with _open(directory) as file:
-        found = {path.split("/")[0] for path in file.keys()}
-    return tuple(sorted(found | {n for n in ADAPTERS if peft.is_adapter(_beside(directory, n))}))
+        trees = {path.split("/")[0] for path in file.keys()}
+    beside = {n for n in ADAPTERS if peft.is_adapter(os.path.join(directory, n))}
+    return tuple(sorted(trees | beside))
 
 
 def step(directory: str | os.PathLike[str]) -> int:
@@ -83,12 +74,8 @@ def read(
 ) -> dict[str, Any]:
     """Reads trees.
 
-    Args:
-        directory: holds `weights.safetensors`.
-        expected: the wanted trees by name, with leaves that have a shape. `added` may hold a
-            `head` that is not among them: only the release's checkpoints have one.
-        config: of the base.
-        lora: the adapters' settings.
+    `expected` has the wanted trees by name, with leaves that have a shape. `added` may hold a
+    `head` that is not among them: only the release's checkpoints have one.
 
     Returns:
         Trees of numpy arrays.
@@ -107,7 +94,7 @@ def read(
                 raise UserError(f"{where}: {path} is unknown to this model; is it the right base?")
             flat[path] = file.get_tensor(path)
     for name in set(expected) & set(ADAPTERS):
-        if peft.is_adapter(folder := _beside(directory, name)):
+        if peft.is_adapter(folder := os.path.join(directory, name)):
             tree, there = peft.read(folder, config)
             if not math.isclose(there.scale, lora.scale, rel_tol=1e-6):
                 raise UserError(
@@ -138,10 +125,6 @@ def expected(config: ModelConfig, lora: LoraConfig, memory_tokens: int) -> dict[
         jax.ShapeDtypeStruct((n, config.d_model), np.float32) for n in (memory_tokens, 3)
     )
     return {**dict.fromkeys(ADAPTERS, adapter), "memory": memory, "added": {"embed": added}}
-
-
-def _beside(directory: str | os.PathLike[str], name: str) -> str:
-    return os.path.join(directory, name)
 
 
 def _open(directory: str | os.PathLike[str]) -> Any:

@@ -9,12 +9,11 @@ from typing import Any
 
 import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy, which safetensors then returns)
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from clara_jax.errors import UserError
-from clara_jax.interop import adapters
-from clara_jax.interop.torch_zip import Tensor, TorchFile
+from clara_jax.interop import adapters, hf
+from clara_jax.interop.torch_zip import TorchFile
 from clara_jax.models.config import LoraConfig, ModelConfig
 from clara_jax.models.lora import Adapter
 
@@ -46,6 +45,17 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 }
 _EMPTY = (None, False, [], {}, "")
 
+# What taking apart the settings of a bad file raises.
+_WRONG = (
+    OSError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    re.error,
+)
+
 
 def is_adapter(directory: str | os.PathLike[str]) -> bool:
     """Whether a directory holds a PEFT adapter."""
@@ -59,19 +69,15 @@ def write(
     config: ModelConfig,
     base: str = "",
 ) -> None:
-    """Writes an adapter so that PEFT loads it onto the base.
+    """Writes an adapter, in its dtype, so that PEFT loads it onto the base.
 
-    Args:
-        directory: is made if it is not there.
-        adapter: `lora` tree, a [L, R, in] and b [L, R, out]; tensors get its dtype.
-        lora: its scale and dropout.
-        config: the architecture of the base.
-        base: hub id or directory of the base, as PEFT is to find it.
+    The directory is made if it is not there. `adapter` is a `lora` tree, a [L, R, in] and
+    b [L, R, out]; `base` is the hub id or directory by which PEFT is to find the base.
     """
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tensors = adapters.to_tensors(adapter, config)
-    rank = next(tensor.shape[0] for name, tensor in tensors.items() if "lora_A" in name)
+    rank = adapters.rank_of(tensors)
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -95,14 +101,7 @@ def write(
     }
     text = json.dumps(settings, indent=2) + "\n"
     (directory / _CONFIG).write_text(text, encoding="utf-8")
-    try:
-        safetensors.numpy.save_file(
-            {_PREFIX + name: tensor for name, tensor in tensors.items()},
-            directory / _SAFE,
-            metadata={"format": "pt"},
-        )
-    except safetensors.SafetensorError as e:  # such as a full disk
-        raise UserError(f"{directory / _SAFE}: cannot be written ({e})") from e
+    hf.save(directory / _SAFE, {_PREFIX + name: x for name, x in tensors.items()})
 
 
 def read(directory: str | os.PathLike[str], config: ModelConfig) -> tuple[Adapter, LoraConfig]:
@@ -161,18 +160,12 @@ def read_settings(directory: str | os.PathLike[str], config: ModelConfig) -> Lor
         raise UserError(f"{path}: no such file; is this a PEFT adapter's directory?") from e
     except KeyError as e:
         raise UserError(f"{path}: {e} is missing; is this a PEFT adapter's directory?") from e
-    except (
-        OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError, re.error
-    ) as e:  # fmt: skip
+    except _WRONG as e:
         raise UserError(f"{path}: not a PEFT adapter's settings ({e})") from e
 
 
 def _targets(wanted: Any, path: pathlib.Path, config: ModelConfig) -> tuple[str, ...]:
-    """Our names of the linear layers that `target_modules` stands for.
-
-    It is a list of the ends of modules' names (whole names where PEFT wrote `all-linear` out), or a
-    regular expression for whole names.
-    """
+    """Our names of the linear layers that `target_modules`, ends of names or a regex, means."""
     ours = adapters.modules(config)
     if wanted == "all-linear":
         return tuple(ours)
@@ -214,12 +207,7 @@ def _tensors(directory: pathlib.Path) -> tuple[pathlib.Path, dict[str, np.ndarra
     elif (directory / _TORCH).is_file():
         path = directory / _TORCH
         file = TorchFile(path)
-        if not isinstance(file.content, dict):
-            raise UserError(f"{path}: not a dict of tensors")
-        for name, tensor in file.content.items():
-            if not isinstance(tensor, Tensor):
-                raise UserError(f"{path}: {name} is not a tensor")
-        tensors = {str(name): file.array(name, tensor) for name, tensor in file.content.items()}
+        tensors = {name: file.array(name, x) for name, x in file.named(file.content).items()}
     else:
         raise UserError(f"{directory}: neither {_SAFE} nor {_TORCH}")
     for name, tensor in tensors.items():

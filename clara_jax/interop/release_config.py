@@ -26,62 +26,32 @@ _KINDS: dict[str, dict[str, Any]] = {
     "COCOM": {"generation_top_k": 5, "training_stage": "stage1_2"},
 }
 
-# Settings that change the computation, with the only value that is supported. Both classes write
-# all of them.
-_ONLY = {
-    "lora": True,
-    "different_mem_tokens": True,
-    "sep": True,
-    "compr_model_name": None,  # a compressor of another architecture, as OSCAR's
-    "kbtc_training": False,
-    "training_form": "both_separately",
-}
+# What the release's config class holds, at the values that are supported.
+_TEMPLATE = json.loads(pathlib.Path(__file__).with_name("release_config.json").read_text("utf-8"))
 
-# What the release's config class has beside this and what its inference takes from there.
-_REST = {
-    "ae_mode": "token",
-    "attn_implementation": None,
-    "auto_map": {"AutoConfig": "modeling_clara.CLaRaConfig", "AutoModel": "modeling_clara.CLaRa"},
-    "compr_every_n_layer": None,
-    "compr_linear_type": "concat",
-    "compr_mlp_hidden_dim": 8096,
-    "compr_n_layers": 5,
-    "compr_rms_norm": False,
-    "compr_use_mlp": False,
-    "device_map": None,
-    "load_adapters": True,
-    "load_pretrained_checkpoint": False,
-    "lora_compressor": False,
-    "max_new_tokens": 128,
-    "model_type": "CLaRa",
-    "optimize_mem_tokens": True,
-    "pure_inference": False,
-    "quantization": "no",
-    "stage2_retrieval_top_n": 1,
-}
+# Those that change the computation. Both classes write all of them. `compr_model_name` would be a
+# compressor of another architecture, as OSCAR's.
+_ONLY = (
+    "lora",
+    "different_mem_tokens",
+    "sep",
+    "compr_model_name",
+    "kbtc_training",
+    "training_form",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The part of a checkpoint's config.json that matters here.
+    """The part of a checkpoint's config.json that matters here."""
 
-    Attributes:
-        stage: the last stage it was trained in, by our name.
-        adapters: names of those that a checkpoint of this stage must have.
-        document_length: longest document in tokens.
-        rate: compression rate.
-        top_k: documents in a prompt.
-        rank: of its adapters; their alpha is 2 rank, their dropout 0.1.
-        base: what it calls its base model, often a path of its authors' machine.
-    """
-
-    stage: str
-    adapters: tuple[str, ...]
-    document_length: int
-    rate: int
-    top_k: int
-    rank: int
-    base: str
+    stage: str  # the last stage it was trained in, by our name
+    adapters: tuple[str, ...]  # names of those that a checkpoint of this stage must have
+    document_length: int  # longest document in tokens
+    rate: int  # compression rate
+    top_k: int  # documents in a prompt
+    rank: int  # of its adapters; their alpha is 2 rank, their dropout 0.1
+    base: str  # what it calls its base model, often a path of its authors' machine
 
     @property
     def memory_tokens(self) -> int:
@@ -106,8 +76,8 @@ def read_settings(directory: str | os.PathLike[str]) -> Settings:
                 f"{path}: model_type {kind!r} is not supported; supported: {', '.join(_KINDS)}"
             )
         data = {**_KINDS[kind], **data}
-        for key, value in _ONLY.items():
-            if data[key] != value:
+        for key in _ONLY:
+            if data[key] != (value := _TEMPLATE[key]):
                 raise UserError(f"{path}: {key}={data[key]!r} is not supported, only {value!r}")
         stage = data["training_stage"]
         if stage not in STAGES:
@@ -163,9 +133,7 @@ def theirs(stage: str) -> str:
 
 def to_json(settings: Settings) -> dict[str, Any]:
     """What the release's `config.json` says of a checkpoint; it names the base as `settings` do."""
-    return dict(sorted({
-        **_REST,
-        **_ONLY,
+    own = {
         "training_stage": theirs(settings.stage),
         "doc_max_length": settings.document_length,
         "compr_rate": settings.rate,
@@ -174,7 +142,8 @@ def to_json(settings: Settings) -> dict[str, Any]:
         "lora_r_compressor": settings.rank,
         "decoder_model_name": settings.base,
         "compr_base_model_name": settings.base,
-    }.items()))  # fmt: skip
+    }
+    return dict(sorted({**_TEMPLATE, **own}.items()))
 
 
 def _positive(data: dict[str, Any], key: str, path: pathlib.Path, most: int = 2**31 - 1) -> int:

@@ -27,9 +27,14 @@ Rows = Callable[[int, int], np.ndarray]
 
 
 def write(
-    directory: str, settings: Settings, trees: dict[str, Any], config: ModelConfig,
-    embed: Rows, head: Rows | None, tokens: int,
-) -> None:  # fmt: skip
+    directory: str,
+    settings: Settings,
+    trees: dict[str, Any],
+    config: ModelConfig,
+    embed: Rows,
+    head: Rows | None,
+    tokens: int,
+) -> None:
     """Writes a checkpoint.
 
     All of it is in bfloat16 if that holds every trained number exactly, as it does for checkpoints
@@ -45,22 +50,17 @@ def write(
         tokens: of the base's tokenizer; the release cuts the base's tables to them.
     """
     dtype = np.dtype(ml_dtypes.bfloat16 if _is_bfloat16(trees) else np.float32)
-    found = {
+    tensors_of = {
         theirs: adapters.to_tensors(trees[ours], config)
         for theirs, ours in ADAPTER_NAMES.items()
         if ours in trees
     }
     # All have one rank, larger than ours if projections are fused; alpha is twice that.
-    rank = max(
-        tensor.shape[0]
-        for tensors in found.values()
-        for name, tensor in tensors.items()
-        if "lora_A" in name
-    )
+    rank = max(map(adapters.rank_of, tensors_of.values()))
     settings = dataclasses.replace(settings, rank=rank)
     content = {
         adapter: {name: _widened(name, t, rank).astype(dtype) for name, t in tensors.items()}
-        for adapter, tensors in found.items()
+        for adapter, tensors in tensors_of.items()
     }
     torch_zip_write.write(os.path.join(directory, ADAPTERS_FILE), content)
 

@@ -18,7 +18,8 @@ import numpy as np
 
 from clara_jax.errors import UserError
 
-_DTYPES = {
+# Of the storages that torch has for floats.
+DTYPES = {
     "DoubleStorage": np.float64,
     "FloatStorage": np.float32,
     "HalfStorage": np.float16,
@@ -88,21 +89,36 @@ class TorchFile:
         except Exception as e:  # a damaged pickle can fail in any way
             raise UserError(f"{path}: not readable ({type(e).__name__}: {e})") from e
 
-    def array(self, name: str, tensor: Tensor) -> np.ndarray:
+    def named(self, value: Any) -> dict[str, Any]:
+        """The content, or a value in it, which must be a dict with names as keys.
+
+        Raises:
+            UserError: it is none.
+        """
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            raise UserError(f"{self.path}: not a dict of tensors")
+        return value
+
+    def array(self, name: str, tensor: Any) -> np.ndarray:
         """A read-only view of a tensor in the memory-mapped file.
 
         Args:
             name: of the tensor, for error messages.
-            tensor: its description, from `content`.
+            tensor: its description, from `content`; None if there is none.
 
         Raises:
-            UserError: the tensor reaches beyond its storage, or the storage is damaged.
+            UserError: there is no such tensor, it reaches beyond its storage, or the storage is
+                damaged.
         """
         where = f"{self.path}: tensor {name}"
+        if tensor is None:
+            raise UserError(f"{where} is missing")
+        if not isinstance(tensor, Tensor):
+            raise UserError(f"{self.path}: {name} is not a tensor")
         entry = self._entries.get(f"{self._prefix}data/{tensor.storage.key}")
         if entry is None:
             raise UserError(f"{where}: its storage {tensor.storage.key!r} is missing")
-        dtype = np.dtype(_DTYPES[tensor.storage.kind])
+        dtype = np.dtype(DTYPES[tensor.storage.kind])
         numbers = (tensor.offset, *tensor.shape, *tensor.strides)
         if (
             len(tensor.shape) != len(tensor.strides)
@@ -162,27 +178,22 @@ class _RebuildParameter:
 
 
 class _Dict(dict):
-    """Stands for OrderedDict; attributes that a pickle sets, as `_metadata` of torch, are dropped.
-
-    They would hide methods.
-    """
+    """Stands for OrderedDict; attributes that a pickle sets would hide methods: dropped."""
 
     def __setstate__(self, state: Any) -> None:
         """Takes nothing."""
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the names that `torch.save` writes for tensors of floats, and nothing else.
+    """Knows the names that `torch.save` writes for tensors of floats, and nothing else."""
 
-    What it gives for them cannot be changed by a pickle, so none can alter what other code sees.
-    """
-
+    # No pickle can change these values, so none can alter what other code sees.
     _KNOWN = types.MappingProxyType(
         {
             ("collections", "OrderedDict"): _Dict,
             ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
             ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
-            **{("torch", name): name for name in _DTYPES},
+            **{("torch", name): name for name in DTYPES},
         }
     )
 
@@ -197,6 +208,6 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> _Storage:
         """Gives the description of a storage."""
         tag, kind, key, _location, _n = pid
-        if tag != "storage" or kind not in _DTYPES or not isinstance(key, str):
+        if tag != "storage" or kind not in DTYPES or not isinstance(key, str):
             raise pickle.UnpicklingError(f"unknown storage {pid!r}")
         return _Storage(kind, key)

@@ -13,12 +13,9 @@ from typing import IO, Any
 
 import numpy as np
 
-_STORAGES = {
-    "float64": b"DoubleStorage",
-    "float32": b"FloatStorage",
-    "float16": b"HalfStorage",
-    "bfloat16": b"BFloat16Storage",
-}
+from clara_jax.interop.torch_zip import DTYPES
+
+_STORAGES = {np.dtype(dtype).name: kind.encode() for kind, dtype in DTYPES.items()}
 
 _ALIGNMENT = 64  # of a storage's first byte, so that it may be mapped and used in place
 
@@ -32,17 +29,11 @@ _FOLDER = "archive"  # all entries are in it; what it is called does not matter
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """An array that is made while it is written.
+    """An array that is made while it is written."""
 
-    Attributes:
-        shape: of the whole.
-        dtype: what its blocks are converted to.
-        blocks: parts of the first axis, in order.
-    """
-
-    shape: tuple[int, ...]
-    dtype: Any
-    blocks: Iterable[np.ndarray]
+    shape: tuple[int, ...]  # of the whole
+    dtype: Any  # what its blocks are converted to
+    blocks: Iterable[np.ndarray]  # parts of the first axis, in order
 
 
 def write(path: str | os.PathLike[str], content: dict[str, Any]) -> None:

@@ -16,10 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from clara_jax.errors import UserError
-from clara_jax.interop.names import TABLE, Part, Row, part
-from clara_jax.interop.names import tensor_names as tensor_names
+from clara_jax.interop.names import Row, parameters, part, tensors
 from clara_jax.models.config import ModelConfig
-from clara_jax.models.decoder import abstract_params
 from clara_jax.models.quantize import quantize
 
 ShardingOf = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
@@ -31,19 +29,13 @@ _BLOCK = 2**22
 
 
 class Checkpoint(Protocol):
-    """Where tensors are read from.
+    """Where tensors are read from."""
 
-    Attributes:
-        where: path for error messages.
-        format: column of TABLE that its tensors are named by, `hf` or `gguf`.
-        shapes: shape of each tensor that it holds, [out, in] for linear layers.
-        is_bfloat16: whether most of them are stored in bfloat16.
-    """
-
-    where: str
-    format: str
+    where: str  # path for error messages
+    format: str  # column of TABLE that its tensors are named by, `hf` or `gguf`
+    # shape of each tensor that it holds, [out, in] for linear layers
     shapes: dict[str, tuple[int, ...]]
-    is_bfloat16: bool
+    is_bfloat16: bool  # whether most of them are stored in bfloat16
 
     def read(self, name: str, index: Index) -> np.ndarray:
         """Reads tensor[index]; the slices are explicit and have step 1."""
@@ -64,7 +56,7 @@ def load(
     head if it becomes int8, a second time, as it was read.
 
     Args:
-        checkpoint: the tensors, already opened.
+        checkpoint: the tensors.
         config: the architecture that they must fit.
         sharding_of: gives the sharding of a parameter from its path ("layers/attention/q/kernel")
             and shape; it keeps the layers of a matrix together. None puts everything on the first
@@ -77,21 +69,16 @@ def load(
     Raises:
         UserError: a tensor is unknown, missing, mis-shaped or unreadable.
     """
-    held = dataclasses.replace(config, param_dtype=config.held_dtype)
-    wanted = flax.traverse_util.flatten_dict(abstract_params(held), sep="/")
-    # From the end, so that the head, held twice while it becomes int8, is done before the rest.
-    rows = [row for row in reversed(TABLE) if row.path in wanted]
-    _check(checkpoint, config, rows, {path: leaf.shape for path, leaf in wanted.items()})
+    _check(checkpoint, config)
     single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     sharding_of = sharding_of or (lambda path, shape: single)
     int8 = config.param_dtype == "int8"
     tree = {}
-    for row in rows:
+    # From the end, so that the head, held twice while it becomes int8, is done before the rest.
+    for row, leaf in reversed(parameters(config).items()):
         if parts and row.path.split("/")[0] not in parts:
             continue
-        leaf = wanted[row.path]
-        where = part(row, config, checkpoint.format)
-        read = _part_reader(checkpoint, row, where, leaf.shape, leaf.dtype)
+        read = _reader(checkpoint, row, config, leaf)
         put = functools.partial(_put, read, leaf.shape, sharding_of(row.path, leaf.shape))
         if not row.transposed or not (row.stacked or int8):
             tree[row.path] = put()
@@ -110,14 +97,10 @@ def load(
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """A parameter that is still in its checkpoint.
+    """A parameter that is still in its checkpoint."""
 
-    Attributes:
-        shape: as the decoder has it, layers in front.
-        read: gives parameter[index] in float32; the slices are explicit and have step 1.
-    """
-
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # as the decoder has it, layers in front
+    # gives parameter[index] in float32; the slices are explicit and have step 1
     read: Callable[[Index], np.ndarray]
 
     def layer(self, layer: int | None) -> np.ndarray:
@@ -132,20 +115,12 @@ def stored(checkpoint: Checkpoint, config: ModelConfig) -> Any:
     Raises:
         UserError: a tensor is unknown, missing or mis-shaped.
     """
-    held = dataclasses.replace(config, param_dtype="float32")
-    wanted = flax.traverse_util.flatten_dict(abstract_params(held), sep="/")
-    rows = [row for row in TABLE if row.path in wanted]
-    _check(checkpoint, config, rows, {path: leaf.shape for path, leaf in wanted.items()})
-    return flax.traverse_util.unflatten_dict({
-        row.path: Stored(
-            leaf.shape,
-            _part_reader(
-                checkpoint, row, part(row, config, checkpoint.format), leaf.shape, leaf.dtype
-            ),
-        )
-        for row in rows
-        for leaf in [wanted[row.path]]
-    }, sep="/")  # fmt: skip
+    _check(checkpoint, config)
+    tree = {}
+    for row, leaf in parameters(config).items():
+        leaf = jax.ShapeDtypeStruct(leaf.shape, np.float32)
+        tree[row.path] = Stored(leaf.shape, _reader(checkpoint, row, config, leaf))
+    return flax.traverse_util.unflatten_dict(tree, sep="/")
 
 
 def _put(
@@ -154,10 +129,8 @@ def _put(
     sharding: jax.sharding.Sharding,
     layer: int | None = None,
 ) -> jax.Array:
-    """Puts a parameter [L, ...], or one layer [1, ...] of it, on the devices part by part.
-
-    `jax.make_array_from_callback` would hold all parts on the host until the last one is read.
-    """
+    """Puts a parameter [L, ...], or one layer [1, ...] of it, on the devices part by part."""
+    # `jax.make_array_from_callback` would hold all parts on the host until the last one is read.
     if layer is not None:
         shape = (1, *shape[1:])
     devices: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
@@ -206,18 +179,8 @@ def _insert(
     return jax.tree.map(write, stacked, convert(layer))
 
 
-def _check(
-    checkpoint: Checkpoint,
-    config: ModelConfig,
-    rows: list[Row],
-    shapes: dict[str, tuple[int, ...]],
-) -> None:
-    expected = {}
-    for row in rows:
-        shape = shapes[row.path][1:] if row.stacked else shapes[row.path]
-        where = part(row, config, checkpoint.format)
-        for name in where.names(config.n_layers):
-            expected[name] = (where.rows, *(shape[::-1] if row.transposed else shape)[1:])
+def _check(checkpoint: Checkpoint, config: ModelConfig) -> None:
+    expected = {tensor.name: tensor.shape for tensor in tensors(config, checkpoint.format)}
     for name, shape in expected.items():
         if name not in checkpoint.shapes:
             raise UserError(f"{checkpoint.where}: tensor {name} is missing")
@@ -234,19 +197,19 @@ def _check(
         )
 
 
-def _part_reader(
-    checkpoint: Checkpoint, row: Row, where: Part, shape: tuple[int, ...], dtype: np.dtype
+def _reader(
+    checkpoint: Checkpoint, row: Row, config: ModelConfig, leaf: jax.ShapeDtypeStruct
 ) -> Callable[[Index], np.ndarray]:
     """A function that reads parameter[index], whose slices are explicit and have step 1."""
-    names = where.names(shape[0] if row.stacked else 1)
+    where = part(row, config, checkpoint.format)
+    names = where.names(config.n_layers)
 
     def read(index: Index) -> np.ndarray:
-        out = np.empty([s.stop - s.start for s in index], dtype)
+        out = np.empty([s.stop - s.start for s in index], leaf.dtype)
+        targets = zip(names, [out], strict=True)
         if row.stacked:
             targets = zip(names[index[0]], out, strict=True)
             index = index[1:]
-        else:
-            targets = zip(names, [out], strict=True)
         if row.transposed:
             index = index[::-1]
         first = slice(index[0].start + where.start, index[0].stop + where.start)
@@ -259,7 +222,7 @@ def _part_reader(
 
 
 def _read_blocks(checkpoint: Checkpoint, name: str, index: Index, out: np.ndarray) -> None:
-    # Whole rows count, for GGUF expands these even where it is asked for a part of each.
+    # Whole rows count: GGUF expands these even for a part of each.
     n_rows = max(1, _BLOCK // math.prod(checkpoint.shapes[name][1:]))
     first, last = index[0].start, index[0].stop
     for start in range(first, last, n_rows):

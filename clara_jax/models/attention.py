@@ -16,6 +16,7 @@ from clara_jax.models.layout import Layout
 # Finite, so that a row without any allowed key (padding) gives a uniform softmax and not NaN.
 _MASKED = -1e30
 _BLOCK = 128  # rows are padded to multiples of it for the TPU kernel
+_BLOCKS = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
 
 
 def attend(
@@ -45,13 +46,8 @@ def splash(
 ) -> jax.Array:
     """The Pallas kernel for TPUs: causal, within segments; [B, T, H*C]. Interpreted elsewhere.
 
-    Args:
-        q_BTHC: queries.
-        k_BTGC: keys.
-        v_BTGC: values.
-        segments_BT: int32; tokens see their own segment alone.
-        window: a token sees itself and the window - 1 tokens before it in the row.
-        layout: rows and heads are cut as it says; the kernel runs on every device's part.
+    Tokens see their own segment (int32) alone, of it themselves and the window - 1 tokens before
+    them in the row. The kernel runs on every device's part of rows and heads, cut as `layout` says.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel as kernel_lib,
@@ -71,14 +67,11 @@ def splash(
             mask = masks.LocalMask(shape, (window - 1, 0), 0)
         kernel = kernel_lib.make_splash_mha(
             masks.MultiHeadMask([mask] * q.shape[2]),
-            block_sizes=kernel_lib.BlockSizes(
-                block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block,
-                block_q_dq=block, block_kv_dq=block,
-            ),
+            block_sizes=kernel_lib.BlockSizes(**dict.fromkeys(_BLOCKS, block)),
             head_shards=1,
             q_seq_shards=1,
             interpret=layout.platform != "tpu",
-        )  # fmt: skip
+        )
         q, k, v = (
             jnp.pad(x, ((0, 0), (0, extra), (0, 0), (0, 0))).swapaxes(1, 2)
             for x in (q * C**-0.5, k, v)

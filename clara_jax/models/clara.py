@@ -128,17 +128,17 @@ def fill_slots(x_BTD: jax.Array, vectors_BSD: jax.Array, slots_BT: jax.Array) ->
 
 
 def generate_hidden(
-    decoder: Decoder, trees: Trees, batch: Batch, vectors_BSD: jax.Array,
+    decoder: Decoder,
+    trees: Trees,
+    batch: Batch,
+    vectors_BSD: jax.Array,
     rng: jax.Array | None = None,
-) -> jax.Array:  # fmt: skip
+) -> jax.Array:
     """The generator's hidden states [B, T, D] over prompts whose slots are filled with memories.
 
-    Args:
-        decoder: the module.
-        trees: see the module's docstring.
-        batch: dec_tokens, dec_positions, dec_segments, dec_slots, each int32 [B, T].
-        vectors_BSD: what dec_slots indexes, such as the encoder's hidden states of the same row.
-        rng: switches adapter dropout on.
+    `batch` has dec_tokens, dec_positions, dec_segments and dec_slots, each int32 [B, T]; the last
+    indexes `vectors_BSD`, such as the encoder's hidden states of the same row. `rng` switches
+    adapter dropout on.
     """
     with jax.named_scope("generate"):
         x_BTD = embed(decoder.config, trees, batch["dec_tokens"])

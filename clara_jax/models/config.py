@@ -18,19 +18,14 @@ LINEAR_NAMES = ("q", "k", "v", "o", "gate", "up", "down")
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """The `llama3` frequency scaling of Llama 3.1 and later.
+    """The `llama3` frequency scaling of Llama 3.1 and later."""
 
-    Attributes:
-        factor: divides the frequencies of long wavelengths.
-        low_freq_factor: wavelengths above `original_length / low_freq_factor` are fully scaled.
-        high_freq_factor: wavelengths below `original_length / high_freq_factor` are left alone.
-        original_length: context length (tokens) of the pretraining.
-    """
-
-    factor: float = 8.0
+    factor: float = 8.0  # divides the frequencies of long wavelengths
+    # wavelengths above `original_length / low_freq_factor` are fully scaled
     low_freq_factor: float = 1.0
+    # wavelengths below `original_length / high_freq_factor` are left alone
     high_freq_factor: float = 4.0
-    original_length: int = 8192
+    original_length: int = 8192  # context length (tokens) of the pretraining
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,18 +34,13 @@ class LongRope:
 
     A row takes the long ones if it has a position of `original_length` or more
     (models/layers.py: rotary_tables).
-
-    Attributes:
-        short_factor: divisors of rows up to `original_length`, one for each frequency.
-        long_factor: divisors of longer rows.
-        original_length: context length (tokens) of the pretraining.
-        attention_factor: what cosines and sines are multiplied by, in rows of any length.
     """
 
+    # divisors of rows up to `original_length`, one for each frequency
     short_factor: tuple[float, ...]
-    long_factor: tuple[float, ...]
-    original_length: int
-    attention_factor: float
+    long_factor: tuple[float, ...]  # divisors of longer rows
+    original_length: int  # context length (tokens) of the pretraining
+    attention_factor: float  # what cosines and sines are multiplied by, in rows of any length
 
     @staticmethod
     def default_attention_factor(factor: float, original_length: int) -> float:
@@ -88,7 +78,7 @@ class ModelConfig:
     norm_eps: float = 1e-5
     tied_embeddings: bool = False
     sliding_window: int | None = None  # a token sees itself and the window - 1 tokens before it
-    context_length: int | None = None  # most tokens of a text; only told to others, not enforced
+    context_length: int | None = None  # most tokens of a text; reported to others, not enforced
     dtype: str = "float32"
     param_dtype: str = "float32"
     remat: str = "none"  # what is computed twice: see clara_jax/config.py
@@ -110,8 +100,8 @@ class ModelConfig:
             raise ValueError(f"rotary_dim {self.rotary_dim} is no even part of {self.head_dim}")
         if isinstance(self.rope_scaling, LongRope):
             for name in ("short_factor", "long_factor"):
-                if (found := len(getattr(self.rope_scaling, name))) != self.rotated // 2:
-                    raise ValueError(f"{name} has {found} numbers, not {self.rotated // 2}")
+                if (count := len(getattr(self.rope_scaling, name))) != self.rotated // 2:
+                    raise ValueError(f"{name} has {count} numbers, not {self.rotated // 2}")
 
     @property
     def rotated(self) -> int:
@@ -124,6 +114,11 @@ class ModelConfig:
         return "bfloat16" if self.param_dtype == "int8" else self.param_dtype
 
 
+def _inherited(default: Any) -> Any:
+    """A field that no shape of an adapter gives away: who starts from one must know it."""
+    return dataclasses.field(default=default, metadata={"inherited": True})
+
+
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
     """Low-rank adapters: y = W x + alpha / rank * B (A dropout(x)).
@@ -131,10 +126,10 @@ class LoraConfig:
     `targets` is any subset of LINEAR_NAMES; the paper and the release adapt all of them.
     """
 
-    rank: int = 16
-    alpha: float = 32.0
+    rank: int = _inherited(16)
+    alpha: float = _inherited(32.0)
     dropout: float = 0.1
-    targets: tuple[str, ...] = LINEAR_NAMES
+    targets: tuple[str, ...] = _inherited(LINEAR_NAMES)
 
     def __post_init__(self) -> None:
         unknown = set(self.targets) - set(LINEAR_NAMES)
@@ -182,93 +177,58 @@ class ExtraTokens:
 
 
 # Of Phi-4-mini; its short factors are all 1.
-_PHI4_LONG_FACTOR = (
-    1.0, 1.118320672, 1.250641126, 1.398617824, 1.564103225, 1.74916897, 1.956131817, 2.187582649,
-    2.446418898, 2.735880826, 3.059592084, 3.421605075, 3.826451687, 4.279200023, 4.785517845,
-    5.351743533, 5.984965424, 6.693110555, 7.485043894, 8.370679318, 9.36110372, 10.4687158,
-    11.70738129, 13.09260651, 14.64173252, 16.37415215, 18.31155283, 20.47818807, 22.90118105,
-    25.61086418, 28.64115884, 32.03, 32.1, 32.13, 32.23, 32.6, 32.61, 32.64, 32.66, 32.7, 32.71,
-    32.93, 32.97, 33.28, 33.49, 33.5, 44.16, 47.77,
-)  # fmt: skip
+_PHI4_LONG_FACTORS = """
+    1.0 1.118320672 1.250641126 1.398617824 1.564103225 1.74916897 1.956131817 2.187582649
+    2.446418898 2.735880826 3.059592084 3.421605075 3.826451687 4.279200023 4.785517845 5.351743533
+    5.984965424 6.693110555 7.485043894 8.370679318 9.36110372 10.4687158 11.70738129 13.09260651
+    14.64173252 16.37415215 18.31155283 20.47818807 22.90118105 25.61086418 28.64115884 32.03 32.1
+    32.13 32.23 32.6 32.61 32.64 32.66 32.7 32.71 32.93 32.97 33.28 33.49 33.5 44.16 47.77"""
+_PHI4_ROPE = LongRope(
+    short_factor=(1.0,) * 48,
+    long_factor=tuple(map(float, _PHI4_LONG_FACTORS.split())),
+    original_length=4096,
+    attention_factor=LongRope.default_attention_factor(32, 4096),
+)
 
-# Published architectures by name, for random initialisation and for compiling without weights.
+# What the models of a family share.
+_SMOLLM2 = {"rope_theta": 100_000.0, "tied_embeddings": True, "context_length": 8192}
+_SMOLLM2_LARGE = {**_SMOLLM2, "rope_theta": 130_000.0}
+_LLAMA3 = {"rope_theta": 500_000.0, "context_length": 8192}
+_LLAMA3_1 = {**_LLAMA3, "rope_scaling": RopeScaling(), "context_length": 131072}
+_QWEN = {"rope_theta": 1_000_000.0, "norm_eps": 1e-6}
+_QWEN2 = {**_QWEN, "family": "qwen2", "qkv_bias": True, "context_length": 32768}
+_QWEN3 = {**_QWEN, "family": "qwen3", "qk_norm": True, "context_length": 40960}
+_MISTRAL = {"family": "mistral", "rope_theta": 1_000_000.0, "context_length": 32768}
+_PHI3 = {"family": "phi3", "sliding_window": 2047, "context_length": 4096}
+_PHI4 = {
+    "family": "phi3",
+    "rotary_dim": 96,
+    "tied_embeddings": True,
+    "sliding_window": 262144,
+    "rope_scaling": _PHI4_ROPE,
+    "context_length": 131072,
+}
+_TIED = {"tied_embeddings": True}
+
+# Published architectures by name, for random initialisation and for compiling without weights:
+# vocabulary, D, F, L, H, G, C, and the rest.
 # A base checkpoint's own config always takes precedence over this table.
 PRESETS: dict[str, ModelConfig] = {
-    "tiny": ModelConfig(
-        vocab_size=512, d_model=128, d_ff=384, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=32,
-        tied_embeddings=True,
-    ),
-    "smollm2_135m": ModelConfig(
-        vocab_size=49152, d_model=576, d_ff=1536, n_layers=30, n_heads=9, n_kv_heads=3,
-        head_dim=64, rope_theta=100_000.0, tied_embeddings=True, context_length=8192,
-    ),
-    "smollm2_360m": ModelConfig(
-        vocab_size=49152, d_model=960, d_ff=2560, n_layers=32, n_heads=15, n_kv_heads=5,
-        head_dim=64, rope_theta=100_000.0, tied_embeddings=True, context_length=8192,
-    ),
-    "smollm2_1_7b": ModelConfig(
-        vocab_size=49152, d_model=2048, d_ff=8192, n_layers=24, n_heads=32, n_kv_heads=32,
-        head_dim=64, rope_theta=130_000.0, tied_embeddings=True, context_length=8192,
-    ),
-    "llama2_7b": ModelConfig(
-        vocab_size=32000, d_model=4096, d_ff=11008, n_layers=32, n_heads=32, n_kv_heads=32,
-        head_dim=128, context_length=4096,
-    ),
-    "llama2_13b": ModelConfig(
-        vocab_size=32000, d_model=5120, d_ff=13824, n_layers=40, n_heads=40, n_kv_heads=40,
-        head_dim=128, context_length=4096,
-    ),
-    "llama2_70b": ModelConfig(
-        vocab_size=32000, d_model=8192, d_ff=28672, n_layers=80, n_heads=64, n_kv_heads=8,
-        head_dim=128, context_length=4096,
-    ),
-    "llama3_8b": ModelConfig(
-        vocab_size=128256, d_model=4096, d_ff=14336, n_layers=32, n_heads=32, n_kv_heads=8,
-        head_dim=128, rope_theta=500_000.0, context_length=8192,
-    ),
-    "llama3_1_8b": ModelConfig(
-        vocab_size=128256, d_model=4096, d_ff=14336, n_layers=32, n_heads=32, n_kv_heads=8,
-        head_dim=128, rope_theta=500_000.0, rope_scaling=RopeScaling(), context_length=131072,
-    ),
-    "mistral_7b": ModelConfig(
-        family="mistral", vocab_size=32000, d_model=4096, d_ff=14336, n_layers=32, n_heads=32,
-        n_kv_heads=8, head_dim=128, rope_theta=1_000_000.0, context_length=32768,
-    ),
-    "qwen2_5_0_5b": ModelConfig(
-        family="qwen2", qkv_bias=True, vocab_size=151936, d_model=896, d_ff=4864, n_layers=24,
-        n_heads=14, n_kv_heads=2, head_dim=64, rope_theta=1_000_000.0, norm_eps=1e-6,
-        tied_embeddings=True, context_length=32768,
-    ),
-    "qwen2_5_7b": ModelConfig(
-        family="qwen2", qkv_bias=True, vocab_size=152064, d_model=3584, d_ff=18944, n_layers=28,
-        n_heads=28, n_kv_heads=4, head_dim=128, rope_theta=1_000_000.0, norm_eps=1e-6,
-        context_length=32768,
-    ),
-    "qwen3_0_6b": ModelConfig(
-        family="qwen3", qk_norm=True, vocab_size=151936, d_model=1024, d_ff=3072, n_layers=28,
-        n_heads=16, n_kv_heads=8, head_dim=128, rope_theta=1_000_000.0, norm_eps=1e-6,
-        tied_embeddings=True, context_length=40960,
-    ),
-    "qwen3_4b": ModelConfig(
-        family="qwen3", qk_norm=True, vocab_size=151936, d_model=2560, d_ff=9728, n_layers=36,
-        n_heads=32, n_kv_heads=8, head_dim=128, rope_theta=1_000_000.0, norm_eps=1e-6,
-        tied_embeddings=True, context_length=40960,
-    ),
-    "qwen3_8b": ModelConfig(
-        family="qwen3", qk_norm=True, vocab_size=151936, d_model=4096, d_ff=12288, n_layers=36,
-        n_heads=32, n_kv_heads=8, head_dim=128, rope_theta=1_000_000.0, norm_eps=1e-6,
-        context_length=40960,
-    ),
-    "phi3_mini": ModelConfig(  # the one of 4k tokens
-        family="phi3", vocab_size=32064, d_model=3072, d_ff=8192, n_layers=32, n_heads=32,
-        n_kv_heads=32, head_dim=96, sliding_window=2047, context_length=4096,
-    ),
-    "phi4_mini": ModelConfig(
-        family="phi3", vocab_size=200064, d_model=3072, d_ff=8192, n_layers=32, n_heads=24,
-        n_kv_heads=8, head_dim=128, rotary_dim=96, tied_embeddings=True, sliding_window=262144,
-        rope_scaling=LongRope(
-            (1.0,) * 48, _PHI4_LONG_FACTOR, 4096, LongRope.default_attention_factor(32, 4096)
-        ),
-        context_length=131072,
-    ),
-}  # fmt: skip
+    "tiny": ModelConfig(512, 128, 384, 4, 4, 2, 32, **_TIED),
+    "smollm2_135m": ModelConfig(49152, 576, 1536, 30, 9, 3, 64, **_SMOLLM2),
+    "smollm2_360m": ModelConfig(49152, 960, 2560, 32, 15, 5, 64, **_SMOLLM2),
+    "smollm2_1_7b": ModelConfig(49152, 2048, 8192, 24, 32, 32, 64, **_SMOLLM2_LARGE),
+    "llama2_7b": ModelConfig(32000, 4096, 11008, 32, 32, 32, 128, context_length=4096),
+    "llama2_13b": ModelConfig(32000, 5120, 13824, 40, 40, 40, 128, context_length=4096),
+    "llama2_70b": ModelConfig(32000, 8192, 28672, 80, 64, 8, 128, context_length=4096),
+    "llama3_8b": ModelConfig(128256, 4096, 14336, 32, 32, 8, 128, **_LLAMA3),
+    "llama3_1_8b": ModelConfig(128256, 4096, 14336, 32, 32, 8, 128, **_LLAMA3_1),
+    "mistral_7b": ModelConfig(32000, 4096, 14336, 32, 32, 8, 128, **_MISTRAL),
+    "qwen2_5_0_5b": ModelConfig(151936, 896, 4864, 24, 14, 2, 64, **_QWEN2, **_TIED),
+    "qwen2_5_7b": ModelConfig(152064, 3584, 18944, 28, 28, 4, 128, **_QWEN2),
+    "qwen3_0_6b": ModelConfig(151936, 1024, 3072, 28, 16, 8, 128, **_QWEN3, **_TIED),
+    "qwen3_4b": ModelConfig(151936, 2560, 9728, 36, 32, 8, 128, **_QWEN3, **_TIED),
+    "qwen3_8b": ModelConfig(151936, 4096, 12288, 36, 32, 8, 128, **_QWEN3),
+    "phi3_mini": ModelConfig(32064, 3072, 8192, 32, 32, 32, 96, **_PHI3),  # the one of 4k tokens
+    "phi4_mini": ModelConfig(200064, 3072, 8192, 32, 24, 8, 128, **_PHI4),
+}

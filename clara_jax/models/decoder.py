@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from clara_jax.models.config import LINEAR_NAMES, LoraConfig, ModelConfig
-from clara_jax.models.layers import EMPTY, MLP, Attention, RMSNorm, rotary_tables
+from clara_jax.models.layers import EMPTY, MLP, Attention, RMSNorm, over_last, rotary_tables
 from clara_jax.models.layout import Layout
 from clara_jax.models.quantize import quantize_params
 
@@ -25,19 +25,12 @@ def _kept(remat: str) -> tuple[str, ...]:
 
 @flax.struct.dataclass
 class Cache:
-    """Keys and values of the tokens so far, all layers in one array that is updated in place.
+    """Keys and values of the tokens so far, all layers in one array that is updated in place."""
 
-    Attributes:
-        k: [L, B, G, S, C] keys after rotation, in the order in which attention reads them.
-        v: [L, B, G, S, C] values.
-        positions_BS: int32 position of the token in each slot, EMPTY where there is none.
-        length: int32 scalar, slots used so far, the same for all rows; shorter rows have EMPTY
-            slots inside.
-    """
-
-    k: jax.Array
-    v: jax.Array
-    positions_BS: jax.Array
+    k: jax.Array  # [L, B, G, S, C] keys after rotation, in the order in which attention reads them
+    v: jax.Array  # [L, B, G, S, C] values
+    positions_BS: jax.Array  # int32 position of the token in each slot, EMPTY where there is none
+    # int32 scalar, slots used so far, the same for all rows; shorter rows have EMPTY slots inside
     length: jax.Array
 
     @classmethod
@@ -58,7 +51,7 @@ class Cache:
         return self.positions_BS.shape[1]
 
     def grow(self, slots: int) -> "Cache":
-        """The same with so many more slots."""
+        """The same with `slots` more slots."""
         at_end = ((0, 0), (0, 0), (0, 0), (0, slots), (0, 0))
         return self.replace(
             k=jnp.pad(self.k, at_end),
@@ -265,7 +258,7 @@ def head_logits(
 
     logits = score(kernel, contract)
     if scale_V is not None:
-        logits *= scale_V.reshape((1,) * (logits.ndim - 1) + (-1,))
+        logits *= over_last(scale_V, logits)
     if added_head is None:
         return logits
     return jnp.concatenate([logits, score(added_head, 0)], axis=-1)

@@ -28,6 +28,11 @@ _GATHERED = {
 }
 
 
+def over_last(vector: jax.Array, x: jax.Array) -> jax.Array:
+    """A vector in the shape [1, ..., 1, D] in which it goes with the last axis of x."""
+    return vector.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
 class RMSNorm(nn.Module):
     """Root mean square norm, computed in float32 and returned in the input's dtype."""
 
@@ -42,8 +47,7 @@ class RMSNorm(nn.Module):
         )
         x32 = x.astype(jnp.float32)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        scale_D = scale_D.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
-        return (x32 * scale_D).astype(x.dtype)
+        return (x32 * over_last(scale_D.astype(jnp.float32), x)).astype(x.dtype)
 
 
 def rope_frequencies(width: int, theta: float, scaling: RopeScaling | None = None) -> jax.Array:
@@ -68,20 +72,20 @@ def rotary_tables(config: ModelConfig, positions_BT: jax.Array) -> tuple[jax.Arr
     (transformers decides so for all rows of a call together.) Keys in a cache stay as they were
     rotated: a row must not cross the length after its first call, see `crosses`.
     """
-    scaling = config.rope_scaling
-    if not isinstance(scaling, LongRope):
-        frequencies = rope_frequencies(config.rotated, config.rope_theta, scaling)
-        angles = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None]
-        return jnp.cos(angles), jnp.sin(angles)
-    last_B = jnp.max(jnp.where(positions_BT < EMPTY, positions_BT, 0), axis=1)
-    factors = jnp.where(
-        (last_B >= scaling.original_length)[:, None],
-        jnp.asarray(scaling.long_factor, jnp.float32)[None],
-        jnp.asarray(scaling.short_factor, jnp.float32)[None],
-    )
-    frequencies = rope_frequencies(config.rotated, config.rope_theta)[None] / factors
+    scaling, factor = config.rope_scaling, 1.0
+    if isinstance(scaling, LongRope):
+        last_B = jnp.max(jnp.where(positions_BT < EMPTY, positions_BT, 0), axis=1)
+        divisors = jnp.where(
+            (last_B >= scaling.original_length)[:, None],
+            jnp.asarray(scaling.long_factor, jnp.float32)[None],
+            jnp.asarray(scaling.short_factor, jnp.float32)[None],
+        )
+        frequencies = rope_frequencies(config.rotated, config.rope_theta)[None] / divisors
+        factor = scaling.attention_factor
+    else:
+        frequencies = rope_frequencies(config.rotated, config.rope_theta, scaling)[None]
     angles = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies[:, None, None]
-    return jnp.cos(angles) * scaling.attention_factor, jnp.sin(angles) * scaling.attention_factor
+    return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
 
 def crosses(config: ModelConfig, length: int, longest: int) -> bool:
@@ -180,11 +184,11 @@ class Linear(nn.Module):
         y = matmul(x, kernel, True)
         if self.has_variable("params", "scale"):
             scale_O = self.get_variable("params", "scale").astype(dtype)
-            y = y * scale_O.reshape((1,) * (y.ndim - 1) + (-1,))
+            y = y * over_last(scale_O, y)
         if self.bias:
             held = jnp.dtype(self.config.held_dtype)
             bias_O = self.param("bias", nn.initializers.zeros, (self.features,), held)
-            y = y + bias_O.astype(dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+            y = y + over_last(bias_O.astype(dtype), y)
         if self.has_variable("lora", "a"):
             a_RI = self.get_variable("lora", "a").astype(dtype)
             b_RO = self.get_variable("lora", "b").astype(dtype)
@@ -237,9 +241,15 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: jax.Array, cos: jax.Array, sin: jax.Array, mask_BTS: jax.Array,
-        segments_BT: jax.Array, cache: Any, layer: jax.Array,
-    ) -> tuple[jax.Array, Any]:  # fmt: skip
+        self,
+        x_BTD: jax.Array,
+        cos: jax.Array,
+        sin: jax.Array,
+        mask_BTS: jax.Array,
+        segments_BT: jax.Array,
+        cache: Any,
+        layer: jax.Array,
+    ) -> tuple[jax.Array, Any]:
         """Attends to the keys that `mask_BTS` allows; with a cache S is its length, else T."""
         c = self.config
         B, T, _ = x_BTD.shape

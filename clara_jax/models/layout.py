@@ -1,4 +1,4 @@
-"""Where arrays inside a computation lie on a mesh, for the few places where XLA must be told."""
+"""How arrays inside a computation are sharded, for the few places where XLA must be told."""
 
 import dataclasses
 import math
@@ -11,15 +11,10 @@ MeshAxes = str | tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A mesh, and the mesh axes that logical axes such as `batch` and `heads` lie on.
+    """A mesh, and the mesh axes over which logical axes such as `batch` and `heads` are sharded."""
 
-    Attributes:
-        mesh: None: one device, and nothing is constrained.
-        axes: pairs of a logical axis and its mesh axes.
-    """
-
-    mesh: Mesh | None = None
-    axes: tuple[tuple[str, MeshAxes], ...] = ()
+    mesh: Mesh | None = None  # None: one device, and nothing is constrained
+    axes: tuple[tuple[str, MeshAxes], ...] = ()  # pairs of a logical axis and its mesh axes
 
     def spec(self, shape: tuple[int, ...], *logical: str | None) -> PartitionSpec:
         """Mesh axes of an array's axes; those that its shape does not divide by are left out."""

@@ -51,12 +51,9 @@ def _flat(query_BMD: jax.Array, memories_BNMD: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _dots(query_BX: jax.Array, memories_BNX: jax.Array) -> jax.Array:
-    """Dot products [B, N] in float32 of a float32 query with candidates of any dtype.
-
-    With bfloat16 candidates, forward pass and gradient of the query cost no float32 copy of them,
-    as automatic differentiation would. Their own gradient, which no stage with candidates asks
-    for, costs one.
-    """
+    """Dot products [B, N] in float32 of a float32 query with candidates of any dtype."""
+    # Automatic differentiation would make a float32 copy of bfloat16 candidates. Here only their
+    # own gradient does, which no stage with candidates needs.
     return _product("bkx,bnx->bkn", query_BX, memories_BNX)
 
 
@@ -74,12 +71,10 @@ _dots.defvjp(_dots_forward, _dots_backward)
 
 
 def _product(equation: str, x: jax.Array, memories_BNX: jax.Array) -> jax.Array:
-    """The sum over k of the equation's product; x is float32 and without the axis k.
-
-    With bfloat16 memories x becomes two rows k, its rounding to bfloat16 and what that leaves out:
-    16 bits of x count, and XLA multiplies bfloat16 by bfloat16. One row alone it would multiply as
-    a vector, on CPUs with a float32 copy of the memories.
-    """
+    """The sum over k of the equation's product; x is float32 and without the axis k."""
+    # With bfloat16 memories x becomes two rows k, its rounding to bfloat16 and what that leaves
+    # out: 16 bits of x count, and XLA multiplies bfloat16 by bfloat16. One row alone it would
+    # multiply as a vector, on CPUs with a float32 copy of the memories.
     rows = x[:, None]
     if memories_BNX.dtype == jnp.bfloat16:
         high = x.astype(jnp.bfloat16)

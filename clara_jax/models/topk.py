@@ -165,9 +165,7 @@ def _successive(
 # difference to itself, in which XLA may leave a rounding error in place of zero.
 
 
-def _softsort(
-    logits_BN: jax.Array, ranks_BN: jax.Array, valid_BN: jax.Array, k: int
-) -> jax.Array:  # fmt: skip
+def _softsort(logits_BN: jax.Array, ranks_BN: jax.Array, valid_BN: jax.Array, k: int) -> jax.Array:
     best_BK = _sorted(logits_BN, ranks_BN, k)
     sign_BKN = jnp.sign(jnp.arange(k)[None, :, None] - ranks_BN[:, None])
     away_BKN = sign_BKN * (logits_BN[:, None] - best_BK[..., None])
@@ -186,11 +184,9 @@ def _neuralsort(
 
 
 def _lapsum(logits_BN: jax.Array, ranks_BN: jax.Array, valid_BN: jax.Array, k: int) -> jax.Array:
-    """Slot j (from 1) is what the soft top-j set has beyond the soft top-(j-1) set.
-
-    Membership of a set of j is F(logit - b), F Laplace's distribution function, with the threshold
-    b that makes the memberships add up to j.
-    """
+    """Slot j (from 1) is what the soft top-j set has beyond the soft top-(j-1) set."""
+    # Membership of a set of j is F(logit - b), F Laplace's distribution function, with the
+    # threshold b that makes the memberships add up to j.
     count_B1 = valid_BN.sum(-1, keepdims=True)
     fixed_BN = jax.lax.stop_gradient(logits_BN)
     sorted_BN = jnp.where(
@@ -215,13 +211,11 @@ def _lapsum(logits_BN: jax.Array, ranks_BN: jax.Array, valid_BN: jax.Array, k: i
 
 
 def _laplace_threshold(sorted_N: jax.Array, sizes_K: jax.Array) -> jax.Array:
-    """Thresholds b_K with sum_n F(s_n - b) = size, for s sorted downwards, -inf at its end.
-
-    With i scores above b, and d = s_i - b, the sum is i - e^-d L / 2 + e^d U / 2, where L and U
-    add up e^-|s_n - s_i| over the scores above and below. So the right i is found by comparing
-    the sums at the scores themselves, and e^d solves a quadratic equation. L and U come from
-    linear recurrences; nothing overflows, for every exponent is negative.
-    """
+    """Thresholds b_K with sum_n F(s_n - b) = size, for s sorted downwards, -inf at its end."""
+    # With i scores above b, and d = s_i - b, the sum is i - e^-d L / 2 + e^d U / 2, where L and U
+    # add up e^-|s_n - s_i| over the scores above and below. So comparing the sums at the scores
+    # themselves gives i, and e^d solves a quadratic equation. L and U come from linear recurrences;
+    # nothing overflows, for every exponent is negative.
     N = sorted_N.shape[0]
     gap_N = jnp.append(sorted_N[:-1] - sorted_N[1:], jnp.inf)  # to the next lower score
     gap_N = jnp.where(jnp.isnan(gap_N), jnp.inf, gap_N)

@@ -92,10 +92,10 @@ def has_checkpoint(workdir: str) -> bool:
 def newest_step(workdir: str) -> int:
     """Step of a run's newest checkpoint; 0 without one."""
     directory = files.path(workdir) / "checkpoints"
-    found = list(directory.iterdir()) if directory.is_dir() else []
+    folders = list(directory.iterdir()) if directory.is_dir() else []
     if files.is_remote(workdir):  # there a step has its name from the start, this file at the end
-        found = [step for step in found if (step / "commit_success.txt").exists()]
-    return max((int(step.name) for step in found if step.name.isdecimal()), default=0)
+        folders = [step for step in folders if (step / "commit_success.txt").exists()]
+    return max((int(step.name) for step in folders if step.name.isdecimal()), default=0)
 
 
 def load_trees(workdir: str, abstract: Trees, step: int | None = None) -> tuple[int, Trees]:

@@ -1,12 +1,12 @@
 """What memories depend on, as hashes: who made a store, or a folder of memories, can be compared.
 
-Every number of the base is looked at, where it lies: two sums over each array of words that mix a
-number with its place, on the devices that hold it. That reads memory once and no file a second
-time, and gives the same on every mesh, for sums of integers do not depend on their order. Numbers
-are rounded to bfloat16 first, so that a base which is held in float32 or in bfloat16 is the same
-one; in int8 it is another. Adapters and memory embeddings are hashed as they are. What memories do
-not depend on is left out: the reasoner, the generator, the base's head; and the embeddings of the
-few other added tokens, which follow from the base or come with the adapter.
+Every number of the base is looked at, on the device that holds it: two sums over each array of
+words that mix a number with its place. That reads memory once and no file a second time, and gives
+the same on every mesh, for sums of integers do not depend on their order. Numbers are rounded to
+bfloat16 first, so that a base which is held in float32 or in bfloat16 is the same one; in int8 it
+is another. Adapters and memory embeddings are hashed as they are. What memories do not depend on is
+left out: the reasoner, the generator, the base's head; and the embeddings of the few other added
+tokens, which follow from the base or come with the adapter.
 """
 
 import dataclasses
@@ -23,52 +23,55 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clara_jax import sharding
+from clara_jax.models.clara import Trees
 from clara_jax.models.config import ModelConfig
-from clara_jax.runs.setup import Setup
+from clara_jax.runs.setup import Model
 
 _SEEDS = (0x9E3779B1, 0x85EBCA77)  # of the two sums
 _HOW = ("family", "context_length", "dtype", "param_dtype", "remat", "attention")
 
 
-def fingerprint(setup: Setup) -> dict[str, str]:
+def fingerprint(model: Model, trees: Trees) -> dict[str, str]:
     """Hashes of `base`, `compressor`, `tokenizer` and `layout`; every process must call it.
 
     `compressor` is its adapter with the memory embeddings, `layout` the options of the config that
     say how a document is laid out, and the base's architecture where no array shows it.
     """
-    trees = setup.trees
     base = {name: tree for name, tree in trees["base"].items() if name != "head"}
     own = {name: trees.get(name) for name in ("compressor", "memory")}
-    base_sums, own_sums = jax.device_get(_summer(setup.mesh)(base, own))
+    base_sums, own_sums = jax.device_get(_summer(model.mesh)(base, own))
     return {
         "base": _hash(_told(base_sums)),
         "compressor": _hash(_told(own_sums)),
-        "tokenizer": setup.tokenizer.digest(),
-        "layout": _hash(_layout(setup, own["compressor"] is not None)),
+        "tokenizer": model.tokenizer.digest(),
+        "layout": _hash(_layout(model, own["compressor"] is not None)),
     }
 
 
-def model_hash(setup: Setup) -> str:
+def model_hash(model: Model, trees: Trees) -> str:
     """One hash of all that answers depend on; every process must call it.
 
     These are all weights, the tokenizer, the layout and the prompts: what tells a run from another
     that was trained in its place to the same step. Rounded are those that may be drawn or computed
-    anew, on another mesh a little differently.
+    again, on another mesh a little differently.
     """
-    drawn = {name: tree for name, tree in setup.trees.items() if name in ("base", "added")}
-    own = {name: tree for name, tree in setup.trees.items() if name not in drawn}
-    sums = [_told(each) for each in jax.device_get(_summer(setup.mesh)(drawn, own))]
-    prompts = dataclasses.asdict(setup.config.prompts)
-    return _hash([sums, setup.tokenizer.digest(), _layout(setup, True), prompts])
+    drawn = {name: tree for name, tree in trees.items() if name in ("base", "added")}
+    own = {name: tree for name, tree in trees.items() if name not in drawn}
+    sums = [_told(each) for each in jax.device_get(_summer(model.mesh)(drawn, own))]
+    prompts = dataclasses.asdict(model.config.prompts)
+    return _hash([sums, model.tokenizer.digest(), _layout(model, True), prompts])
 
 
-def _layout(setup: Setup, adapted: bool) -> list[Any]:
+def _layout(model: Model, adapted: bool) -> list[Any]:
     """How a document is laid out for adapters, or for a base that has none."""
-    config = setup.config
+    config = model.config
     return [
-        config.data.document_length, config.data.rate, config.memory.positions,
-        config.lora.scale if adapted else 0, _architecture(setup.model),
-    ]  # fmt: skip
+        config.data.document_length,
+        config.data.rate,
+        config.memory.positions,
+        config.lora.scale if adapted else 0,
+        _architecture(model.architecture),
+    ]
 
 
 def _architecture(model: ModelConfig) -> dict[str, Any]:

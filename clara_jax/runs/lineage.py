@@ -6,30 +6,23 @@ import os
 
 from clara_jax import config as config_lib
 from clara_jax import files
-from clara_jax.config import Config
+from clara_jax.config import OPTIONS, Config
 from clara_jax.config_checks import get
 from clara_jax.errors import UserError
 from clara_jax.interop import native
 from clara_jax.runs.checkpoint import newest_step
 
 # Options that the trees of earlier runs were trained with and that no shape gives away.
-INHERITED = ("data.document_length", "data.rate", "memory.positions")
-INHERITED_BY_ADAPTERS = ("lora.rank", "lora.alpha", "lora.targets")
+INHERITED = [name for name, option in OPTIONS.items() if option.inherited]
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run whose trained trees are read.
+    """A run whose trained trees are read."""
 
-    Attributes:
-        workdir: of the run.
-        config: of the run.
-        step: of the checkpoint to read; None: the newest.
-    """
-
-    workdir: str
-    config: Config
-    step: int | None = None
+    workdir: str  # of the run
+    config: Config  # of the run
+    step: int | None = None  # of the checkpoint to read; None: the newest
 
     @property
     def is_native(self) -> bool:
@@ -69,8 +62,9 @@ def lineage(config: Config, child: str = "") -> list[Run]:
         if any(files.absolute(workdir) == files.absolute(run.workdir) for run in runs):
             raise UserError(f"{workdir}: config.init_from leads back to itself")
         earlier = config_lib.load(os.path.join(workdir, "config.json"))
-        names = INHERITED + (INHERITED_BY_ADAPTERS if not earlier.train.full else ())
-        for name in config_lib.differences(earlier, config, names):
+        for name in config_lib.differences(earlier, config, INHERITED):
+            if earlier.train.full and name.startswith("lora."):
+                continue  # it trained no adapters
             raise UserError(
                 f"config.{name}={get(config, name)!r}, but config.init_from={workdir} was trained "
                 f"with {get(earlier, name)!r}; set the same"
@@ -83,7 +77,7 @@ def lineage(config: Config, child: str = "") -> list[Run]:
 def save_origins(workdir: str, config: Config) -> None:
     """Keeps in `origins.json` from which step of each earlier run, by its name, a run starts.
 
-    So that it stays what it is when an earlier run goes on.
+    So that it stays what it is when an earlier run is trained further.
     """
     path = os.path.join(workdir, "origins.json")
     if files.path(path).exists():
@@ -101,7 +95,7 @@ def read_origins(workdir: str) -> dict[str, int]:
     if not workdir or not files.path(path).exists():
         return {}
     try:
-        found = json.loads(files.read(path))
-        return {str(name): int(step) for name, step in found.items()}
+        origins = json.loads(files.read(path))
+        return {str(name): int(step) for name, step in origins.items()}
     except (OSError, ValueError, TypeError, AttributeError) as e:
         raise UserError(f"{path}: damaged ({e}); restore it from a copy") from e

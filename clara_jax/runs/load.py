@@ -7,11 +7,10 @@ from clara_jax import files, sharding
 from clara_jax.errors import UserError
 from clara_jax.interop import base as base_lib
 from clara_jax.interop import clara_release
-from clara_jax.models.config import ExtraTokens
-from clara_jax.models.decoder import Decoder
-from clara_jax.runs import setup as setup_lib
-from clara_jax.runs.setup import Setup
 from clara_jax.runs import release
+from clara_jax.runs import setup as setup_lib
+from clara_jax.runs import weights as weights_lib
+from clara_jax.runs.setup import Loaded
 
 
 def load_setup(
@@ -19,14 +18,14 @@ def load_setup(
     base: str | os.PathLike[str] | None = None,
     param_dtype: str | None = None,
     parts: Sequence[str] = (),
-) -> Setup:
+) -> Loaded:
     """Loads a trained model and its parts; see `api.load`.
 
     Args:
         path: of the model.
         base: of the base model.
         param_dtype: of its weights.
-        parts: the only ones of the base's that are wanted (`setup.load_base`).
+        parts: the only ones of the base's that are wanted (`weights.load_base`).
     """
     for name, value in (("path", path), ("base", base or "")):
         if not isinstance(value, str | os.PathLike):
@@ -46,18 +45,11 @@ def load_setup(
 
 def _from_release(
     path: str | os.PathLike[str], base: str | None, param_dtype: str | None, parts: Sequence[str]
-) -> Setup:
+) -> Loaded:
     imported = release.read(path, base, param_dtype)
     config = imported.config
     mesh = sharding.make_mesh(config.mesh)
-    layout = sharding.layout(mesh)
-    model = setup_lib.model_config(config, layout.platform)
-    trees = setup_lib.put(mesh, imported.release.trees)
-    return Setup(
-        config=config,
-        mesh=mesh,
-        decoder=Decoder(model, config.lora, layout),
-        tokenizer=imported.tokenizer,
-        extra=ExtraTokens(model.vocab_size, config.memory_tokens),
-        trees={**trees, "base": setup_lib.load_base(config, model, mesh, parts=parts)},
-    )
+    architecture = weights_lib.model_config(config, sharding.layout(mesh).platform)
+    model = setup_lib.assemble(config, mesh, architecture, imported.tokenizer)
+    base = weights_lib.load_base(config, architecture, mesh, parts=parts)
+    return Loaded(model, {**weights_lib.put(mesh, imported.release.trees), "base": base})

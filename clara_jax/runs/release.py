@@ -1,20 +1,16 @@
 """A checkpoint of the PyTorch release, read for a base."""
 
-from clara_jax import config as config_lib
-from clara_jax.config import Config
-from clara_jax.config import Data
-from clara_jax.config import Model
-from clara_jax.config import Select
-from clara_jax.data.tokenizer import Tokenizer
-from clara_jax.data.tokenizer import load_tokenizer
-from clara_jax.errors import UserError
-from clara_jax.interop import base as base_lib
-from clara_jax.interop import clara_release
-from clara_jax.interop import release_config
-from clara_jax.interop.clara_release import Release
-from clara_jax.models.config import ModelConfig
 import dataclasses
 import os
+
+from clara_jax import config as config_lib
+from clara_jax.config import Config, Data, Model, Select
+from clara_jax.data.tokenizer import Tokenizer, load_tokenizer
+from clara_jax.errors import UserError
+from clara_jax.interop import base as base_lib
+from clara_jax.interop import clara_release, release_config
+from clara_jax.interop.clara_release import Release
+from clara_jax.models.config import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)

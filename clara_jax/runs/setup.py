@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,102 +12,65 @@ from jax.sharding import Mesh
 
 from clara_jax import config as config_lib
 from clara_jax import sharding
-from clara_jax.config import ADAPTERS, TRAINED, Config
+from clara_jax.config import Config
+from clara_jax.data.prompts import TextLayout
 from clara_jax.data.tokenizer import Tokenizer, load_tokenizer
 from clara_jax.errors import UserError
-from clara_jax.interop import base as base_lib
 from clara_jax.interop import native
-from clara_jax.models import clara
 from clara_jax.models.clara import Trees
-from clara_jax.models.config import PRESETS, ExtraTokens, ModelConfig
-from clara_jax.models.decoder import Decoder, abstract_params, init_params
-from clara_jax.models.lora import init_adapter
+from clara_jax.models.config import ExtraTokens, ModelConfig
+from clara_jax.models.decoder import Decoder, abstract_params
+from clara_jax.runs import weights
 from clara_jax.runs.checkpoint import load_trees, newest_step
 from clara_jax.runs.lineage import Run, lineage
+from clara_jax.stages import ADAPTERS, STAGES
 
 
 @dataclasses.dataclass(frozen=True)
-class Setup:
-    """A model and its parts.
+class Model:
+    """All of a model but its weights, which functions take beside it as `trees` (`models.clara`).
 
-    Attributes:
-        config: the run's config.
-        mesh: where the arrays lie.
-        decoder: the module; apply it through `models.clara`.
-        tokenizer: text to ids of the base vocabulary.
-        extra: ids beyond it.
-        trees: all weights (`models.clara`), on the mesh.
-        step: training steps that the trees have seen.
-        base_trained: the base itself was trained to compress and to read, without adapters.
+    Nothing in it is an array, so that functions under `jax.jit` may read it.
     """
 
-    config: Config
-    mesh: Mesh
-    decoder: Decoder
-    tokenizer: Tokenizer
-    extra: ExtraTokens
-    trees: Trees
-    step: int = 0
+    config: Config  # the run's config
+    mesh: Mesh  # the devices that arrays are sharded over
+    decoder: Decoder  # the module; apply it through `models.clara`
+    tokenizer: Tokenizer  # text to ids of the base vocabulary
+    extra: ExtraTokens  # ids beyond it
+    step: int = 0  # training steps that the trees have seen
+    # the base itself was trained to compress and to read, without adapters
     base_trained: bool = False
 
     @property
-    def model(self) -> ModelConfig:
+    def architecture(self) -> ModelConfig:
         """The decoder's configuration."""
         return self.decoder.config
 
-
-def model_config(config: Config, platform: str = "cpu") -> ModelConfig:
-    """The architecture: the base checkpoint's own, or the preset's; and how it is computed.
-
-    Args:
-        config: of the run.
-        platform: of the devices; it decides on the attention where the config says `auto`.
-
-    Raises:
-        UserError: no architecture is given, the preset is unknown, or the devices or the positions
-            of memory tokens do not allow the attention.
-    """
-    model = _architecture(config)
-    attention = config.model.attention
-    # The kernel counts a window's tokens by their order in the row, which `spread` departs from.
-    window = model.sliding_window
-    longest = config.data.document_length + config.memory_tokens
-    ordered = config.memory.positions == "after" or window is None or window >= longest
-    if attention == "auto":
-        attention = "splash" if platform == "tpu" and ordered else "xla"
-    if attention == "splash" and not ordered:
-        raise UserError(
-            "config.model.attention=splash cannot spread positions over documents longer than the "
-            f"model's window of {window} tokens; set auto"
+    @property
+    def layout(self) -> TextLayout:
+        """How texts become token ids."""
+        data, prompts = self.config.data, self.config.prompts
+        return TextLayout(
+            self.tokenizer, self.extra, prompts, data.document_length, self.config.seed
         )
-    if attention == "cudnn" and platform != "gpu":
-        raise UserError(
-            f"config.model.attention=cudnn needs a GPU, these devices are of a {platform}; set auto"
-        )
-    return dataclasses.replace(model, attention=attention)
 
 
-def _architecture(config: Config) -> ModelConfig:
-    how = {k: getattr(config.model, k) for k in ("dtype", "param_dtype", "remat")}
-    if config.model.base:
-        return dataclasses.replace(base_lib.read_config(config.model.base), **how)
-    if config.model.preset not in PRESETS:
-        raise UserError(
-            f"config.model.preset={config.model.preset!r} is unknown; known: {', '.join(PRESETS)}"
-        )
-    if config.model.vocab_size:
-        how["vocab_size"] = config.model.vocab_size
-    return dataclasses.replace(PRESETS[config.model.preset], **how)
+class Loaded(NamedTuple):
+    """A model with its weights, on the mesh: `model, trees = restore(workdir)`."""
+
+    model: Model
+    trees: Trees
 
 
 def create(
     config: Config, mesh: Mesh | None = None, runs: Sequence[Run] = (), parts: Sequence[str] = ()
-) -> Setup:
+) -> Loaded:
     """Loads the base, or draws it at random, and makes fresh adapters and memory embeddings.
 
     Args:
         config: the run's config; its `init_from` is not looked at.
-        mesh: where the arrays lie; that of `config.mesh` by default.
+        mesh: that the arrays are sharded over; that of `config.mesh` by default.
         runs: whose trees will be put in: there are adapters for these as well.
         parts: of the base, as `load_base` takes them.
 
@@ -121,25 +84,33 @@ def create(
             "set config.model.base to a model (directory, hub id or .gguf file), or for random "
             "weights config.model.tokenizer: no tokenizer is known"
         )
-    model = model_config(config, sharding.layout(mesh).platform)
+    architecture = weights.model_config(config, sharding.layout(mesh).platform)
     tokenizer = load_tokenizer(name)
-    if tokenizer.size > model.vocab_size:
+    if tokenizer.size > architecture.vocab_size:
         raise UserError(
-            f"the tokenizer {name} has {tokenizer.size} tokens, the model only {model.vocab_size}"
+            f"the tokenizer {name} has {tokenizer.size} tokens, the model only "
+            f"{architecture.vocab_size}"
         )
-    decoder = Decoder(model, config.lora, sharding.layout(mesh))
     # What no run trains is as the first of them drew it.
     seed = runs[-1].config.seed if runs else config.seed
-    base = load_base(config, model, mesh, seed, parts)
-    own = () if config.train.full else TRAINED[config.stage]
+    base = weights.load_base(config, architecture, mesh, seed, parts)
+    own = () if config.train.full else STAGES[config.stage].trained
     names = {*own, *(name for run in runs for name in run.trees)}
     adapters = [name for name in ADAPTERS if name in names]
-    trees = {"base": base, **fresh_trees(config, model, base, mesh, adapters, seed)}
-    extra = ExtraTokens(model.vocab_size, config.memory_tokens)
-    return Setup(config, mesh, decoder, tokenizer, extra, trees)
+    trees = {"base": base, **weights.fresh_trees(config, architecture, base, mesh, adapters, seed)}
+    return Loaded(assemble(config, mesh, architecture, tokenizer), trees)
 
 
-def start(config: Config, workdir: str = "") -> Setup:
+def assemble(
+    config: Config, mesh: Mesh, architecture: ModelConfig, tokenizer: Tokenizer | None
+) -> Model:
+    """A model of these parts; without a tokenizer it is good for compiling alone."""
+    decoder = Decoder(architecture, config.lora, sharding.layout(mesh))
+    extra = ExtraTokens(architecture.vocab_size, config.memory_tokens)
+    return Model(config, mesh, decoder, tokenizer, extra)
+
+
+def start(config: Config, workdir: str = "") -> Loaded:
     """The model as this run's training begins: `create`, and the trees of `config.init_from`.
 
     The generator starts afresh instead if this run trains it and `config.generator_init` says so.
@@ -152,7 +123,7 @@ def start(config: Config, workdir: str = "") -> Setup:
         UserError: something that it starts from is missing or does not fit.
     """
     runs = lineage(config, workdir)
-    if config.stage in ("e2e", "contrastive") and not any(
+    if STAGES[config.stage].ranks and not any(
         {"compressor", "base"} & set(run.trees) for run in runs
     ):
         raise UserError(
@@ -160,101 +131,51 @@ def start(config: Config, workdir: str = "") -> Setup:
             "workdir of an scp or instruct run"
         )
     fresh = config.generator_init == "fresh" and "generator" in config.trained
-    return with_runs(create(config, runs=runs), runs, skip=("generator",) if fresh else ())
+    return with_runs(*create(config, runs=runs), runs, skip=("generator",) if fresh else ())
 
 
-def load_base(
-    config: Config, model: ModelConfig, mesh: Mesh, seed: int = 0, parts: Sequence[str] = ()
-) -> Any:
-    """The base weights, read or, by the seed, drawn straight into their sharding.
-
-    Args:
-        config: of the run.
-        model: the architecture.
-        mesh: where they lie.
-        seed: of the draw.
-        parts: the only ones wanted, such as `embed` and `head`; all if none is named.
-    """
-    if config.model.base:
-        return base_lib.load_params(
-            config.model.base,
-            model,
-            lambda path, shape: sharding.array_sharding(mesh, f"base/{path}", shape),
-            parts,
-        )
-
-    def draw(rng: jax.Array) -> Any:
-        params = init_params(model, rng)
-        return {name: tree for name, tree in params.items() if not parts or name in parts}
-
-    rng = jax.random.key(seed)
-    shardings = sharding.shardings(mesh, "base", jax.eval_shape(draw, rng))
-    return jax.jit(draw, out_shardings=shardings)(rng)
-
-
-def fresh_trees(
-    config: Config, model: ModelConfig, base: Any, mesh: Mesh, adapters: Sequence[str], seed: int
-) -> Trees:
-    """Zero-effect adapters of these names and new memory embeddings, on the mesh."""
-    make = jax.jit(lambda base: _fresh(config, model, base, adapters, seed))
-    out = make(base)
-    return put(mesh, out)
-
-
-def _fresh(
-    config: Config, model: ModelConfig, base: Any, adapters: Sequence[str], seed: int
-) -> Trees:
-    rngs = jax.random.split(jax.random.key(config.seed + 1), len(ADAPTERS) + 1)
-    memory, added = clara.init_memory(
-        base, config.memory_tokens,
-        jax.random.split(jax.random.key(seed + 1), len(ADAPTERS) + 1)[-1],
-        config.memory.init, config.memory.init_noise,
-    )  # fmt: skip
-    fresh = {
-        name: init_adapter(model, config.lora, rngs[ADAPTERS.index(name)]) for name in adapters
-    }
-    return jax.tree.map(jnp.asarray, {**fresh, "memory": memory, "added": added})
-
-
-def abstract(config: Config, mesh: Mesh) -> Setup:
-    """A setup of shapes and shardings in place of weights, and no tokenizer: for compiling.
+def abstract(config: Config, mesh: Mesh) -> Loaded:
+    """A model with shapes and shardings in place of weights, and no tokenizer: for compiling.
 
     It has the adapters that the stage trains and, if the base is not trained, the compressor.
 
     Raises:
         UserError: the preset is unknown, or a dimension does not divide by the mesh.
     """
-    model = model_config(config, sharding.layout(mesh).platform)
-    adapters = () if config.train.full else {*TRAINED[config.stage], "compressor"} & {*ADAPTERS}
-    base = abstract_params(model)
-    trees = {
-        "base": base,
-        **jax.eval_shape(lambda base: _fresh(config, model, base, sorted(adapters), 0), base),
-    }
-    trees = {name: sharding.abstract(mesh, name, tree) for name, tree in trees.items()}
-    extra = ExtraTokens(model.vocab_size, config.memory_tokens)
-    return Setup(
-        config, mesh, Decoder(model, config.lora, sharding.layout(mesh)), None, extra, trees
+    architecture = weights.model_config(config, sharding.layout(mesh).platform)
+    adapters = (
+        () if config.train.full else {*STAGES[config.stage].trained, "compressor"} & {*ADAPTERS}
     )
+    base = abstract_params(architecture)
+    fresh = jax.eval_shape(
+        lambda base: weights.fresh(config, architecture, base, sorted(adapters), 0), base
+    )
+    trees = {
+        name: sharding.abstract(mesh, name, tree) for name, tree in {"base": base, **fresh}.items()
+    }
+    return Loaded(assemble(config, mesh, architecture, None), trees)
 
 
-def with_runs(setup: Setup, runs: Sequence[Run], skip: tuple[str, ...] = ()) -> Setup:
+def with_runs(
+    model: Model, trees: Trees, runs: Sequence[Run], skip: tuple[str, ...] = ()
+) -> Loaded:
     """Puts in the trees that runs trained, each from the first of them that trained it.
 
     A reasoner that none of them trained becomes a copy of the compressor (paper), unless
     `config.reasoner_init` says random.
 
     Args:
-        setup: the model.
+        model: all but the weights.
+        trees: weights, of which those that a run trained are replaced.
         runs: the nearest first.
         skip: trees that are not read.
 
     Raises:
         UserError: a run has no checkpoint, or its trees do not fit this model.
     """
-    trees, taken = dict(setup.trees), set(skip)
+    trees, taken = dict(trees), set(skip)
     for run in runs:
-        if "base" in run.trees and setup.config.model.param_dtype == "int8":
+        if "base" in run.trees and model.config.model.param_dtype == "int8":
             raise UserError(
                 f"{run.workdir} trained the base itself, which config.model.param_dtype=int8 "
                 "cannot hold; set float32 or bfloat16"
@@ -264,41 +185,35 @@ def with_runs(setup: Setup, runs: Sequence[Run], skip: tuple[str, ...] = ()) -> 
             names = [name for name in names if name != "reasoner"]
         taken |= set(names)
         if names:
-            step, loaded = _load(run, {name: trees[name] for name in names}, setup)
+            step, loaded = _load(run, {name: trees[name] for name in names}, model)
             logging.info("weights: %s of %s, step %d", ", ".join(names), run.workdir, step)
             trees |= loaded
     copied = "reasoner" in trees and "reasoner" not in taken and "compressor" in trees
-    if copied and setup.config.reasoner_init == "copy":
+    if copied and model.config.reasoner_init == "copy":
         # A copy of its own, since the step gives the memory of what it trains away.
         trees["reasoner"] = jax.tree.map(jnp.copy, trees["compressor"])
-    base_trained = setup.base_trained or any("base" in run.trees for run in runs)
-    return dataclasses.replace(setup, trees=trees, base_trained=base_trained)
+    base_trained = model.base_trained or any("base" in run.trees for run in runs)
+    return Loaded(dataclasses.replace(model, base_trained=base_trained), trees)
 
 
-def _load(run: Run, expected: Trees, setup: Setup) -> tuple[int, Trees]:
+def _load(run: Run, expected: Trees, model: Model) -> tuple[int, Trees]:
     """Step and trees of a run, with the names, shapes and shardings of `expected`."""
     if run.is_native:
-        trees = native.read(run.workdir, expected, setup.model, setup.config.lora)
-        return native.step(run.workdir), put(setup.mesh, trees)
+        trees = native.read(run.workdir, expected, model.architecture, model.config.lora)
+        return native.step(run.workdir), weights.put(model.mesh, trees)
     return load_trees(run.workdir, expected, run.step)
 
 
-def put(mesh: Mesh, trees: Trees) -> Trees:
-    """Trees of host arrays, adapters and memory embeddings, on the mesh."""
-    return {name: jax.device_put(tree, sharding.shardings(mesh, name, tree))
-            for name, tree in trees.items()}  # fmt: skip
-
-
 def restore(
-    workdir: str, mesh: Mesh | None = None, parts: Sequence[str] = (), **model: Any
-) -> Setup:
+    workdir: str, mesh: Mesh | None = None, parts: Sequence[str] = (), **options: Any
+) -> Loaded:
     """The newest checkpoint of a run with everything it needs, ready for evaluation or inference.
 
     Args:
         workdir: of the run.
         mesh: devices; by default as in the run, or all in `fsdp` where that does not fit these.
         parts: of the base, as `load_base` takes them; all of a base that was trained itself.
-        **model: options of `config.model` that are not as in the run: `base`, where the base model
+        **options: those of `config.model` that are not as in the run: `base`, where the base model
             is now, `dtype`, `param_dtype` or `attention`. None: as in the run.
 
     Raises:
@@ -307,10 +222,10 @@ def restore(
     config = config_lib.load(os.path.join(workdir, "config.json"))
     own_base = config.model.base == native.OWN_BASE
     if own_base:
-        model["base"] = model.get("base") or os.path.join(workdir, native.BASE)
+        options["base"] = options.get("base") or os.path.join(workdir, native.BASE)
     if config.model.tokenizer == native.OWN_TOKENIZER:
-        model["tokenizer"] = os.path.join(workdir, native.TOKENIZER)
-    given = {name: value for name, value in model.items() if value is not None}
+        options["tokenizer"] = os.path.join(workdir, native.TOKENIZER)
+    given = {name: value for name, value in options.items() if value is not None}
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **given))
     config = config_lib.freeze(dataclasses.asdict(config))  # what was given is checked as well
     if mesh is None:
@@ -322,6 +237,7 @@ def restore(
     runs = [run, *lineage(config, workdir)]
     if any("base" in run.trees for run in runs):
         parts = ()
-    setup = with_runs(create(config, mesh, runs, parts), runs)
+    model, trees = with_runs(*create(config, mesh, runs, parts), runs)
     step = native.step(workdir) if run.is_native else newest_step(workdir)
-    return dataclasses.replace(setup, step=step, base_trained=setup.base_trained or own_base)
+    trained = model.base_trained or own_base
+    return Loaded(dataclasses.replace(model, step=step, base_trained=trained), trees)

@@ -1,11 +1,12 @@
 """What a workdir holds: metrics and evaluations of a run."""
 
-from clara_jax import files
-from clara_jax.errors import UserError
-from typing import Any
 import json
 import os
 from collections.abc import Sequence
+from typing import Any
+
+from clara_jax import files
+from clara_jax.errors import UserError
 
 
 def read_metrics(workdir: str) -> list[dict[str, Any]]:

@@ -1,23 +1,23 @@
 """Between the event loop and the service's threads: one question and what comes of it."""
 
 import asyncio
+import functools
 import time
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from fastapi import HTTPException, Request
+from fastapi import Request
 
-from clara_jax.corpus.format import Busy
 from clara_jax.errors import UserError
+from clara_jax.files import Busy
+from clara_jax.inference.sampling import GenerationOptions
 from clara_jax.serving import schemas
-from clara_jax.serving.batching import Broken, Cancelled, Late
-from clara_jax.serving.queueing import Full
-from clara_jax.serving.service import Empty, Found, Job, Service
+from clara_jax.serving.queueing import Broken, Cancelled, Full, Job, Late, Question
+from clara_jax.serving.service import Empty, Service
 
 _GRACE = 1.0  # seconds after the deadline
 
-_STATUS: dict[type[Exception], int] = {
+STATUS: dict[type[Exception], int] = {
     Full: 429,
     Late: 504,
     Cancelled: 499,  # nobody reads it
@@ -28,55 +28,61 @@ _STATUS: dict[type[Exception], int] = {
 }
 
 
-def http_error(error: Exception) -> HTTPException:
-    """What a client is told of an error."""
-    headers = {"Retry-After": str(error.after)} if isinstance(error, Full) else None
-    for kind, status in _STATUS.items():
+def status_of(error: Exception) -> int:
+    """The HTTP status of an error; raises the errors that have none."""
+    for kind, status in STATUS.items():
         if isinstance(error, kind):
-            return HTTPException(status, str(error), headers)
+            return status
     raise error
 
 
-class Asking:
-    """A question that the service works on.
+class LiveReply:
+    """What the service makes of a question, as it comes.
 
     Attributes:
-        found: the documents, once there.
+        job: the question, with its documents once these are there.
         text: the answer so far.
         first: seconds to its first text, None if there is none yet.
+
+    Args:
+        service: that works on it.
+        search: the question.
+        options: of the answer; None: search alone.
+
+    Raises:
+        Full: too many wait.
+        Broken: the server has ended.
     """
 
-    def __init__(self, service: Service, question: str, top_k: int | None, answer: bool = True,
-                 words: bool = False, **how: Any):  # fmt: skip
+    def __init__(
+        self, service: Service, search: schemas.Search, options: GenerationOptions | None = None
+    ):
         self._service, self._begun = service, time.monotonic()
         loop, self._events = asyncio.get_running_loop(), asyncio.Queue()
 
-        def put(kind: str) -> Callable[[Any], None]:
-            def call(value: Any) -> None:
-                try:
-                    loop.call_soon_threadsafe(self._events.put_nowait, (kind, value))
-                except RuntimeError:  # the loop has ended: nobody listens
-                    pass
+        def put(kind: str, value: Any = None) -> None:
+            try:
+                loop.call_soon_threadsafe(self._events.put_nowait, (kind, value))
+            except RuntimeError:  # the loop has ended: nobody listens
+                pass
 
-            return call
-
-        self.found: Found | None = None
         self.text, self.first = "", None
-        self._job = service.ask(
-            question,
-            top_k or service.top_k,
-            on_found=put("found"),
-            on_end=put("end"),
-            on_text=put("text") if answer else None,
-            words=words,
-            **how,
+        self.job = Question(
+            functools.partial(put, "end"),
+            search.question,
+            search.top_k or service.top_k,
+            on_found=functools.partial(put, "found"),
+            on_text=functools.partial(put, "text"),
+            options=options,
+            wants_words=search.words,
         )
+        service.accept(self.job)
 
     async def events(self) -> AsyncIterator[tuple[str, Any]]:
-        """Yields ("found", Found), then ("text", piece) as they come.
+        """Yields ("found", None), then ("text", piece) as they come.
 
         Raises:
-            Exception: there is no whole answer (engine.Late, UserError, …).
+            Exception: there is no whole answer (queueing.Late, UserError, …).
         """
         late = asyncio.get_running_loop().time() + self._service.options.deadline + _GRACE
         try:
@@ -90,107 +96,82 @@ class Asking:
                     if value is not None:
                         raise value
                     return
-                if kind == "found":
-                    self.found = value
-                else:
+                if kind == "text":
                     if self.first is None:
                         self.first = time.monotonic() - self._begun
                         self._service.metrics.first_token.observe(self.first)
                     self.text += value
                 yield kind, value
         finally:
-            self._job.cancel()
+            self.job.cancelled = True
 
     async def whole(self, request: Request) -> None:
-        """Waits for the end; a client that leaves before cancels.
-
-        Raises:
-            HTTPException: there is no whole answer.
-        """
+        """Waits for the end; errors as in `until_gone`."""
 
         async def read() -> None:
             async for _ in self.events():
                 pass
 
-        await until_gone(request, read(), self._job, self._service.options.deadline)
+        await until_gone(request, read(), self.job, self._service.options.deadline)
 
-    def result(self) -> schemas.Found:
+    def documents(self) -> schemas.Found:
         """The documents as they are sent."""
-        found, M = self.found, len(self._service.setup.extra.memory)
+        job, M = self.job, len(self._service.model.extra.memory)
         documents = [
-            schemas.Document(
-                id=document.id, parent=document.parent, title=document.title, text=document.text,
-                score=float(hit.score), by=hit.by, tokens=document.tokens,
-            )
-            for hit, document in zip(found.hits, found.documents, strict=True)
-        ]  # fmt: skip
+            schemas.Document(**vars(document), score=float(hit.score), by=hit.by)
+            for hit, document in zip(job.hits, job.documents, strict=True)
+        ]
         tokens = sum(document.tokens for document in documents)
         vectors = M * len(documents)
+        rate = tokens / max(vectors, 1)
         return schemas.Found(
             documents=documents,
-            words=[
-                schemas.Word(text=w.text, score=w.score, in_documents=w.in_documents)
-                for w in found.words
-            ],
-            compression=schemas.Compression(
-                tokens=tokens, vectors=vectors, rate=tokens / max(vectors, 1)
-            ),
+            words=[schemas.Word.model_validate(word) for word in job.words],
+            compression=schemas.Compression(tokens=tokens, vectors=vectors, rate=rate),
         )
 
     def answer(self) -> schemas.Answer:
         """The documents and the answer as they are sent."""
+        usage = schemas.Usage(
+            prompt_tokens=len(self.job.ids),
+            completion_tokens=len(self.job.tokens),
+            first_token_seconds=self.first,
+            seconds=time.monotonic() - self._begun,
+        )
         return schemas.Answer(
-            **self.result().model_dump(), answer=self.text, finish_reason=self.reason,
-            usage=schemas.Usage(
-                prompt_tokens=self.found.prompt_tokens, completion_tokens=self.tokens,
-                first_token_seconds=self.first, seconds=time.monotonic() - self._begun,
-            ),
-        )  # fmt: skip
-
-    @property
-    def reason(self) -> str:
-        """Why the answer has ended: stop or length."""
-        return self._job.request.reason
-
-    @property
-    def tokens(self) -> int:
-        """Of the answer."""
-        return len(self._job.request.tokens)
+            **self.documents().model_dump(),
+            answer=self.text,
+            finish_reason=self.job.reason,
+            usage=usage,
+        )
 
 
-async def until_gone(request: Request, work: Any, job: Job, deadline: float) -> Any:
-    """The result of a coroutine, which ends where the client leaves.
+async def until_gone(request: Request, work: Awaitable, job: Job, deadline: float) -> Any:
+    """The result of work that ends where the client leaves.
 
     Raises:
-        HTTPException: the work failed or took too long, or the client has gone.
+        Exception: the work failed or took too long, or the client has gone (see STATUS).
     """
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
     try:
         await asyncio.wait(
             (task, gone), return_when=asyncio.FIRST_COMPLETED, timeout=deadline + 2 * _GRACE
         )
-        if not task.done():
-            if not gone.done():
-                raise http_error(Late("the deadline is over"))
-            raise http_error(Cancelled("the client has gone"))
-        return task.result()
-    except (Full, Late, Cancelled, UserError, Broken) as e:
-        raise http_error(e) from e
+        if task.done():
+            return task.result()
+        raise Cancelled("the client has gone") if gone.done() else Late("the deadline is over")
     finally:
-        job.cancel()
+        job.cancelled = True
         for other in (task, gone):
             other.cancel()
         await asyncio.gather(task, gone, return_exceptions=True)
 
 
-async def until_done(request: Request, started: tuple[Job, Future], deadline: float) -> Any:
-    """The result of the service's work; errors as in `until_gone`."""
-    job, future = started
-    return await until_gone(request, _wait(future), job, deadline)
-
-
-async def _wait(future: Future) -> Any:
-    return await asyncio.wrap_future(future)
+async def until_done(request: Request, service: Service, call: Callable[[], Any]) -> Any:
+    """What a call on the service's worker returns; errors as in `until_gone`."""
+    work = service.do(call)
+    future = asyncio.wrap_future(work.future)
+    return await until_gone(request, future, work, service.options.deadline)
 
 
 async def _gone(request: Request) -> None:

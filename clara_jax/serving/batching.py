@@ -1,111 +1,62 @@
 """Continuous batching: a thread that reads prompts into free slots and decodes all slots together.
 
-Everything else talks to it through `submit`, and is told through a request's own callbacks, which
-run on that thread and must be quick.
+Other threads call `submit`; results arrive through the callbacks of a question, which run on this
+thread and must be quick.
 """
 
 import collections
-import dataclasses
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 from absl import logging
 
-from clara_jax.data import prompts
+from clara_jax.data.tokenizer import Tokenizer
 from clara_jax.inference.sampling import before_stop, stop_ids
-from clara_jax.runs.setup import Setup
 from clara_jax.serving.device_rows import DeviceRows
 from clara_jax.serving.metrics import Metrics
-from clara_jax.serving.slots import Choice, Slots
+from clara_jax.serving.queueing import Broken, Question
+from clara_jax.serving.slots import Slots
 
 _UNFINISHED = "\ufffd"  # what half of a character decodes to
 
 
-class Cancelled(Exception):
-    """Whoever asked has gone."""
-
-
-class Late(Exception):
-    """The deadline is over."""
-
-
-class Broken(Exception):
-    """The server's own error: its thread has ended."""
-
-
-@dataclasses.dataclass(eq=False)
-class Request:
-    """One prompt and how its answer is to be made.
-
-    Attributes:
-        ids: the prompt, the common prefix included; memory tokens of rows follow one another.
-        rows: of the store, whose memories fill the prompt's slots in their order.
-        memories: [M, D] of some of these rows, read already.
-        max_new_tokens: most tokens of the answer.
-        on_text: called with each new piece of the answer.
-        on_end: called once, with None or with why there is no (whole) answer.
-        deadline: by `time.monotonic`.
-        temperature: as `Sampling`.
-        top_p: as `Sampling`.
-        seed: as `Sampling`.
-        stop: texts that end the answer.
-        cancelled: set by whoever does not want it any more.
-        tokens: ids of the answer so far, the end token included.
-        reason: stop or length, once it has ended.
-    """
-
-    ids: Sequence[int]
-    rows: Sequence[int]
-    memories: Mapping[int, np.ndarray]
-    max_new_tokens: int
-    on_text: Callable[[str], None]
-    on_end: Callable[[Exception | None], None]
-    deadline: float
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    stop: Sequence[str] = ()
-    cancelled: bool = False
-    tokens: list[int] = dataclasses.field(default_factory=list)
-    reason: str = ""
-    text: str = ""  # that was passed on
-
-
-class Engine:
+class Batcher:
     """Decodes answers in slots.
 
     Args:
+        tokenizer: of the model.
         slots: on the devices.
         rows: memories on the devices.
-        setup: the model.
-        read: reads memories [n, M, D] of rows of the store.
         metrics: of the server.
-        started: called whenever a request waits no more, with whether it got a slot.
+        started: called whenever a question waits no more, with whether it got a slot.
     """
 
     def __init__(
-        self, setup: Setup, slots: Slots, rows: DeviceRows,
-        read: Callable[[Sequence[int]], np.ndarray], metrics: Metrics,
-        started: Callable[[bool], None] = lambda served: None,
-    ):  # fmt: skip
-        self._setup, self._slots, self._rows, self._read = setup, slots, rows, read
+        self,
+        tokenizer: Tokenizer,
+        slots: Slots,
+        rows: DeviceRows,
+        metrics: Metrics,
+        started: Callable[[bool], None],
+    ):
+        self._tokenizer, self._slots, self._rows = tokenizer, slots, rows
         self._metrics, self._started = metrics, started
-        self._ends = set(stop_ids(setup.tokenizer))
-        self._waiting: collections.deque[Request] = collections.deque()
-        self._in: list[Request | None] = [None] * slots.count
+        self._ends = set(stop_ids(tokenizer))
+        self._waiting: collections.deque[Question] = collections.deque()
+        self._in: list[Question | None] = [None] * slots.count
         # Steps that run while their results are not read yet: arrays, and whose they are.
-        self._pending: collections.deque[tuple[jax.Array, list[tuple[int, Request]]]]
+        self._pending: collections.deque[tuple[jax.Array, list[tuple[int, Question]]]]
         self._pending = collections.deque()
         self._changed = threading.Condition()
         self._closed = False
         self.error: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
 
     def start(self) -> None:
-        """Takes requests from now on."""
+        """Takes questions from now on."""
         self._thread.start()
 
     def close(self) -> None:
@@ -116,27 +67,26 @@ class Engine:
         if self._thread.is_alive():
             self._thread.join()
 
-    def check(self, ids: Sequence[int]) -> int:
-        """How many tokens too long a prompt is, 0 or less if it fits."""
-        return len(ids) - len(self._slots.prefix) - self._slots.buckets[-1]
-
-    def submit(self, request: Request) -> None:
-        """Puts a request into the queue, whose length is its caller's to bound."""
+    def submit(self, question: Question) -> None:
+        """Puts a question with its prompt into the queue, whose length is its caller's to bound."""
         with self._changed:
             broken = self.error is not None or self._closed
             if not broken:
-                self._waiting.append(request)
+                self._waiting.append(question)
                 self._changed.notify()
         if broken:
             self._started(False)
-            request.on_end(Broken("the engine has ended"))
+            question.on_end(Broken("the engine has ended"))
 
     @property
     def busy(self) -> int:
         """Slots in use."""
-        return sum(request is not None for request in self._in)
+        return len(self._owners())
 
     # --- The thread ---
+
+    def _owners(self) -> list[tuple[int, Question]]:
+        return [(slot, question) for slot, question in enumerate(self._in) if question is not None]
 
     def _run(self) -> None:
         try:
@@ -152,31 +102,29 @@ class Engine:
             self.error = e
         with self._changed:
             self._closed = True
-            left = [*self._waiting, *(request for request in self._in if request is not None)]
-            waiting = len(self._waiting)
+            waiting, answered = list(self._waiting), [question for _, question in self._owners()]
             self._waiting.clear()
             self._in = [None] * len(self._in)
-        for i, request in enumerate(left):
-            if i < waiting:
-                self._started(False)
-            request.on_end(Broken("the engine has ended"))
+        for _ in waiting:
+            self._started(False)
+        for question in (*waiting, *answered):
+            question.on_end(Broken("the engine has ended"))
 
     def _turn(self) -> None:
         """One prompt if a slot is free, one step, and the results of what was started before."""
         self._admit()
-        for slot, request in enumerate(self._in):
-            if request is not None and (why := _gone(request)):
+        for slot, question in self._owners():
+            if why := question.over():
                 self._end(slot, why)
         if self.busy:
-            owners = [(i, request) for i, request in enumerate(self._in) if request is not None]
-            self._pending.append((self._slots.step(), owners))
+            self._pending.append((self._slots.step(), self._owners()))
         # The newest step stays in flight, so that the devices have work while texts are made.
         while len(self._pending) > (1 if self.busy else 0):
             array, owners = self._pending.popleft()
             tokens = np.asarray(array)
-            live = [(slot, request) for slot, request in owners if self._in[slot] is request]
-            for slot, request in live:
-                self._add(slot, request, int(tokens[slot if len(tokens) > 1 else 0]))
+            live = [(slot, question) for slot, question in owners if self._in[slot] is question]
+            for slot, question in live:
+                self._add(slot, question, int(tokens[slot if len(tokens) > 1 else 0]))
             self._metrics.step(len(live), time.monotonic())
         self._metrics.slots_busy.set(self.busy)
 
@@ -185,55 +133,49 @@ class Engine:
             with self._changed:
                 if not self._waiting:
                     return
-                request = self._waiting.popleft()
-            why = _gone(request)
+                question = self._waiting.popleft()
+            why = question.over()
             self._started(why is None)
             if why:
-                request.on_end(why)
+                question.on_end(why)
                 continue
             slot = self._in.index(None)
             try:
-                places = self._rows.place(request.rows, request.memories, self._read)
+                places = self._rows.place(question.rows, question.memories)
             except Exception:  # of the store's files, not of the devices
                 logging.exception("memories could not be read")
-                request.on_end(Broken("the memories of the documents could not be read"))
+                question.on_end(Broken("the memories of the documents could not be read"))
                 continue
-            ids = np.asarray(request.ids[len(self._slots.prefix) :], np.int32)
-            vectors = vector_places(self._setup, ids, places)
-            choice = Choice.create(request.temperature, request.top_p, request.seed)
-            token = self._slots.prefill(slot, ids, vectors, self._rows.table_RMD, choice)
-            self._in[slot] = request
-            self._pending.append((token, [(slot, request)]))
+            token_1 = self._slots.prefill(
+                slot, question.ids, places, self._rows.table_RMD, question.options.sampling
+            )
+            self._in[slot] = question
+            self._pending.append((token_1, [(slot, question)]))
             return  # the others' next token comes before the next prompt
 
-    def _add(self, slot: int, request: Request, token: int) -> None:
-        request.tokens.append(token)
+    def _add(self, slot: int, question: Question, token: int) -> None:
+        question.tokens.append(token)
         if token in self._ends:
-            request.reason = "stop"
-        elif len(request.tokens) == request.max_new_tokens:
-            request.reason = "length"
-        whole = self._setup.tokenizer.decode(request.tokens)
-        text = before_stop(whole, request.stop)
+            question.reason = "stop"
+        elif len(question.tokens) == question.options.max_new_tokens:
+            question.reason = "length"
+        stops = question.options.stop
+        whole = self._tokenizer.decode(question.tokens)
+        text = before_stop(whole, stops)
         if len(text) < len(whole):
-            request.reason = "stop"
+            question.reason = "stop"
         text = text.strip()
-        shown = text if request.reason else text[: len(text) - _held_back(text, request.stop)]
-        shown = shown if request.reason else shown.rstrip()
-        if len(shown) > len(request.text) and shown.startswith(request.text):
-            piece, request.text = shown[len(request.text) :], shown
-            request.on_text(piece)
-        if request.reason:
+        if not question.reason:
+            text = text[: len(text) - _held_back(text, stops)].rstrip()
+        if len(text) > len(question.answer) and text.startswith(question.answer):
+            piece, question.answer = text[len(question.answer) :], text
+            question.on_text(piece)
+        if question.reason:
             self._end(slot, None)
 
     def _end(self, slot: int, why: Exception | None) -> None:
-        request, self._in[slot] = self._in[slot], None
-        request.on_end(why)
-
-
-def _gone(request: Request) -> Exception | None:
-    if request.cancelled:
-        return Cancelled("cancelled")
-    return Late("the deadline is over") if time.monotonic() > request.deadline else None
+        question, self._in[slot] = self._in[slot], None
+        question.on_end(why)
 
 
 def _held_back(text: str, stops: Sequence[str]) -> int:
@@ -242,26 +184,3 @@ def _held_back(text: str, stops: Sequence[str]) -> int:
         return len(text) - len(text.rstrip(_UNFINISHED))
     starts = (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n]))
     return max(starts, default=0)
-
-
-def vector_places(setup: Setup, ids: np.ndarray, places: Sequence[int]) -> np.ndarray:
-    """Which vector of the table, of M a place, fills each token's slot; int32, -1 elsewhere."""
-    M = len(setup.extra.memory)
-    vectors = np.full(len(ids), -1, np.int32)
-    slots = np.flatnonzero(setup.extra.is_memory(ids))
-    if len(slots) != M * len(places):
-        raise ValueError(f"a prompt has {len(slots)} slots for {len(places)} documents")
-    vectors[slots] = (np.array(places, np.int32)[:, None] * M + np.arange(M)[None]).reshape(-1)
-    return vectors
-
-
-def prompt_ids(setup: Setup, question: str, documents: int) -> list[int]:
-    """The prompt of a question and so many compressed documents."""
-    slots = prompts.slots(setup.extra, documents)
-    return prompts.answer_prompt(setup.tokenizer, setup.config.prompts, slots, question)[0]
-
-
-def common_prefix(setup: Setup) -> list[int]:
-    """What the prompts of all questions start with: all that comes before the first memory."""
-    ids = prompt_ids(setup, "?", 1)
-    return ids[: ids.index(setup.extra.memory[0])]

@@ -6,30 +6,30 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
-from clara_jax.serving.asking import Asking, http_error
+from clara_jax.serving.asking import LiveReply, status_of
 from clara_jax.serving.guard import error_body
 
 MODEL = {"id": "clara", "object": "model", "created": 0, "owned_by": "clara_jax"}
 
 
-def completion(work: Asking, model: str) -> dict[str, Any]:
+def completion(reply: LiveReply, model: str) -> dict[str, Any]:
     """A whole answer; `documents` is ours."""
-    message = {"role": "assistant", "content": work.text, "refusal": None}
+    message = {"role": "assistant", "content": reply.text, "refusal": None}
     return {
         **_head("chat.completion", model),
         "choices": [
-            {"index": 0, "message": message, "logprobs": None, "finish_reason": work.reason}
+            {"index": 0, "message": message, "logprobs": None, "finish_reason": reply.job.reason}
         ],
-        "usage": _usage(work),
-        "documents": [document.model_dump() for document in work.result().documents],
+        "usage": _usage(reply),
+        "documents": [document.model_dump() for document in reply.documents().documents],
     }
 
 
-async def chunks(work: Asking, model: str, usage: bool) -> AsyncIterator[str]:
+async def chunks(reply: LiveReply, model: str, usage: bool) -> AsyncIterator[str]:
     """An answer as it comes, as server-sent events.
 
     Args:
-        work: the question.
+        reply: what the service makes of a question.
         model: name that the client gave.
         usage: a chunk at the end counts tokens.
     """
@@ -41,14 +41,15 @@ async def chunks(work: Asking, model: str, usage: bool) -> AsyncIterator[str]:
 
     try:
         yield chunk({"role": "assistant", "content": ""})
-        async for kind, value in work.events():
+        async for kind, value in reply.events():
             if kind == "text":
                 yield chunk({"content": value})
-        yield chunk({}, work.reason)
+        yield chunk({}, reply.job.reason)
         if usage:
-            yield _data({**head, "choices": [], "usage": _usage(work)})
+            yield _data({**head, "choices": [], "usage": _usage(reply)})
     except Exception as e:  # the status is sent: the stream itself must tell
-        yield _data(error_body(str(http_error(e).detail), "server_error"))
+        status_of(e)  # raises what is no error of a request
+        yield _data(error_body(str(e), "server_error"))
     yield "data: [DONE]\n\n"
 
 
@@ -57,8 +58,8 @@ def _head(kind: str, model: str) -> dict[str, Any]:
     return {"id": identity, "object": kind, "created": int(time.time()), "model": model}
 
 
-def _usage(work: Asking) -> dict[str, int]:
-    read, made = work.found.prompt_tokens, work.tokens
+def _usage(reply: LiveReply) -> dict[str, int]:
+    read, made = len(reply.job.ids), len(reply.job.tokens)
     return {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
 
 

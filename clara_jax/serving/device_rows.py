@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clara_jax import sharding
-from clara_jax.runs.setup import Setup
+from clara_jax.runs.setup import Model
 
 _AT_ONCE = 8  # rows of one write
 
@@ -20,15 +20,22 @@ class DeviceRows:
     `place` is for one thread; `missing` for any.
 
     Args:
-        setup: the model.
+        model: the model.
         capacity: R.
+        read: reads memories [n, M, D] of rows of the store.
         count: called with the hits and the misses of each use.
     """
 
-    def __init__(self, setup: Setup, capacity: int, count: Callable[[int, int], None]):
-        self.capacity, self._count = capacity, count
-        M, D = len(setup.extra.memory), setup.model.d_model
-        dtype, whole = jnp.dtype(setup.model.dtype), sharding.replicated(setup.mesh)
+    def __init__(
+        self,
+        model: Model,
+        capacity: int,
+        read: Callable[[Sequence[int]], np.ndarray],
+        count: Callable[[int, int], None],
+    ):
+        self.capacity, self._read, self._count = capacity, read, count
+        M, D = len(model.extra.memory), model.architecture.d_model
+        dtype, whole = jnp.dtype(model.architecture.dtype), sharding.replicated(model.mesh)
         make = jax.jit(lambda: jnp.zeros((capacity, M, D), dtype), out_shardings=whole)
         self.table_RMD = make()
         self._write = jax.jit(
@@ -45,18 +52,12 @@ class DeviceRows:
         with self._lock:
             return [row for row in rows if row not in self._places]
 
-    def place(
-        self,
-        rows: Sequence[int],
-        given: Mapping[int, np.ndarray],
-        read: Callable[[Sequence[int]], np.ndarray],
-    ) -> list[int]:
+    def place(self, rows: Sequence[int], given: Mapping[int, np.ndarray]) -> list[int]:
         """Brings rows of the store onto the device.
 
         Args:
             rows: at most R.
             given: memories [M, D] of some, read before.
-            read: reads memories [n, M, D] of others.
 
         Returns:
             The place of each in the table.
@@ -66,7 +67,7 @@ class DeviceRows:
         absent = self.missing(dict.fromkeys(rows))
         self._count(len(rows) - len(absent), len(absent))
         left = [row for row in absent if row not in given]
-        found = dict(given) | dict(zip(left, read(left) if left else (), strict=True))
+        memories = dict(given) | dict(zip(left, self._read(left) if left else (), strict=True))
         with self._lock:
             for row in rows:  # first those that stay, so that none of them leaves
                 if row in self._places:
@@ -78,7 +79,7 @@ class DeviceRows:
             places = [self._places[row] for row in rows]
         if absent:
             at = np.array([self._places[row] for row in absent], np.int32)
-            self._put(at, np.stack([found[row] for row in absent]))
+            self._put(at, np.stack([memories[row] for row in absent]))
         return places
 
     def _put(self, places_K: np.ndarray, rows_KMD: np.ndarray) -> None:

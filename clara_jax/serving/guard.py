@@ -2,10 +2,11 @@
 
 import asyncio
 import hmac
-import json
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
+
+from starlette.responses import JSONResponse
 
 from clara_jax.serving.metrics import Metrics
 
@@ -29,20 +30,24 @@ class Guard:
         token: bearer token that requests need, or None.
         body: most bytes of a request.
         host: that the server listens on.
+
+    Attributes:
+        active: addresses of the clients whose requests are served now.
+        draining: new requests are refused.
     """
 
     def __init__(self, app: Any, metrics: Metrics, token: str | None, body: int, host: str):
         self._app, self._metrics, self._token, self._body = app, metrics, token, body
         self._local = host in _LOCAL
         self.draining = False
-        self.active = 0
+        self.active: list[Any] = []
 
     async def __call__(self, scope: Message, receive: Callable, send: Callable) -> None:
         """Serves one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begun, status = time.monotonic(), 500
+        begun, status, client = time.monotonic(), 500, scope["client"]
 
         async def counted(message: Message) -> None:
             nonlocal status
@@ -50,17 +55,17 @@ class Guard:
                 status = message["status"]
             await send(message)
 
-        self.active += 1
+        self.active.append(client)
         try:
             refused = self._refuse(scope)
             if refused is None:
                 receive, refused = await self._read(scope, receive)
             if refused is not None:
-                await _respond(counted, *refused)
+                await _refusal(*refused)(scope, receive, counted)
             else:
                 await self._app(scope, receive, counted)
         finally:
-            self.active -= 1
+            self.active.remove(client)
             route = scope.get("route")  # names of our own only: others' would fill the memory
             path = getattr(route, "path", "other")
             self._metrics.requests.labels(path, str(status)).inc()
@@ -85,7 +90,7 @@ class Guard:
     async def _read(
         self, scope: Message, receive: Callable[[], Awaitable[Message]]
     ) -> tuple[Callable, tuple[int, str] | None]:
-        """Reads the body, at most so much of it, at most so long; a `receive` that gives it."""
+        """Reads the body, up to a size and a time; a `receive` that gives it."""
         parts, size, more = [], 0, True
         try:
             async with asyncio.timeout(_BODY_SECONDS):
@@ -108,17 +113,15 @@ class Guard:
         return again, None
 
 
-async def _respond(send: Callable, status: int, message: str) -> None:
-    body = json.dumps(error_body(message, "invalid_request_error")).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+def _refusal(status: int, message: str) -> JSONResponse:
+    headers = {}
     if status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
+        headers["www-authenticate"] = "Bearer"
     if status in (408, 413, 503):
-        headers.append((b"connection", b"close"))
+        headers["connection"] = "close"
     if status == 503:
-        headers.append((b"retry-after", b"5"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+        headers["retry-after"] = "5"
+    return JSONResponse(error_body(message, "invalid_request_error"), status, headers)
 
 
 def _name(host: bytes) -> str:

@@ -9,19 +9,19 @@ import numpy as np
 from clara_jax.config import Config
 from clara_jax.corpus import write
 from clara_jax.corpus.format import Damaged
-from clara_jax.corpus.search import build
 from clara_jax.corpus.search.search import Hit, Search
 from clara_jax.corpus.store import StoredDocument, open_store
 from clara_jax.inference import rank
 from clara_jax.inference.encode import encode_query
 from clara_jax.inference.generate import BUCKET
-from clara_jax.runs.setup import Setup
+from clara_jax.models.clara import Trees
+from clara_jax.runs.setup import Model
 
 MOST = 50  # documents that a question may ask for, and that a search always looks for
 TOGETHER = 4  # questions or texts that are encoded at once; one question alone has its own shape
 
 
-class Corpus:
+class LiveCorpus:
     """A store that was made by this model.
 
     `add` and `delete` are for one thread, the others for any: the number of a row means the same
@@ -29,20 +29,21 @@ class Corpus:
 
     Args:
         path: of the store.
-        setup: the model.
+        model: the model.
+        trees: its weights.
         config: `store` and `search` count.
 
     Raises:
         UserError: no such store, one that another model made, or one without a document.
     """
 
-    def __init__(self, path: str, setup: Setup, config: Config):
-        self._setup = setup
+    def __init__(self, path: str, model: Model, trees: Trees, config: Config):
+        self._model, self._trees = model, trees
         # In the shapes in which the server compresses anyway.
         self._options = dataclasses.replace(config.store, batch=TOGETHER, bucket=BUCKET)
         store = open_store(path)
-        store.check(setup)
-        self._search = Search(store, config.search, setup.mesh, setup.config.select.score)
+        store.check(model, trees)
+        self._search = Search(store, config.search, model.mesh, model.config.select.score)
 
     def __len__(self) -> int:
         """Documents, or pieces of long ones."""
@@ -50,11 +51,11 @@ class Corpus:
 
     def warm_up(self) -> None:
         """Compiles the scores of all numbers of candidates; the first searches do the rest."""
-        M, D = len(self._setup.extra.memory), self._setup.model.d_model
+        M, D = len(self._model.extra.memory), self._model.architecture.d_model
         count = 1
         while count < 2 * self._search.options.candidates:
             memories = np.zeros((count, M, D), np.float32)
-            score = self._setup.config.select.score
+            score = self._model.config.select.score
             rank.best(rank.scores(memories[0], memories, score), MOST)
             count *= 2
 
@@ -62,13 +63,11 @@ class Corpus:
         self, queries_nMD: np.ndarray, questions: Sequence[str], top_k: int
     ) -> list[list[Hit]]:
         """The best documents of each question, the best first."""
-        if self._search.options.hops == 1:
-            return self._search.search(queries_nMD, questions, top_k)
 
         def encode(texts: list[str]) -> np.ndarray:
-            return encode_query(self._setup, texts, len(texts))
+            return encode_query(self._model, self._trees, texts, len(texts))
 
-        return self._search.search_twice(queries_nMD, questions, encode, top_k)
+        return self._search.search(queries_nMD, questions, top_k, encode)
 
     def memories(self, rows: Sequence[int]) -> np.ndarray:
         """Memories float32 [n, M, D] of rows."""
@@ -85,7 +84,7 @@ class Corpus:
             UserError: another document has that id, or another process changes the store.
         """
         path = self._path()
-        self._search.refresh(write.add(path, self._setup, documents, self._options))
+        self._search.refresh(write.add(path, self._model, self._trees, documents, self._options))
 
     def delete(self, ids: Sequence[str]) -> None:
         """Takes documents out.
@@ -98,7 +97,6 @@ class Corpus:
     def _path(self) -> str:
         """Of the store, if it still is the one whose rows are known."""
         old = self._search.store
-        known = build.places(old)
-        if build.places(open_store(old.path))[: len(known)] != known:
+        if open_store(old.path).parts[: len(old.parts)] != old.parts:
             raise Damaged(f"{old.path}: is another store now, or compacted; start the server again")
         return old.path

@@ -38,10 +38,8 @@ class Metrics:
         self.seconds = Histogram(
             "clara_request_seconds", "Time of a request.", ["path"], buckets=_SECONDS, registry=r
         )
-        self.first_token = Histogram(
-            "clara_time_to_first_token_seconds", "From request to first text.",
-            buckets=_SECONDS, registry=r,
-        )  # fmt: skip
+        name, text = "clara_time_to_first_token_seconds", "From request to first text."
+        self.first_token = Histogram(name, text, buckets=_SECONDS, registry=r)
         self.queue_depth = Gauge("clara_queue_depth", "Requests that wait.", registry=r)
         self.slots_busy = Gauge("clara_slots_busy", "Answers being decoded.", registry=r)
         self.documents = Gauge("clara_documents", "Documents in the store.", registry=r)
@@ -52,10 +50,8 @@ class Metrics:
             "clara_memory_cache", "Memories found on the device, or not.", ["result"], registry=r
         )
         self._hits, self._misses = cache.labels("hit"), cache.labels("miss")
-        compilations = Gauge(
-            "clara_compilations", "Programs compiled before and after warm-up.", ["when"],
-            registry=r,
-        )  # fmt: skip
+        text = "Programs compiled before and after warm-up."
+        compilations = Gauge("clara_compilations", text, ["when"], registry=r)
         self._start, self._warm = _compiled, None
         compilations.labels("warm_up").set_function(
             lambda: (_compiled if self._warm is None else self._warm) - self._start

@@ -6,18 +6,19 @@ import pathlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
-from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.exceptions import HTTPException
 
+from clara_jax.errors import UserError
 from clara_jax.inference.encode import Compressed
 from clara_jax.serving import chat, schemas
-from clara_jax.serving.asking import Asking, http_error, until_done
-from clara_jax.serving.batching import Broken
+from clara_jax.serving.asking import STATUS, LiveReply, status_of, until_done
 from clara_jax.serving.guard import Guard, error_body
 from clara_jax.serving.queueing import Full
 from clara_jax.serving.service import Service
+from clara_jax.serving.warm_up import compress as compress_texts
 
 _PAGE = pathlib.Path(__file__).parent / "page.html"
 _SECURITY = {
@@ -27,16 +28,18 @@ _SECURITY = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"description": text}
-    for status, text in {
-        400: "not JSON", 401: "no token", 408: "the request took too long",
-        409: "the store is empty, or changed by another process",
-        413: "the request is too large", 422: "the request is wrong",
-        429: "the queue is full; see Retry-After", 500: "the server failed",
-        503: "the server is stopping", 504: "the deadline is over",
-    }.items()
-}  # fmt: skip
+_ERRORS = {
+    400: "not JSON",
+    401: "no token",
+    408: "the request took too long",
+    409: "the store is empty, or changed by another process",
+    413: "the request is too large",
+    422: "the request is wrong",
+    429: "the queue is full; see Retry-After",
+    500: "the server failed",
+    503: "the server is stopping",
+    504: "the deadline is over",
+}
 
 
 def make_app(service: Service, token: str | None = None) -> tuple[FastAPI, Guard]:
@@ -46,22 +49,20 @@ def make_app(service: Service, token: str | None = None) -> tuple[FastAPI, Guard
         service: that answers; it is started.
         token: bearer token that requests need.
     """
-    app = FastAPI(title="clara_jax", responses=_ERRORS, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="clara_jax",
+        docs_url=None,
+        redoc_url=None,
+        responses={status: {"description": text} for status, text in _ERRORS.items()},
+        exception_handlers={
+            RequestValidationError: _invalid,
+            HTTPException: _not_served,
+            **dict.fromkeys(STATUS, _failed),
+        },
+    )
     guard = Guard(app, service.metrics, token, service.options.body, service.options.host)
     page = _PAGE.read_text(encoding="utf-8")
-    deadline = service.options.deadline
-
-    def started(work: Any, *arguments: Any) -> Any:
-        try:
-            return work(*arguments)
-        except (Full, Broken) as e:
-            raise http_error(e) from e
-
-    def asking(request: schemas.Search, answer: bool = True, **how: Any) -> Asking:
-        try:
-            return Asking(service, request.question, request.top_k, answer, request.words, **how)
-        except (Full, Broken) as e:
-            raise http_error(e) from e
+    most = service.options.max_new_tokens
 
     @app.get("/", response_class=HTMLResponse)
     async def index() -> HTMLResponse:
@@ -82,36 +83,32 @@ def make_app(service: Service, token: str | None = None) -> tuple[FastAPI, Guard
     @app.post("/v1/search")
     async def search(body: schemas.Search, request: Request) -> schemas.Found:
         """The documents that match a question best."""
-        work = asking(body, answer=False)
-        await work.whole(request)
-        return work.result()
+        reply = LiveReply(service, body)
+        await reply.whole(request)
+        return reply.documents()
 
     @app.post("/v1/ask", response_model=schemas.Answer)
     async def ask(body: schemas.Ask, request: Request) -> Any:
         """Answers a question; with `stream` as events `found`, `text`, and `done` or `error`."""
-        how = body.model_dump(include={"temperature", "top_p", "seed", "stop"})
-        work = asking(body, max_new_tokens=_limit(service, body.max_new_tokens), **how)
+        reply = LiveReply(service, body, body.options(most))
         if body.stream:
-            return _stream(_ask_events(work))
-        await work.whole(request)
-        return work.answer()
+            return _stream(_ask_events(reply))
+        await reply.whole(request)
+        return reply.answer()
 
     @app.post("/v1/chat/completions")
     async def completions(body: schemas.Chat, request: Request) -> Any:
         """OpenAI's chat completions; the last message of the user is the question."""
-        question = body.question().strip()
         try:
-            searched = schemas.Search(question=question)
+            search = schemas.Search(question=body.question().strip())
         except ValueError as e:
-            raise HTTPException(422, "the last message of the user is no question") from e
-        how = body.how()
-        how["max_new_tokens"] = _limit(service, how["max_new_tokens"])
-        work = asking(searched, **how)
+            raise UserError("the last message of the user is no question") from e
+        reply = LiveReply(service, search, body.options(most))
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
-            return _stream(chat.chunks(work, body.model, usage))
-        await work.whole(request)
-        return chat.completion(work, body.model)
+            return _stream(chat.chunks(reply, body.model, usage))
+        await reply.whole(request)
+        return chat.completion(reply, body.model)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -121,48 +118,50 @@ def make_app(service: Service, token: str | None = None) -> tuple[FastAPI, Guard
     @app.post("/v1/compress")
     async def compress(body: schemas.Compress, request: Request) -> schemas.Compressed:
         """Memories of texts."""
-        work = started(service.compress, body.documents)
-        found: Compressed = await until_done(request, work, deadline)
+        compressed: Compressed = await until_done(
+            request, service, lambda: compress_texts(service.model, service.trees, body.documents)
+        )
         # Thousands of numbers: not on the event loop.
-        memories = await asyncio.to_thread(found.memories.tolist)
-        return schemas.Compressed(memories=memories, rate=found.rate, cut=found.cut)
+        memories = await asyncio.to_thread(compressed.memories.tolist)
+        return schemas.Compressed(memories=memories, rate=compressed.rate, cut=compressed.cut)
 
     @app.post("/v1/documents")
     async def add(body: schemas.Add, request: Request) -> schemas.Changed:
         """Compresses documents into the store."""
         documents = [document.model_dump() for document in body.documents]
-        await until_done(request, started(service.add, documents), deadline)
+        await until_done(request, service, lambda: service.corpus.add(documents))
         return schemas.Changed(documents=len(service.corpus))
 
     @app.delete("/v1/documents")
     async def delete(body: schemas.Delete, request: Request) -> schemas.Changed:
         """Deletes documents from the store."""
-        await until_done(request, started(service.delete, body.ids), deadline)
+        await until_done(request, service, lambda: service.corpus.delete(body.ids))
         return schemas.Changed(documents=len(service.corpus))
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        # Without the input, which may be anything, such as what JSON cannot say.
-        parts = [
-            f"{'.'.join(str(key) for key in e['loc'] if key != 'body')}: {e['msg']}".lstrip(": ")
-            for e in error.errors()[:5]
-        ]
-        message = "; ".join(parts).encode("utf-8", "replace").decode()
-        return JSONResponse(error_body(message, "invalid_request_error"), 422)
-
-    @app.exception_handler(StarletteHTTPException)
-    async def told(request: Request, error: StarletteHTTPException) -> JSONResponse:
-        kind = "server_error" if error.status_code >= 500 else "invalid_request_error"
-        body = error_body(str(error.detail), kind)
-        return JSONResponse(body, error.status_code, headers=error.headers)
 
     return app, guard
 
 
-def _limit(service: Service, asked: int | None) -> int:
-    """Most tokens of an answer: a wish beyond the server's limit ends there, as OpenAI's do."""
-    most = service.options.max_new_tokens
-    return min(asked or 32, most)
+async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+    # Without the input, which may be anything, such as what JSON cannot say.
+    parts = [
+        f"{'.'.join(str(key) for key in e['loc'] if key != 'body')}: {e['msg']}".lstrip(": ")
+        for e in error.errors()[:5]
+    ]
+    return _refused(422, "; ".join(parts).encode("utf-8", "replace").decode())
+
+
+async def _not_served(request: Request, error: HTTPException) -> JSONResponse:
+    return _refused(error.status_code, str(error.detail), error.headers)
+
+
+async def _failed(request: Request, error: Exception) -> JSONResponse:
+    headers = {"Retry-After": str(error.after)} if isinstance(error, Full) else None
+    return _refused(status_of(error), str(error), headers)
+
+
+def _refused(status: int, message: str, headers: Any = None) -> JSONResponse:
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    return JSONResponse(error_body(message, kind), status, headers)
 
 
 def _stream(events: AsyncIterator[str]) -> StreamingResponse:
@@ -170,17 +169,16 @@ def _stream(events: AsyncIterator[str]) -> StreamingResponse:
     return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 
-async def _ask_events(work: Asking) -> AsyncIterator[str]:
+async def _ask_events(reply: LiveReply) -> AsyncIterator[str]:
     try:
-        async for kind, value in work.events():
-            data = work.result().model_dump() if kind == "found" else {"text": value}
+        async for kind, value in reply.events():
+            data = reply.documents().model_dump() if kind == "found" else {"text": value}
             yield _event(kind, data)
-        yield _event("done", work.answer().model_dump(include={"answer", "finish_reason", "usage"}))
+        answer = reply.answer().model_dump(include={"answer", "finish_reason", "usage"})
+        yield _event("done", answer)
     except Exception as e:  # the status is sent: the stream itself must tell
-        error = http_error(e)
-        yield _event(
-            "error", error_body(str(error.detail), "error") | {"status": error.status_code}
-        )
+        status = status_of(e)
+        yield _event("error", error_body(str(e), "error") | {"status": status})
 
 
 def _event(kind: str, data: dict[str, Any]) -> str:

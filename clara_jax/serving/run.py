@@ -6,6 +6,7 @@ signal ends it at once.
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 import time
@@ -15,6 +16,7 @@ from typing import Any
 import jax
 import uvicorn
 from absl import logging
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from clara_jax import config as config_lib
 from clara_jax import files
@@ -22,7 +24,7 @@ from clara_jax.config import Config, Serve
 from clara_jax.corpus import locks
 from clara_jax.errors import UserError
 from clara_jax.runs.load import load_setup
-from clara_jax.serving.live_corpus import Corpus
+from clara_jax.serving.live_corpus import LiveCorpus
 from clara_jax.serving.routes import make_app
 from clara_jax.serving.service import Service
 
@@ -30,6 +32,8 @@ TOKEN = "CLARA_TOKEN"
 FAILED = 1  # exit code where a thread of the server has failed
 _LOOK = 0.1  # seconds between looks whether all is done
 _IDLE_SECONDS = 20.0  # for a client to send the head of a request, or to read on
+
+_UNREAD = 2**16  # bytes that wait to be sent, from which on a client is taken not to read
 
 
 def run(store: str, workdir: str, base: str | None = None, config: Config | None = None) -> int:
@@ -51,9 +55,9 @@ def run(store: str, workdir: str, base: str | None = None, config: Config | None
     if jax.process_count() > 1:
         raise UserError("--mode=serve runs in one process; start one on each machine")
     token = read_token(config.serve)
-    setup = load_setup(workdir, base)
+    model, trees = load_setup(workdir, base)
     with locks.kept(store):
-        service = Service(setup, Corpus(store, setup, config), config.serve)
+        service = Service(model, trees, LiveCorpus(store, model, trees, config), config.serve)
         server = Server(service, token)
         with server.bound() as sockets:
             service.start()
@@ -82,6 +86,23 @@ def read_token(options: Serve) -> str | None:
     return token
 
 
+class _Connection(AutoHTTPProtocol):
+    """A connection that is entered, by its client's address, among the transports that are open."""
+
+    def __init__(self, wires: dict[Any, asyncio.Transport], **options: Any):
+        super().__init__(**options)
+        self._wires = wires
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        self._peer = transport.get_extra_info("peername")[:2]
+        self._wires[self._peer] = transport
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._wires.pop(self._peer, None)
+        super().connection_lost(exc)
+
+
 class Server(uvicorn.Server):
     """Uvicorn that finishes what runs before it closes.
 
@@ -92,24 +113,34 @@ class Server(uvicorn.Server):
 
     def __init__(self, service: Service, token: str | None = None):
         self._service, self.failed = service, False
-        self._idle: dict[Any, float] = {}  # connections that wait for the client, since when
+        self._wires: dict[Any, asyncio.Transport] = {}  # to clients
+        self._idle: dict[asyncio.Transport, float] = {}  # that wait for the client, since when
         app, self.guard = make_app(service, token)
         app.router.lifespan_context = self._lifespan
         options = service.options
         super().__init__(
             uvicorn.Config(
-                self.guard, host=options.host, port=options.port, log_level="warning",
-                lifespan="on", server_header=False, timeout_keep_alive=10,
+                self.guard,
+                host=options.host,
+                port=options.port,
+                http=functools.partial(_Connection, self._wires),
+                log_level="warning",
+                lifespan="on",
+                server_header=False,
+                proxy_headers=False,  # a connection is known by its own address
+                timeout_keep_alive=10,
                 # Connections beyond what can be in work; uvicorn itself answers them with 503.
                 limit_concurrency=4 * (options.queue + options.slots) + 100,
                 timeout_graceful_shutdown=10,
             )
-        )  # fmt: skip
+        )
         if token is None and options.host not in ("127.0.0.1", "localhost", "::1"):
             logging.warning(
                 "listening on %s without a token: whoever reaches it may ask, add and delete; set "
-                "%s or config.serve.token_file", options.host, TOKEN,
-            )  # fmt: skip
+                "%s or config.serve.token_file",
+                options.host,
+                TOKEN,
+            )
 
     @contextlib.contextmanager
     def bound(self) -> Any:
@@ -159,16 +190,20 @@ class Server(uvicorn.Server):
 
     def _close_idle(self) -> None:
         """Closes connections whose client neither asks nor reads: there is a limit of them."""
-        now, before = time.monotonic(), self._idle
+        now, before, active = time.monotonic(), self._idle, set(self.guard.active)
         self._idle = {
-            one: before.get(one, now)
-            for one in self.server_state.connections
-            if one.cycle is None or one.cycle.response_complete or one.flow.write_paused
+            wire: before.get(wire, now)
+            for client, wire in self._wires.items()
+            if client not in active or _is_unread(wire)
         }
-        for one, since in self._idle.items():
-            if now - since > 2 * _IDLE_SECONDS or (
-                now - since > _IDLE_SECONDS and one.flow.write_paused
-            ):
-                one.transport.abort()
-            elif now - since > _IDLE_SECONDS:
-                one.transport.close()  # what is written is sent before
+        for wire, since in self._idle.items():
+            periods = (now - since) / _IDLE_SECONDS
+            if periods > 2 or (periods > 1 and _is_unread(wire)):
+                wire.abort()
+            elif periods > 1:
+                wire.close()  # what is written is sent before
+
+
+def _is_unread(wire: asyncio.Transport) -> bool:
+    """The client does not read what is written."""
+    return wire.get_write_buffer_size() > _UNREAD

@@ -1,9 +1,10 @@
 """What requests and responses hold."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from clara_jax.inference.sampling import GenerationOptions, Sampling
 from clara_jax.serving.live_corpus import MOST
 
 MOST_TEXTS = 64  # documents of one request
@@ -37,6 +38,10 @@ class Ask(Search):
     seed: int = Field(0, ge=0, lt=2**32)
     stop: list[Stop] = Field([], max_length=4)
     stream: bool = False
+
+    def options(self, most: int) -> GenerationOptions:
+        """Of the answer, which has at most `most` tokens."""
+        return _options(self, self.max_new_tokens, most)
 
 
 class Compress(_Strict):
@@ -79,6 +84,8 @@ class Document(BaseModel):
 
 class Word(BaseModel):
     """A word of the query's vectors."""
+
+    model_config = ConfigDict(from_attributes=True)
 
     text: str
     score: float
@@ -177,13 +184,13 @@ class Chat(BaseModel):
                 return content if isinstance(content, str) else "\n".join(p.text for p in content)
         return ""
 
-    def how(self) -> dict[str, Any]:
-        """As the fields of `Ask`."""
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return {
-            "max_new_tokens": self.max_completion_tokens or self.max_tokens,
-            "temperature": self.temperature or 0.0,
-            "top_p": self.top_p or 1.0,
-            "seed": self.seed or 0,
-            "stop": stop[:4],
-        }
+    def options(self, most: int) -> GenerationOptions:
+        """Of the answer, which has at most `most` tokens."""
+        return _options(self, self.max_completion_tokens or self.max_tokens, most)
+
+
+def _options(request: Ask | Chat, tokens: int | None, most: int) -> GenerationOptions:
+    """A wish beyond the server's limit ends there, as OpenAI's do."""
+    sampling = Sampling(request.temperature or 0.0, request.top_p or 1.0, request.seed or 0)
+    stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    return GenerationOptions(min(tokens or 32, most), sampling, stop[:4])

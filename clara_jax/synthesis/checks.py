@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from clara_jax.synthesis.document import Document, Pair
-from clara_jax.text import languages, mentions, sentences, wording
+from clara_jax.data.documents import Document
+from clara_jax.synthesis import languages
+from clara_jax.text import mentions, sentences, wording
 from clara_jax.text.normalise import normalise
 
 ANSWER = "answer not in the document"
@@ -47,18 +48,24 @@ _JUDGEMENT = re.compile(
 
 
 @dataclasses.dataclass(frozen=True)
+class Pair:
+    """A question with its answer."""
+
+    question: str  # the question
+    answer: str  # as short as possible, from the document alone
+    kind: str = "simple"  # `simple`, of one fact, or `complex`, of several from different places
+    round: int = 0  # in which it was asked for, from 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Checks:
-    """What was found about the questions of one document.
+    """What was found about the questions of one document."""
 
-    Attributes:
-        flags: for each pair the reasons against it; empty where there are none.
-        coverage: share of the document's entities, numbers and dates that any pair mentions.
-        uncovered: those that none does.
-    """
-
+    # for each pair the reasons against it; empty where there are none
     flags: tuple[tuple[str, ...], ...]
+    # share of the document's entities, numbers and dates that any pair mentions
     coverage: dict[str, float]
-    uncovered: dict[str, tuple[str, ...]]
+    uncovered: dict[str, tuple[str, ...]]  # those that none does
 
     def as_json(self) -> dict[str, Any]:
         """What goes into a record's report."""
@@ -71,21 +78,14 @@ class Checks:
 
 @dataclasses.dataclass(frozen=True)
 class Paraphrase:
-    """What was found about a paraphrase.
+    """What was found about a paraphrase."""
 
-    Attributes:
-        flags: the reasons against it.
-        lost: entities, numbers and dates of the document that it does not mention.
-        added: those that are its own.
-        length_ratio: its words, of the document's.
-        copied: share of its runs of words that are the document's.
-    """
-
-    flags: tuple[str, ...]
+    flags: tuple[str, ...]  # the reasons against it
+    # entities, numbers and dates of the document that it does not mention
     lost: dict[str, tuple[str, ...]]
-    added: dict[str, tuple[str, ...]]
-    length_ratio: float
-    copied: float
+    added: dict[str, tuple[str, ...]]  # those that are its own
+    length_ratio: float  # its words, of the document's
+    copied: float  # share of its runs of words that are the document's
 
     def as_json(self) -> dict[str, Any]:
         """What goes into a record's report."""
@@ -100,18 +100,12 @@ def check(document: Document, pairs: Sequence[Pair], language: str = "English") 
         pairs: of a question and its answer; a question counts as a repetition of earlier ones.
         language: in which they should be; of a language without rules nothing is flagged for it.
     """
-    page = _Page(document)
+    page, by_case = _Page(document), languages.has_names_by_case(language)
     flags = []
     for i, pair in enumerate(pairs):
-        reasons = [
-            *_form(pair, language),
-            *_repeats(pair, pairs[:i]),
-            *(
-                page.against(pair, languages.has_names_by_case(language))
-                if pair.answer.strip()
-                else ()
-            ),
-        ]
+        reasons = [*_form(pair, language), *_repeats(pair, pairs[:i])]
+        if pair.answer.strip():
+            reasons += page.against(pair, by_case)
         flags.append(tuple(dict.fromkeys(reasons)))
     said = " ; ".join(f"{pair.question} ; {pair.answer}" for pair in pairs)
     parts = wording.compare(document.whole, said)
@@ -124,12 +118,10 @@ def check(document: Document, pairs: Sequence[Pair], language: str = "English") 
 
 def check_paraphrase(document: Document, text: str, language: str = "English") -> Paraphrase:
     """Judges a paraphrase of a document."""
-    lost = {
-        kind: found for kind, (_, found) in wording.compare(document.whole, text).items() if found
-    }
-    added = {
-        kind: found for kind, (_, found) in wording.compare(text, document.whole).items() if found
-    }
+    lost, added = (
+        {kind: names for kind, (_, names) in wording.compare(*texts).items() if names}
+        for texts in ((document.whole, text), (text, document.whole))
+    )
     theirs, ours = sentences.words(document.text), sentences.words(text)
     ratio = len(ours) / max(len(theirs), 1)
     runs, known = _runs(ours), set(_runs(theirs))
@@ -150,8 +142,7 @@ class _Page:
     """A document's sentences and words, made once for all its pairs."""
 
     def __init__(self, document: Document):
-        self._text = document.whole
-        self._found = mentions.find(document.whole)
+        self._mentions = mentions.find(document.whole)
         self._plain = f" {normalise(document.whole)} "
         self._all = frozenset(wording.stems(document.whole))
         self._title = frozenset(wording.stems(document.title))
@@ -165,43 +156,36 @@ class _Page:
 
     def against(self, pair: Pair, names: bool) -> Iterable[str]:
         """Reasons against an answer, given the document."""
-        answer = (
-            _JUDGEMENT.sub("", pair.answer).strip() if self._is_judgement(pair) else pair.answer
-        )
+        answer = pair.answer
+        if self._is_judgement(pair):
+            answer = _JUDGEMENT.sub("", answer).strip()
         if not answer:
             return
-        found = mentions.find(answer)
-        asked = mentions.find(pair.question)
+        own, asked = mentions.find(answer), mentions.find(pair.question)
+        dates, numbers = self._mentions.dates | asked.dates, self._mentions.numbers | asked.numbers
         if any(
-            not mentions.has_date(date, self._found.dates | asked.dates)
-            for date in found.dates
-            if date[1] or not mentions.has_number(date[0], self._found.numbers)
+            not mentions.has_date(date, dates)
+            for date in own.dates
+            if date[1] or not mentions.has_number(date[0], self._mentions.numbers)
         ):
             yield DATE
-        known = self._found.numbers | asked.numbers
-        if any(not mentions.has_number(number, known) for number in found.numbers):
+        if any(not mentions.has_number(number, numbers) for number in own.numbers):
             yield NUMBER
         plain = normalise(answer)
-        literal = f" {plain} " in self._plain
-        if literal:
+        if f" {plain} " in self._plain:
             yield from self._elsewhere(pair, [i for i, s in enumerate(self._plains) if plain in s])
         else:
             yield from self._unsupported(pair, answer, names)
-        if not _fits(pair.question, answer, found):
+        if not _fits(pair.question, answer, own):
             yield KIND
         question = f" {normalise(pair.question)} "
-        if (
-            f" {plain} " in question
-            and set(wording.stems(answer))
-            and not _MAY_REPEAT.search(question)
-        ):
+        repeats = f" {plain} " in question and not _MAY_REPEAT.search(question)
+        if repeats and wording.stems(answer):
             yield ITSELF
 
     def _is_judgement(self, pair: Pair) -> bool:
         first = sentences.words(pair.question)[:1]
-        return (
-            bool(_JUDGEMENT.match(pair.answer)) and first != [] and first[0] not in wording.QUESTION
-        )
+        return bool(first and first[0] not in wording.QUESTION and _JUDGEMENT.match(pair.answer))
 
     def _unsupported(self, pair: Pair, answer: str, names: bool) -> Iterable[str]:
         """What an answer says that is not word for word in the document."""
@@ -209,7 +193,7 @@ class _Page:
         wanted = [stem for stem in dict.fromkeys(wording.stems(answer)) if stem not in asked]
         missing = [stem for stem in wanted if not self._knows(stem)]
         if not wanted:
-            if not set(wording.stems(answer)) and normalise(answer):
+            if not wording.stems(answer) and normalise(answer):
                 yield ANSWER  # of small words alone, and not there
             return
         if len(missing) > _MISSING * len(wanted):
@@ -230,7 +214,7 @@ class _Page:
 
     def _knows(self, stem: str) -> bool:
         return stem in self._all or (
-            stem.isdigit() and mentions.has_number(float(stem), self._found.numbers)
+            stem.isdigit() and mentions.has_number(float(stem), self._mentions.numbers)
         )
 
     def _is_strange(self, name: str, asked: frozenset[str]) -> bool:
@@ -243,22 +227,15 @@ class _Page:
         places = [i for i in places if i < len(self._stems)]
         if not asked or not places or pair.kind == "complex":
             return
-        scores = [
-            sum(
-                self._weight[stem]
-                * max(
-                    float(stem in self._stems[i]),
-                    _NEIGHBOUR * any(stem in near for near in self._near(i)),
-                )
-                for stem in asked
-            )
-            for i in range(len(self._stems))
-        ]
+        scores = [self._agreement(asked, i) for i in range(len(self._stems))]
         if max(scores[i] for i in places) < _BELONGS * max(scores):
             yield ELSEWHERE
 
-    def _near(self, i: int) -> list[frozenset[str]]:
-        return self._stems[max(0, i - 1) : i] + self._stems[i + 1 : i + 2]
+    def _agreement(self, asked: Iterable[str], i: int) -> float:
+        """How much of a question is in a sentence, or less surely in one beside it."""
+        near = frozenset().union(*self._stems[max(0, i - 1) : i], *self._stems[i + 1 : i + 2])
+        share = {stem: _NEIGHBOUR for stem in near} | dict.fromkeys(self._stems[i], 1.0)
+        return sum(self._weight[stem] * share.get(stem, 0.0) for stem in asked)
 
 
 def _form(pair: Pair, language: str) -> Iterable[str]:
@@ -286,14 +263,12 @@ def _asked(question: str) -> frozenset[str]:
     return frozenset(wording.stems(question)) | wh
 
 
-def _fits(question: str, answer: str, found: mentions.Mentions) -> bool:
+def _fits(question: str, answer: str, own: mentions.Mentions) -> bool:
     """Whether an answer is of the kind that a question word asks for."""
     asked = " ".join(sentences.words(question))
     if asked.startswith("how many "):
-        return bool(found.numbers) or not mentions.entities(f"It is {answer}")
-    if re.match(r"who\b", asked):
-        return not (found.numbers and re.fullmatch(r"[\d\W]+", answer))
-    return True
+        return bool(own.numbers) or not mentions.entities(f"It is {answer}")
+    return not (re.match(r"who\b", asked) and own.numbers and re.fullmatch(r"[\d\W]+", answer))
 
 
 def _runs(words: Sequence[str]) -> list[tuple[str, ...]]:

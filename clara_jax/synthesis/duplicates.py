@@ -1,8 +1,9 @@
-"""Which passages were seen before, word for word or nearly, and which stand in evaluation files."""
+"""Which passages were nearly seen before, and which stand in evaluation files."""
 
 import functools
 import hashlib
 import sqlite3
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -27,9 +28,10 @@ def grams(words: list[str], n: int) -> np.ndarray:
 
 
 class Near:
-    """Passages so far, for finding near copies; kept in a temporary file, not in memory.
+    """Passages so far, for finding near copies.
 
-    MinHash with banding proposes, the exact Jaccard similarity of word shingles decides.
+    MinHash with banding proposes, the exact Jaccard similarity of word shingles decides. They are
+    kept in a temporary file, as datasketch's own index takes 5 KB of memory a passage.
 
     Args:
         threshold: similarity from which a passage is a copy.
@@ -47,9 +49,13 @@ class Near:
         bands = datasketch.MinHashLSH(threshold, _PERMUTATIONS, weights=(0.1, 0.9))
         self._bands, self._rows = bands.b, bands.r
         self._empty = datasketch.MinHash(_PERMUTATIONS, seed=1, hashfunc=int)
-        self._store = _table("bands (key integer, passage integer)")
-        self._store.execute("create index by_key on bands (key)")
-        self._store.execute("create table passages (id integer primary key, shingles blob)")
+        self._store = sqlite3.connect("", isolation_level=None)  # a file that goes when closed
+        self._store.executescript(
+            "pragma journal_mode=off; pragma synchronous=off; pragma cache_size=-65536;"
+            "create table bands (key integer, passage integer);"
+            "create index by_key on bands (key);"
+            "create table passages (id integer primary key, shingles blob); begin;"
+        )
         self._count = 0
 
     def add(self, words: list[str]) -> bool:
@@ -80,49 +86,24 @@ class Near:
         return True
 
 
-class Exact:
-    """Keys so far, in a temporary file."""
-
-    def __init__(self):
-        self._store = _table("seen (key blob primary key) without rowid")
-
-    def add(self, key: bytes) -> bool:
-        """Whether a key is new."""
-        return self._store.execute("insert or ignore into seen values (?)", (key,)).rowcount == 1
-
-
 class Leaks:
-    """Passages of evaluation files, known by every run of words in them."""
+    """Passages of evaluation files, by every run of `LEAK` words in them.
 
-    def __init__(self):
-        self._parts: list[np.ndarray] = []
-        self._known = np.zeros(0, np.uint64)
+    Args:
+        passages: the words of each.
+    """
 
-    def add(self, words: list[str]) -> None:
-        """Takes a passage of an evaluation file."""
-        self._parts.append(grams(words, LEAK))
-
-    def close(self) -> None:
-        """Ends the adding."""
-        self._known = np.unique(np.concatenate([self._known, *self._parts]))
-        self._parts = []
+    def __init__(self, passages: Iterable[list[str]]):
+        runs = [grams(words, LEAK) for words in passages]
+        self._known = np.unique(np.concatenate(runs)) if runs else np.zeros(0, np.uint64)
 
     def holds(self, words: list[str]) -> bool:
         """Whether a passage shares a run of words with one of them, or is all of a shorter one."""
-        found = grams(words, LEAK)
-        if not len(self._known) or not len(found):
+        runs = grams(words, LEAK)
+        if not len(self._known) or not len(runs):
             return False
-        places = np.minimum(np.searchsorted(self._known, found), len(self._known) - 1)
-        return bool((self._known[places] == found).any())
-
-
-def _table(layout: str) -> sqlite3.Connection:
-    store = sqlite3.connect("", isolation_level=None)  # a file of its own, gone when closed
-    for line in ("journal_mode=off", "synchronous=off", "cache_size=-65536"):
-        store.execute(f"pragma {line}")
-    store.execute(f"create table {layout}")
-    store.execute("begin")
-    return store
+        places = np.minimum(np.searchsorted(self._known, runs), len(self._known) - 1)
+        return bool((self._known[places] == runs).any())
 
 
 def _int64(data: bytes) -> int:

@@ -24,13 +24,7 @@ _INSTRUCT_TOKENS = 24  # of a short answer in JSON
 
 
 class Estimate:
-    """Adds up jobs.
-
-    Attributes:
-        jobs: how many.
-        requests: that they would take.
-        tokens: read and written.
-    """
+    """Adds up jobs, the requests that they would take, and the tokens read and written."""
 
     def __init__(self, options: Synthesis, prompts: Prompts):
         self._options = options

@@ -15,7 +15,7 @@ from clara_jax import files
 from clara_jax.config import Config
 from clara_jax.data import records
 from clara_jax.errors import UserError
-from clara_jax.synthesis import pipeline
+from clara_jax.synthesis import corpus, pipeline
 
 NAME = "documents.jsonl"
 Job = dict[str, Any]
@@ -32,26 +32,23 @@ class Task:
 
 def documents(names: str, config: Config, counts: Counts) -> Iterator[Job]:
     """A job for each document of the corpus."""
-    from clara_jax.synthesis import corpus
-
-    found = corpus.Counts()
-    for document in corpus.read(names, config, found):
-        counts.update(found.as_json())
-        yield dataclasses.asdict(document)
-    counts.update(found.as_json())
+    read = corpus.Counts()
+    for document in corpus.read(names, config, read):
+        counts.update(dataclasses.asdict(read))
+        job = {"id": document.id, "title": document.title, "text": document.text}
+        yield job | {"source": document.origin}
+    counts.update(dataclasses.asdict(read))
 
 
 def questions(names: str, config: Config, counts: Counts) -> Iterator[Job]:
     """A job for each record of files with questions and documents; answers may be missing."""
     del config, counts
     for name in filter(None, map(str.strip, names.split(","))):
-        try:
-            with open(files.local(name), "rb") as f:
-                for number, line in enumerate(f, 1):
-                    if line.strip():
-                        yield _question(line, f"{name}:{number}")
-        except OSError as e:
-            raise UserError(f"{name}: cannot be read ({e.strerror})") from e
+        for value, origin in records.lines(name):
+            record = records.parse_qa(value | {"answer": "?"}, origin)  # the teacher will give it
+            job = {"id": str(value.get("id", origin)), "source": origin}
+            job |= {"question": record.question, "docs": list(record.documents)}
+            yield job | ({"pos_index": list(record.gold)} if "pos_index" in value else {})
 
 
 TASKS = {
@@ -70,8 +67,8 @@ def collect(names: str, config: Config, counts: Counts | None = None) -> Iterato
     """
     seen = set()
     options, counts = config.synthesis, {} if counts is None else counts
-    found = TASKS[options.task].read(names, config, counts)
-    for job in itertools.islice(found, options.documents or None):
+    jobs = TASKS[options.task].read(names, config, counts)
+    for job in itertools.islice(jobs, options.documents or None):
         content = {name: value for name, value in job.items() if name not in ("id", "source")}
         key = records.digest(json.dumps(content, sort_keys=True))
         if key in seen:
@@ -85,23 +82,11 @@ def collect(names: str, config: Config, counts: Counts | None = None) -> Iterato
 
 def save(folder: str, jobs: Iterable[Job]) -> int:
     """Writes the file; returns the number of jobs."""
-    count = 0
     with files.whole_file(os.path.join(folder, NAME)) as f:
-        for count, job in enumerate(jobs, 1):  # noqa: B007 the last number is the result
-            f.write(json.dumps(job) + "\n")
-    return count
+        return sum(bool(f.write(json.dumps(job) + "\n")) for job in jobs)
 
 
 def load(folder: str) -> Iterator[Job]:
     """Reads the file, one job after the other."""
     with open(os.path.join(folder, NAME), encoding="utf-8") as f:
         yield from map(json.loads, f)
-
-
-def _question(line: bytes, origin: str) -> Job:
-    value = records.parse_line(line, origin)
-    record = records.parse_qa(value | {"answer": "?"}, origin)  # the teacher will give it
-    docs = list(record.documents)
-    job = {"id": str(value.get("id", origin)), "source": origin, "question": record.question,
-           "docs": docs}  # fmt: skip
-    return job | ({"pos_index": list(record.gold)} if "pos_index" in value else {})

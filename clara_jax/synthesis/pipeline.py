@@ -12,10 +12,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from clara_jax.config import Synthesis
+from clara_jax.data.documents import Document
 from clara_jax.endpoint.asker import Asker
 from clara_jax.endpoint.client import Failed
 from clara_jax.endpoint.prompts import numbered
-from clara_jax.synthesis.document import Document, Pair
+from clara_jax.synthesis import checks
+from clara_jax.synthesis.checks import Pair
 
 Result = dict[str, Any]
 _NUMBER = re.compile(r"^\s*(\d{1,2}[.)]|[-*•])\s+")  # that a model put before a question
@@ -28,14 +30,14 @@ async def scp(job: dict[str, Any], ask: Asker, options: Synthesis) -> Result:
     if options.paraphrase:
         parts["paraphrase"] = _paraphrase
     results = await together(*(_guarded(part, document, ask, options) for part in parts.values()))
-    found: Result = {"records": [], "excluded": []}
+    combined: Result = {"records": [], "excluded": []}
     for name, result in zip(parts, results, strict=True):
         if "reason" in result:
-            found["excluded"].append({"part": name, "reason": result.pop("reason")})
+            combined["excluded"].append({"part": name, "reason": result.pop("reason")})
         else:
-            found["records"].append(result.pop("record"))
-        found[name] = result
-    return found
+            combined["records"].append(result.pop("record"))
+        combined[name] = result
+    return combined
 
 
 async def instruct(job: dict[str, Any], ask: Asker, options: Synthesis) -> Result:
@@ -66,10 +68,7 @@ def plain(question: str) -> str:
 
 
 async def _guarded(part: Any, document: Document, ask: Asker, options: Synthesis) -> Result:
-    """What a part gives, or the reason why it is excluded; `rounds` and `dropped` are told always.
-
-    A part counts in the dictionary that it is given, so that a failure leaves the counts.
-    """
+    """What a part gives, or the reason why it is excluded, with its counts in either case."""
     counts: Result = {"rounds": 0, "dropped": collections.Counter()}
     try:
         record = await part(document, ask, options, counts)
@@ -96,10 +95,8 @@ async def _questions(
         try:
             if fresh:
                 pairs += await _answered(fresh, whole, ask, counts["dropped"])
-            check = await ask(
-                f"{number}.coverage", "coverage", document=whole, pairs=shown(pairs),
-                questions=numbered(list(asked.values())),
-            )  # fmt: skip
+            places = {"pairs": shown(pairs), "questions": numbered(list(asked.values()))}
+            check = await ask(f"{number}.coverage", "coverage", document=whole, **places)
         except Failed as e:
             if options.uncovered == "exclude" or not pairs:
                 raise
@@ -115,8 +112,6 @@ async def _questions(
         counts["missing"] = missing
     if not pairs:
         raise Failed("no valid pair")
-    from clara_jax.synthesis import checks
-
     return {
         "data_type": "qa",
         "question": [pair.question for pair in pairs],
@@ -189,23 +184,20 @@ async def _paraphrase(
         check = await ask(
             f"{number}.check_paraphrase", "check_paraphrase", document=whole, paraphrase=text
         )
-        failed = [what for what in ("nothing_lost", "nothing_added", "restructured")
-                  if not check[what]]  # fmt: skip
+        needs = ("nothing_lost", "nothing_added", "restructured")
+        failed = [need for need in needs if not check[need]]
         if text and not failed:
             break
         counts["dropped"]["paraphrase"] += 1
-        problems = check["problems"] or [f"not true: {what.replace('_', ' ')}" for what in failed]
+        problems = check["problems"] or [f"not true: {need.replace('_', ' ')}" for need in failed]
     else:
         raise Failed(f"paraphrase not faithful: {'; '.join(problems)[:300]}")
-    from clara_jax.synthesis import checks
-
-    found = checks.check_paraphrase(document, text, options.language)
     return {
         "data_type": "paraphrase",
         "question": [],
         "answers": [text],
         "docs": [whole],
-        "checks": found.as_json(),
+        "checks": checks.check_paraphrase(document, text, options.language).as_json(),
     }
 
 

@@ -10,9 +10,8 @@ from clara_jax.endpoint.prompts import Kind
 
 OWN = pathlib.Path(__file__).parent / "prompts" / "v2"
 
-_VERDICT = {
-    "number": int, "supported": bool, "complete": bool, "nothing_added": bool, "reason": str,
-}  # fmt: skip
+_NEEDS = dict.fromkeys(("supported", "complete", "nothing_added"), bool)
+_VERDICT = {"number": int, **_NEEDS, "reason": str}
 KINDS = {
     "simple": Kind(("document", "demonstrations", "language"), {"questions": [str]}),
     "complex": Kind(("document", "demonstrations", "language"), {"questions": [str]}),

@@ -1,14 +1,16 @@
 """What a run made, as the paper's Table 8 has it: in numbers, Markdown and a picture."""
 
-import collections
 import os
+from collections import Counter, defaultdict
 from typing import Any
 
+import numpy as np
 from absl import logging
 
 from clara_jax import files
 from clara_jax.errors import UserError
 from clara_jax.plotting import pyplot, save
+from clara_jax.text.markdown import table
 
 KINDS = ("simple", "complex")
 _HISTOGRAMS = {
@@ -37,12 +39,8 @@ class Report:
     """
 
     def __init__(self) -> None:
-        counter = collections.Counter
-        self.counts: collections.Counter[str] = counter()
-        self.reasons: collections.Counter[str] = counter()
-        self.dropped: collections.Counter[str] = counter()
-        self.flags: collections.Counter[str] = counter()
-        self.histograms: dict[str, collections.Counter[int]] = collections.defaultdict(counter)
+        self.counts, self.reasons, self.dropped, self.flags = (Counter() for _ in range(4))
+        self.histograms: dict[str, Counter[int]] = defaultdict(Counter)
 
     def add(self, result: dict[str, Any]) -> None:
         """Counts the result of one job."""
@@ -96,19 +94,20 @@ class Report:
         for name, label in _HISTOGRAMS.items():
             histogram = self.histograms.get(name)
             if histogram:
-                middle, tenth, ninth = (_quantile(histogram, q) for q in (0.5, 0.1, 0.9))
-                mean = sum(n * k for n, k in histogram.items()) / histogram.total()
-                rows.append((label, f"{mean:.1f}", middle, tenth, ninth, max(histogram)))
+                numbers, weights = map(np.array, zip(*histogram.items(), strict=True))
+                mean = f"{np.average(numbers, weights=weights):.1f}"
+                shares = (0.5, 0.1, 0.9)
+                at = np.quantile(numbers, shares, weights=weights, method="inverted_cdf")
+                rows.append((label, mean, *at, max(histogram)))
+        sizes = ("", "mean", "median", "10 %", "90 %", "most")
         tables = {
             "Corpus": (("", "number"), manifest.get("corpus", {}).items()),
             "Counts": (("", "number"), self.counts.items()),
-            "Per document, question, answer": (
-                ("", "mean", "median", "10 %", "90 %", "most"), rows,
-            ),
+            "Per document, question, answer": (sizes, rows),
             "Excluded, by reason": (("reason", "parts"), self.reasons.most_common(20)),
             "Dropped on the way": (("reason", "number"), self.dropped.most_common()),
             "Heuristic flags": (("flag", "number"), self.flags.most_common()),
-        }  # fmt: skip
+        }
         parts = [
             f"# Synthesis: {manifest['task']}\n\nModel {manifest['model']} at "
             f"{manifest['endpoint']}, prompts {manifest['prompts']['version']}, tokens "
@@ -117,7 +116,7 @@ class Report:
         for title, (head, body) in tables.items():
             body = [row for row in body if row[1] not in (0, "")]
             if body:
-                parts.append(f"## {title}\n\n{_table([head, *body])}")
+                parts.append(f"## {title}\n\n{table(head, body)}")
         return "\n\n".join(parts) + "\n"
 
     def plot(self, path: str) -> None:
@@ -148,17 +147,3 @@ def write(folder: str, report: Report, manifest: dict[str, Any]) -> None:
     """Writes summary.md and summary.png."""
     files.write(os.path.join(folder, "summary.md"), report.markdown(manifest))
     report.plot(os.path.join(folder, "summary.png"))
-
-
-def _quantile(histogram: dict[int, int], share: float) -> int:
-    left = share * sum(histogram.values())
-    for number in sorted(histogram):
-        left -= histogram[number]
-        if left <= 0:
-            return number
-    return max(histogram)
-
-
-def _table(rows: list[tuple[Any, ...]]) -> str:
-    lines = ["| " + " | ".join(str(cell).replace("|", "/") for cell in row) + " |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])

@@ -2,7 +2,7 @@
 
 OUTPUT gets train.jsonl (records in the order of the documents), excluded.jsonl (what did not pass,
 with the reason), manifest.json, summary.md and summary.png; and state.jsonl and documents.jsonl,
-from which the same command goes on after whatever ended it.
+from which the same command resumes after whatever ended it.
 """
 
 import asyncio
@@ -21,22 +21,24 @@ from absl import logging
 from clara_jax import config as config_lib
 from clara_jax import files
 from clara_jax.config import Config
+from clara_jax.config_checks import METHOD
+from clara_jax.data import records
 from clara_jax.endpoint import client as endpoint_lib
 from clara_jax.endpoint.asker import Asker
 from clara_jax.endpoint.client import Endpoint, Unavailable
 from clara_jax.endpoint.prompts import Prompts
-from clara_jax.endpoint.replies import Store
+from clara_jax.endpoint.replies import Replies
 from clara_jax.errors import UserError
 from clara_jax.progress import Progress
-from clara_jax.synthesis import estimate, jobs, report
+from clara_jax.synthesis import estimate, jobs, languages, report
 from clara_jax.synthesis.prompts import KINDS, OWN
 
 LEFT = 1  # exit code where the same command has to be run again
 INTERRUPTED = 130
 # Options that change what a document gives; to change them in the middle would mix two runs.
-_BASIS = (
-    "task", "model", "temperature", "max_tokens", "rounds", "uncovered", "paraphrase", "language",
-)  # fmt: skip
+_BASIS = [
+    f.name for f in dataclasses.fields(config_lib.Synthesis) if f.metadata.get("ties") == METHOD
+]
 
 
 def run(
@@ -53,7 +55,7 @@ def run(
         output: folder for the results, also of an earlier run that did not finish.
         config: options, of which `synthesis`, `seed` and `data.document_length` count.
         dry_run: only count and estimate; nothing is sent or written.
-        preview: only make the records of so many documents, and print them.
+        preview: number of documents to make records of and print; None: all are made and kept.
 
     Returns:
         Exit code: 0, or LEFT where errors of the endpoint left documents undone.
@@ -68,10 +70,10 @@ def run(
         raise UserError(f"--preview={preview} must be at least 1")
     prompts = Prompts(config.synthesis, KINDS, OWN)
     if dry_run:
-        found = estimate.Estimate(config.synthesis, prompts)
+        total = estimate.Estimate(config.synthesis, prompts)
         for job in jobs.collect(documents, config):
-            found.add(job)
-        print(found)
+            total.add(job)
+        print(total)
         return 0
     if preview is None:
         return _Run(documents, output, config, prompts)()
@@ -80,13 +82,8 @@ def run(
         code = _Run(documents, folder, dataclasses.replace(config, synthesis=few), prompts)()
         for name in ("train.jsonl", "excluded.jsonl"):
             path = os.path.join(folder, name)
-            if not os.path.exists(path):  # it was stopped
-                continue
-            with open(
-                path, encoding="utf-8"
-            ) as f:  # whose lines only \n ends, as records have more
-                for line in f:
-                    print(json.dumps(json.loads(line), indent=2, ensure_ascii=False))
+            for value, _ in records.lines(path) if os.path.exists(path) else ():  # else stopped
+                print(json.dumps(value, indent=2, ensure_ascii=False))
     return code
 
 
@@ -104,34 +101,32 @@ class _Run:
         try:
             return self._go()
         except KeyboardInterrupt:
-            print("clara_jax: stopped; the same command goes on", file=sys.stderr)
+            _tell("stopped; the same command goes on")
             return INTERRUPTED
 
     def _go(self) -> int:
         options = self._options
         url = endpoint_lib.address(options)  # before anything is written
+        if options.task == "scp":
+            languages.model()  # missing, it is reported before anything is asked
         basis = {name: getattr(options, name) for name in _BASIS}
         basis |= {"seed": self._config.seed, "prompts": self._prompts.hash}
-        found = jobs.collect(self._documents, self._config, self._corpus)
-        first = next(found)  # so that a wrong name of a file makes no folder
-        with Store(self._output, basis) as store:
-            self._total = jobs.save(self._output, itertools.chain([first], found))
-            code = 0
+        todo = jobs.collect(self._documents, self._config, self._corpus)
+        first = next(todo)  # so that a wrong name of a file makes no folder
+        with Replies(self._output, basis) as store:
+            self._total = jobs.save(self._output, itertools.chain([first], todo))
             counts = asyncio.run(self._work(store))
             left = self._total - self._done
             if left:
-                code = LEFT
                 why = ", ".join(f"{n} {what}" for what, n in self._left.most_common(3))
-                print(
-                    f"clara_jax: {left} of {self._total} left undone by errors of the endpoint "
-                    f"({why}); run the same command again",
-                    file=sys.stderr,
+                _tell(
+                    f"{left} of {self._total} left undone by errors of the endpoint ({why}); run "
+                    "the same command again"
                 )
-            manifest = self._manifest(store, url, counts, left)
-            self._write(store, manifest)
-        return code
+            self._write(store, self._manifest(store, url, counts, left))
+        return LEFT if left else 0
 
-    async def _work(self, store: Store) -> dict[str, int]:
+    async def _work(self, store: Replies) -> dict[str, int]:
         async with Endpoint(self._options, KINDS) as endpoint:
             progress = Progress(self._total, "synthesis", self._count_done(store))
             todo = (job for job in jobs.load(self._output) if job["key"] not in store)
@@ -145,14 +140,14 @@ class _Run:
                 progress.close()
             return dict(endpoint.counts)
 
-    def _count_done(self, store: Store) -> int:
+    def _count_done(self, store: Replies) -> int:
         self._done = sum(job["key"] in store for job in jobs.load(self._output))
         if self._done:
             logging.info("%d of %d are done already", self._done, self._total)
         return self._done
 
     async def _worker(
-        self, todo: Iterator[jobs.Job], endpoint: Endpoint, store: Store, progress: Progress
+        self, todo: Iterator[jobs.Job], endpoint: Endpoint, store: Replies, progress: Progress
     ) -> None:
         """Takes one job after the other."""
         work = jobs.TASKS[self._options.task].work
@@ -177,7 +172,7 @@ class _Run:
             )
 
     def _manifest(
-        self, store: Store, url: str, counts: dict[str, int], left: int
+        self, store: Replies, url: str, counts: dict[str, int], left: int
     ) -> dict[str, Any]:
         options = dataclasses.asdict(self._options)
         for own in ("base_url", "model", "task"):
@@ -198,9 +193,9 @@ class _Run:
             "left_undone": left,
         }
 
-    def _write(self, store: Store, manifest: dict[str, Any]) -> None:
+    def _write(self, store: Replies, manifest: dict[str, Any]) -> None:
         """Writes the results, each file whole."""
-        found = report.Report()
+        summary = report.Report()
         with (
             files.whole_file(os.path.join(self._output, "train.jsonl")) as train,
             files.whole_file(os.path.join(self._output, "excluded.jsonl")) as excluded,
@@ -209,28 +204,31 @@ class _Run:
                 result = store.result(job["key"])
                 if result is None:
                     continue
-                found.add(result)
+                summary.add(result)
                 for record in result["records"]:
                     train.write(json.dumps(record, ensure_ascii=False) + "\n")
                 for part in result["excluded"]:
                     line = {"id": result["id"], "source": result["source"], **part}
                     excluded.write(json.dumps(line, ensure_ascii=False) + "\n")
-        manifest["counts"] = {"jobs": self._total, **found.counts}
-        if others := len(store) - found.counts["jobs done"]:
-            print(
-                f"clara_jax: {self._output}: {others} more done by earlier runs are not among the "
-                "documents now, so not in train.jsonl either; their state is kept",
-                file=sys.stderr,
+        counts = summary.counts
+        manifest["counts"] = {"jobs": self._total, **counts}
+        if others := len(store) - counts["jobs done"]:
+            _tell(
+                f"{self._output}: {others} more done by earlier runs are not among the documents "
+                "now, so not in train.jsonl either; their state is kept"
             )
-        if found.reasons and found.counts["jobs without any record"] == found.counts["jobs done"]:
-            (reason, _), *_ = found.reasons.most_common(1)
-            print(
-                f"clara_jax: {self._output}: no record at all, mostly for the reason: {reason}; "
-                "see excluded.jsonl",
-                file=sys.stderr,
+        if summary.reasons and counts["jobs without any record"] == counts["jobs done"]:
+            (reason, _), *_ = summary.reasons.most_common(1)
+            _tell(
+                f"{self._output}: no record at all, mostly for the reason: {reason}; see "
+                "excluded.jsonl"
             )
         files.write(
             os.path.join(self._output, "manifest.json"), json.dumps(manifest, indent=2) + "\n"
         )
-        report.write(self._output, found, manifest)
+        report.write(self._output, summary, manifest)
         logging.info("%s: %s", self._output, manifest["counts"])
+
+
+def _tell(message: str) -> None:
+    print(f"clara_jax: {message}", file=sys.stderr)

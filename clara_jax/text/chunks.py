@@ -10,6 +10,11 @@ _STEP = 4096  # characters of a sentence that are measured at first
 Fits = Callable[[str], bool]
 
 
+def whole(title: str, text: str) -> str:
+    """A text with its title as the first line, if it has one, as the model reads them."""
+    return f"{title}\n{text}" if title else text
+
+
 def pieces(
     title: str, text: str, size: Callable[[str], int], limit: int
 ) -> tuple[str, Iterator[str]]:
@@ -26,8 +31,7 @@ def pieces(
     """
     if title and size(title) > limit // 2:
         title = title[: cut(title, 0, len(title), lambda t: size(t) <= limit // 2)].strip()
-    head = f"{title}\n" if title else ""
-    return title, chunk(text, lambda piece: size(head + piece) <= limit)
+    return title, chunk(text, lambda piece: size(whole(title, piece)) <= limit)
 
 
 def chunk(text: str, fits: Fits) -> Iterator[str]:

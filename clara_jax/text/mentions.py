@@ -5,34 +5,17 @@ import functools
 import re
 
 from clara_jax.text import sentences
+from clara_jax.text.words import WORDS
 
-_UNITS = {
-    word: value
-    for value, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-        "fifteen sixteen seventeen eighteen nineteen".split()
-    )
+_TENS = dict(zip(WORDS["tens"], range(20, 100, 10), strict=True))
+SMALL = {
+    **dict(zip(WORDS["units"], range(20), strict=True)),
+    **_TENS,
+    **dict(zip(WORDS["ordinals"], range(1, 20), strict=True)),
+    **{word[:-1] + "ieth": value for word, value in _TENS.items()},
+    **{"twice": 2, "thrice": 3, "dozen": 12},
 }
-_TENS = {
-    word: 10 * value
-    for value, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)
-}
-_ORDINALS = {
-    word: value
-    for value, word in enumerate(
-        "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth "
-        "thirteenth fourteenth fifteenth sixteenth seventeenth eighteenth nineteenth".split(),
-        1,
-    )
-} | {word[:-1] + "ieth": value for word, value in _TENS.items()}
-SMALL = _UNITS | _TENS | _ORDINALS | {"twice": 2, "thrice": 3, "dozen": 12}
-_LARGE = {
-    "hundred": 10**2,
-    "thousand": 10**3,
-    "million": 10**6,
-    "billion": 10**9,
-    "trillion": 10**12,
-}
+_LARGE = dict(zip(WORDS["large"], (10**2, 10**3, 10**6, 10**9, 10**12), strict=True))
 
 _NUMBER = re.compile(
     r"(?<![\w.,])(?P<digits>\d{1,3}(?:[,\u202f\u00a0]\d{3})+(?:\.\d+)?|\d+(?:[.,]\d+)?)"
@@ -43,13 +26,7 @@ _NUMBER = re.compile(
 _RANGE = re.compile(r"\b(\d\d)(\d\d)\s?[-–—/]\s?(\d\d)\b(?![-–—/\d])")
 
 _MONTHS = {
-    name[:n]: month
-    for month, name in enumerate(
-        "january february march april may june july august september october november "
-        "december".split(),
-        1,
-    )
-    for n in (3, 4, len(name))
+    name[:n]: month for month, name in enumerate(WORDS["months"], 1) for n in (3, 4, len(name))
 }
 _MONTH = r"(?P<month>" + "|".join(sorted(_MONTHS, key=len, reverse=True)) + r")\b\.?"
 _DAY = r"(?P<day>[0-3]?\d)(?:st|nd|rd|th)?"
@@ -75,39 +52,20 @@ _NAME = re.compile(
     rf"(?<![\w]){_CAPITAL}(?:\s+(?:(?:of|the|de|la|le|du|van|von|der|del|da|di|al)\s+){{0,2}}"
     rf"{_CAPITAL})*"
 )
-_TITLES = frozenset("mr mrs ms dr prof sir lord lady saint st president king queen".split())
+_TITLES = frozenset(WORDS["titles"])
 # Capitalised words that are no names: beginnings of sentences, the calendar.
-_COMMON = (
-    frozenset(
-        "the a an it its he his she her they their this that these those in on at by for from with "
-        "as after before during when while although however but and or if there we our i you your "
-        "my since both according under over also many most some all one two another each other no "
-        "not yes what who whom whose which where why how is are was were do does did has have had "
-        "can could will would should may might because so then thus to of into within "
-        "between about "
-        "until upon through despite unlike following only even such several three four five six "
-        "seven eight nine ten first second third monday tuesday wednesday thursday friday saturday "
-        "sunday".split()
-    )
-    | _MONTHS.keys()
-)
+_COMMON = frozenset(WORDS["common"]) | _MONTHS.keys()
 
 Date = tuple[int | None, int | None, int | None]  # year, month, day
 
 
 @dataclasses.dataclass(frozen=True)
 class Mentions:
-    """What a text mentions.
+    """What a text mentions."""
 
-    Attributes:
-        entities: names as they stand there, the same name once.
-        numbers: their values; years are numbers too.
-        dates: year, month and day, each None where it is left open.
-    """
-
-    entities: tuple[str, ...]
-    numbers: frozenset[float]
-    dates: frozenset[Date]
+    entities: tuple[str, ...]  # names as they stand there, the same name once
+    numbers: frozenset[float]  # their values; years are numbers too
+    dates: frozenset[Date]  # year, month and day, each None where it is left open
 
 
 @functools.lru_cache(maxsize=4096)
@@ -118,7 +76,7 @@ def find(text: str) -> Mentions:
 
 def numbers(text: str) -> set[float]:
     """Values of the numbers in digits and in words."""
-    found: set[float] = set()
+    values: set[float] = set()
     value, end, is_word = 0.0, -9, False
     for match in _NUMBER.finditer(text):
         word = (match["word"] or "").lower()
@@ -127,21 +85,14 @@ def numbers(text: str) -> set[float]:
         # "twenty-five", "two hundred", "1.5 million": one number together.
         near = re.fullmatch(r"[\s-]+(?:and\s+)?", text[end : match.start()]) if end > 0 else None
         if near and scale:
-            found.discard(value)
+            values.discard(value)
             here = value * scale
-        elif (
-            near
-            and is_word
-            and word
-            and (20 <= value < 100 > here < 10 or value % 100 == 0 < value)
-        ):
-            found.discard(value)
+        elif near and is_word and word and _joins(value, here):
+            values.discard(value)
             here = value + here
         value, end, is_word = here, match.end(), bool(word)
-        found.add(value)
-    for century, _, last in _RANGE.findall(text):  # 1922–26
-        found.add(float(century + last))
-    return found
+        values.add(value)
+    return values | {float(century + last) for century, _, last in _RANGE.findall(text)}  # 1922–26
 
 
 def dates(text: str) -> set[Date]:
@@ -154,16 +105,14 @@ def dates(text: str) -> set[Date]:
 
 def entities(text: str) -> tuple[str, ...]:
     """Names: capitalised words; a single one at a sentence's start if it is elsewhere too."""
-    inside: list[str] = []
-    starting: list[str] = []
+    inside, starting = [], []
     for sentence in sentences.split(text):
         for match in _NAME.finditer(sentence):
             name = _trim(match[0])
             if not name:
                 continue
-            at_start = not sentence[: match.start()].strip("\"'“‘«([ ") and match[0].startswith(
-                name
-            )
+            before = sentence[: match.start()].strip("\"'“‘«([ ")
+            at_start = not before and match[0].startswith(name)
             plain = " " not in name and not re.search(r"[A-Z0-9].*[A-Z0-9]", name)
             (starting if at_start and plain else inside).append(name)
     names = dict.fromkeys(inside)
@@ -183,17 +132,22 @@ def has_number(value: float, known: frozenset[float]) -> bool:
 def has_date(date: Date, known: frozenset[Date]) -> bool:
     """Whether a date agrees with one that is known, or its year and its day with two."""
     year, month, day = date
-    parts = [date] if year is None or month is None else [date, (year, None, None)]
-    rest = (None, month, day)
-    if any(_agrees(date, other) for other in known):
+    if _agrees(date, known):
         return True
-    return len(parts) == 2 and all(
-        any(_agrees(part, other) for other in known) for part in (parts[1], rest)
+    parts = (year, None, None), (None, month, day)
+    return None not in (year, month) and all(_agrees(part, known) for part in parts)
+
+
+def _agrees(date: Date, known: frozenset[Date]) -> bool:
+    return any(
+        all(ours in (None, theirs) for ours, theirs in zip(date, other, strict=True))
+        for other in known
     )
 
 
-def _agrees(date: Date, other: Date) -> bool:
-    return all(ours is None or ours == theirs for ours, theirs in zip(date, other, strict=True))
+def _joins(value: float, here: float) -> bool:
+    """Whether two numbers in words are one: twenty-five, two hundred and five."""
+    return 20 <= value < 100 > here < 10 or value % 100 == 0 < value
 
 
 def _value(digits: str) -> float:

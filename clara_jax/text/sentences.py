@@ -7,6 +7,8 @@ here (abbreviations, initials, decimals, quotes, full stops of Chinese and Japan
 import itertools
 import re
 
+from clara_jax.text.words import WORDS
+
 # A stop with the quotes and brackets that close behind it; blanks must follow, save in Chinese and
 # Japanese, whose stops stand nowhere else. A row of stops is looked at once, however long.
 _STOPS = ".!?…।॥؟۔።။។"
@@ -18,18 +20,10 @@ _INITIAL = re.compile(r"(?:^|[\s.(\"'“‘-])[^\W\d_]\.$")
 _FIRST_WORD = re.compile(r"[\s\"'“‘«(\[]*([\w]+)?")
 
 # Never the end of a sentence: what they belong to follows.
-_OPEN = frozenset(
-    "mr mrs ms dr prof rev hon gen col capt lt sgt maj gov sen rep pres st mt ft messrs vs "
-    "fig figs eq vol ch sec cf e.g i.e viz approx ca al ed eds trans jan feb mar apr jun jul aug "
-    "sep sept oct nov dec adm cmdr supt gp z.b d.h u.a bzw nr dt mme mlle".split()
-)
-_BEFORE_NUMBER = frozenset("no nos p pp art para".split())
+_OPEN = frozenset(WORDS["open_abbreviations"])
+_BEFORE_NUMBER = frozenset(WORDS["before_number"])
 # After an initial or an acronym ("the U.S. The") only these begin a sentence; a name does not.
-_STARTERS = frozenset(
-    "the a an it its he his she her they their this that these those in on at by for from with as "
-    "after before during when while although however but and if there we our i you since both "
-    "according under over also many most some all one another each other".split()
-)
+_STARTERS = frozenset(WORDS["sentence_starters"])
 
 # A word; Chinese, Japanese and Korean signs count one by one.
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"

@@ -3,18 +3,10 @@
 import re
 
 from clara_jax.text import mentions, sentences
+from clara_jax.text.words import WORDS
 
-QUESTION = frozenset(
-    "who whom whose what which when where why how many much long far old often".split()
-)
-_STOP = frozenset(
-    "a an the of and or to in on at by for from with as is are was were be been being it its this "
-    "that these those there he she they his her their them him i we you do does did done "
-    "has have had "
-    "not no can could will would may might should than then so such into about after before "
-    "during between also one ones name named called known located document according passage text "
-    "mentioned s t".split()
-)
+QUESTION = frozenset(WORDS["question"])
+_STOP = frozenset(WORDS["stop"])
 Compared = dict[str, tuple[int, tuple[str, ...]]]  # by kind: how many, and those that are missing
 
 _SUFFIX = re.compile(r"(?:ing|ed|es|s|e|ly|y|ies|ied)$")
@@ -25,17 +17,14 @@ def compare(text: str, other: str) -> Compared:
     ours, theirs = mentions.find(text), mentions.find(other)
     known = frozenset(stems(other))
     years = {float(date[0]) for date in ours.dates if date[0]}
-    lost = {
-        "entities": [name for name in ours.entities if not known >= set(stems(name))],
-        "numbers": [f"{n:g}" for n in sorted(ours.numbers - years)
-                    if not mentions.has_number(n, theirs.numbers)],
-        "dates": [_written(date) for date in sorted(ours.dates, key=str)
-                  if not mentions.has_date(date, theirs.dates)],
-    }  # fmt: skip
-    totals = (len(ours.entities), len(ours.numbers - years), len(ours.dates))
+    names = [name for name in ours.entities if not known >= set(stems(name))]
+    numbers = sorted(ours.numbers - years)
+    lost = [f"{n:g}" for n in numbers if not mentions.has_number(n, theirs.numbers)]
+    dates = [date for date in ours.dates if not mentions.has_date(date, theirs.dates)]
     return {
-        kind: (total, tuple(texts))
-        for (kind, texts), total in zip(lost.items(), totals, strict=True)
+        "entities": (len(ours.entities), tuple(names)),
+        "numbers": (len(numbers), tuple(lost)),
+        "dates": (len(ours.dates), tuple(map(_written, sorted(dates, key=str)))),
     }
 
 

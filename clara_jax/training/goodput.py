@@ -56,15 +56,15 @@ class Goodput:
         """Seconds so far: `time/total`, `time/steps`, each of PARTS, and the `time/other`."""
         total, steps = time.perf_counter() - self._begun, self._steps()
         other = total - steps - sum(self._spent.values())
-        found = {"total": total, "steps": steps, **self._spent, "other": max(other, 0.0)}
-        return {f"time/{name}": value for name, value in found.items()}
+        spent = {"total": total, "steps": steps, **self._spent, "other": max(other, 0.0)}
+        return {f"time/{name}": value for name, value in spent.items()}
 
     def summary(self) -> str:
         """One line for people: shares of the time, those lost from the largest on."""
-        found = {name.removeprefix("time/"): value for name, value in self.seconds().items()}
-        total = found.pop("total")
-        steps = found.pop("steps") / total
-        rest = sorted(found.items(), key=lambda item: -item[1])
+        spent = {name.removeprefix("time/"): value for name, value in self.seconds().items()}
+        total = spent.pop("total")
+        steps = spent.pop("steps") / total
+        rest = sorted(spent.items(), key=lambda item: -item[1])
         lost = ", ".join(f"{name} {value / total:.1%}" for name, value in rest)
         return f"goodput {steps:.1%} of {total:.0f} s in steps; {lost}"
 

@@ -1,7 +1,7 @@
 """What each stage minimises, as sums over a batch that micro-batches and shards add up to.
 
-An objective gives sums by name. Each is divided by a count of the whole batch, the one that COUNTED
-names; `weights` says which of these means make up the loss, and the rest is only logged.
+An objective gives sums by name. Each is divided by a count of the whole batch (`stages.PER`);
+`weights` says which of these means make up the loss, and the rest is only logged.
 """
 
 import dataclasses
@@ -12,112 +12,92 @@ import jax
 import jax.numpy as jnp
 
 from clara_jax.config import Config
+from clara_jax.config_checks import get
 from clara_jax.models import clara, scores, topk
 from clara_jax.models.clara import Batch, Trees
-from clara_jax.runs.setup import Setup
+from clara_jax.runs.setup import Model
+from clara_jax.stages import RECALL_AT, STAGES
 from clara_jax.training.losses import IGNORE, alignment_sum, cross_entropy_sum, info_nce_sum, kl_sum
 
 Sums = dict[str, jax.Array]
 
-RECALL_AT = (1, 3, 5)
-
-# What each sum is divided by; those not named here are per question.
-COUNTED = {
-    "ce_loss": "labels",
-    "mse_loss": "documents",
-    "contrastive_loss": "with_gold",
-    "teacher_loss": "with_teacher",
-    "mrr": "with_gold",
-    **{f"recall@{k}": "with_gold" for k in RECALL_AT},
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """What a step draws or sets anew; None and zero without training.
+    """What each step draws or sets; None and zero without training."""
 
-    Attributes:
-        rng: generator of dropout and of selection noise; None: neither.
-        tau: temperature of the relaxed selection.
-        probe_BKN: zeros added to the selection's weights, whose gradient is then known.
-    """
-
-    rng: jax.Array | None = None
-    tau: float | jax.Array = 0.02
+    rng: jax.Array | None = None  # generator of dropout and of selection noise; None: neither
+    tau: float | jax.Array = 0.02  # temperature of the relaxed selection
+    # zeros added to the selection's weights, whose gradient is then known
     probe_BKN: jax.Array | None = None
 
 
-class Found(NamedTuple):
+class Measured(NamedTuple):
     """Sums by name, and the scores [B, N] of the candidates where any were ranked."""
 
     sums: Sums
     scores_BN: jax.Array | None = None
 
 
-Objective = Callable[[Setup, Trees, Batch, Draw], Found]
+Objective = Callable[[Model, Trees, Batch, Draw], Measured]
 
 
-def scp(setup: Setup, trees: Trees, batch: Batch, draw: Draw) -> Found:
+def scp(model: Model, trees: Trees, batch: Batch, draw: Draw) -> Measured:
     """SCP (paper, section 3.1): cross-entropy of the turn, and alignment of the memories."""
     rng_enc, rng_dec = _split(draw.rng, 2)
-    hidden_BTD = clara.encode(
-        setup.decoder, trees, *(batch[f"enc_{x}"] for x in ("tokens", "positions", "segments")),
-        rng=rng_enc, spread=setup.config.memory.positions == "spread",
-    )  # fmt: skip
-    answer_BTD = clara.generate_hidden(setup.decoder, trees, batch, hidden_BTD, rng_dec)
-    most = setup.config.data.row_examples
-    mse = _alignment(setup, hidden_BTD, batch["enc_tokens"], batch["enc_segments"], most)
-    return Found({"ce_loss": _cross_entropy(setup, trees, answer_BTD, batch), "mse_loss": mse})
+    hidden_BTD = _encoded(model, trees, _side(batch, "enc"), "compressor", rng_enc)
+    answer_BTD = clara.generate_hidden(model.decoder, trees, batch, hidden_BTD, rng_dec)
+    most = model.config.data.row_examples
+    mse = _alignment(model, hidden_BTD, batch["enc_tokens"], batch["enc_segments"], most)
+    return Measured({"ce_loss": _cross_entropy(model, trees, answer_BTD, batch), "mse_loss": mse})
 
 
-def instruct(setup: Setup, trees: Trees, batch: Batch, draw: Draw) -> Found:
+def instruct(model: Model, trees: Trees, batch: Batch, draw: Draw) -> Measured:
     """Instruction tuning (section 3.2): all documents of a question, in the order given."""
     rng_enc, rng_dec = _split(draw.rng, 2)
-    memories_BNMD, hidden, tokens, segments = _compressed(setup, trees, batch, rng_enc)
+    memories_BNMD, hidden, tokens, segments = _compressed(model, trees, batch, rng_enc)
     B, N = memories_BNMD.shape[:2]
     vectors_BSD = memories_BNMD.reshape(B, -1, memories_BNMD.shape[-1])
-    answer_BTD = clara.generate_hidden(setup.decoder, trees, batch, vectors_BSD, rng_dec)
-    mse = _alignment(setup, hidden, tokens, segments, N)
-    return Found({"ce_loss": _cross_entropy(setup, trees, answer_BTD, batch), "mse_loss": mse})
+    answer_BTD = clara.generate_hidden(model.decoder, trees, batch, vectors_BSD, rng_dec)
+    mse = _alignment(model, hidden, tokens, segments, N)
+    return Measured({"ce_loss": _cross_entropy(model, trees, answer_BTD, batch), "mse_loss": mse})
 
 
-def e2e(setup: Setup, trees: Trees, batch: Batch, draw: Draw) -> Found:
+def e2e(model: Model, trees: Trees, batch: Batch, draw: Draw) -> Measured:
     """Joint training (section 3.3): the reasoner chooses, the generator answers.
 
     The answer's cross-entropy trains both, through the differentiable top-k. The compressor has no
     part in it: no gradient, and no dropout, which the release leaves on.
     """
-    select = setup.config.select
+    select = model.config.select
     rng_query, rng_noise, rng_dec = _split(draw.rng, 3)
-    memories_BNMD = candidates(setup, trees, batch)
-    scores_BN = _scores(setup, trees, batch, memories_BNMD, rng_query)
+    memories_BNMD = candidates(model, trees, batch)
+    scores_BN = _scores(model, trees, batch, memories_BNMD, rng_query)
     mask_BN = batch["doc_valid"] > 0
     with jax.named_scope("select"):
-        tau = temperature(setup.config, draw.tau, scores_BN, mask_BN)
-        weights_BKN, indices_BK = topk.select(
-            scores_BN, select.k, select.method, tau,
-            mask_BN=mask_BN, rng=rng_noise, compat=select.compat,
-        )  # fmt: skip
+        tau = temperature(model.config, draw.tau, scores_BN, mask_BN)
+        options = {"mask_BN": mask_BN, "rng": rng_noise, "compat": select.compat}
+        weights_BKN, indices_BK = topk.select(scores_BN, select.k, select.method, tau, **options)
         if draw.probe_BKN is not None:
             weights_BKN += draw.probe_BKN
         chosen_BKMD = topk.mix(weights_BKN, indices_BK, memories_BNMD)
     vectors_BSD = chosen_BKMD.reshape(len(scores_BN), -1, chosen_BKMD.shape[-1])
-    answer_BTD = clara.generate_hidden(setup.decoder, trees, batch, vectors_BSD, rng_dec)
-    ce = _cross_entropy(setup, trees, answer_BTD, batch)
-    return Found({"ce_loss": ce, **_ranking(setup.config, scores_BN, batch)}, scores_BN)
+    answer_BTD = clara.generate_hidden(model.decoder, trees, batch, vectors_BSD, rng_dec)
+    ce = _cross_entropy(model, trees, answer_BTD, batch)
+    return Measured({"ce_loss": ce, **_ranking(model.config, scores_BN, batch)}, scores_BN)
 
 
-def contrastive(setup: Setup, trees: Trees, batch: Batch, draw: Draw) -> Found:
+def contrastive(model: Model, trees: Trees, batch: Batch, draw: Draw) -> Measured:
     """The supervised reranker (the paper's Sup- baseline): InfoNCE over the gold documents.
 
     All other candidates are the negatives. Where records carry a teacher's scores, also the KL
     divergence from these.
     """
-    memories_BNMD = candidates(setup, trees, batch)
-    scores_BN = _scores(setup, trees, batch, memories_BNMD, draw.rng)
-    tau = setup.config.select.contrastive_temperature
+    memories_BNMD = candidates(model, trees, batch)
+    scores_BN = _scores(model, trees, batch, memories_BNMD, draw.rng)
+    tau = model.config.select.contrastive_temperature
     kl = kl_sum(scores_BN / tau, batch["doc_teacher"], batch["doc_valid"] > 0)
-    return Found({**_ranking(setup.config, scores_BN, batch), "teacher_loss": kl}, scores_BN)
+    return Measured({**_ranking(model.config, scores_BN, batch), "teacher_loss": kl}, scores_BN)
 
 
 OBJECTIVES: dict[str, Objective] = {
@@ -130,34 +110,32 @@ OBJECTIVES: dict[str, Objective] = {
 
 def weights(config: Config) -> dict[str, float]:
     """Weight of each mean in the loss of the stage."""
-    scp = {"ce_loss": 1.0, "mse_loss": config.train.mse_weight}
+    losses = STAGES[config.stage].losses
     return {
-        "scp": scp,
-        "instruct": scp,
-        "e2e": {"ce_loss": 1.0, "contrastive_loss": config.aux_contrastive},
-        "contrastive": {"contrastive_loss": 1.0, "teacher_loss": config.select.teacher_weight},
-    }[config.stage]
+        name: get(config, weight) if isinstance(weight, str) else weight
+        for name, weight in losses.items()
+    }
 
 
-def counts(setup: Setup, batch: Batch) -> Sums:
-    """What the sums are divided by, by the names in COUNTED."""
-    found = {}
+def counts(model: Model, batch: Batch) -> Sums:
+    """What the sums are divided by, by the names in `stages.PER`."""
+    counted = {}
     if "dec_targets" in batch:
-        found["labels"] = (batch["dec_targets"] != IGNORE).sum()
+        counted["labels"] = (batch["dec_targets"] != IGNORE).sum()
     if "enc_tokens" in batch:
-        found["documents"] = (batch["enc_tokens"] == setup.extra.memory[0]).sum()
+        counted["documents"] = (batch["enc_tokens"] == model.extra.memory[0]).sum()
     if "doc_valid" in batch:
-        found["questions"] = (batch["doc_valid"].sum(1) > 0).sum()
-        found["with_gold"] = batch["doc_gold"].any(1).sum()
-        found["with_teacher"] = batch["doc_teacher"].any(1).sum()
-    return found
+        counted["questions"] = (batch["doc_valid"].sum(1) > 0).sum()
+        counted["with_gold"] = batch["doc_gold"].any(1).sum()
+        counted["with_teacher"] = batch["doc_teacher"].any(1).sum()
+    return counted
 
 
-def candidates(setup: Setup, trees: Trees, batch: Batch) -> jax.Array:
+def candidates(model: Model, trees: Trees, batch: Batch) -> jax.Array:
     """Memories [B, N, M, D] of the candidates, a constant: read from the batch, or made of it."""
     if "memories" in batch:
         return batch["memories"]
-    return jax.lax.stop_gradient(_compressed(setup, trees, batch, None)[0])
+    return jax.lax.stop_gradient(_compressed(model, trees, batch, None)[0])
 
 
 def temperature(
@@ -207,28 +185,35 @@ def slot_gradients(
 
     _, pull = jax.vjp(soft, scores_BN)
     through_KBN = jax.vmap(lambda slot: pull(g_BKN * slot[None, :, None])[0])(jnp.eye(K))
-    found = {f"slot_gradient/{j + 1}": jnp.abs(through_KBN[j]).sum() for j in range(K)}
+    gradients = {f"slot_gradient/{j + 1}": jnp.abs(through_KBN[j]).sum() for j in range(K)}
     logits_BN = jnp.where(mask_BN, scores_BN / tau, -1e30)
     log_p_BN = jax.nn.log_softmax(logits_BN)
     entropy_B = -jnp.sum(jnp.exp(log_p_BN) * jnp.where(mask_BN, log_p_BN, 0.0), axis=1)
-    return found | {"entropy": jnp.where(mask_BN.any(1), entropy_B, 0.0).sum()}
+    return gradients | {"entropy": jnp.where(mask_BN.any(1), entropy_B, 0.0).sum()}
 
 
 def _split(rng: jax.Array | None, parts: int) -> list[jax.Array | None]:
     return [None] * parts if rng is None else list(jax.random.split(rng, parts))
 
 
+def _side(batch: Batch, side: str) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return batch[f"{side}_tokens"], batch[f"{side}_positions"], batch[f"{side}_segments"]
+
+
+def _encoded(
+    model: Model, trees: Trees, side: tuple[jax.Array, ...], role: str, rng: jax.Array | None
+) -> jax.Array:
+    return clara.encode(model.decoder, trees, *side, role=role, rng=rng, spread=model.config.spread)
+
+
 def _compressed(
-    setup: Setup, trees: Trees, batch: Batch, rng: jax.Array | None
+    model: Model, trees: Trees, batch: Batch, rng: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Memories [B, N, M, D]; hidden states [B * G, T, D], tokens and segments of the documents."""
     B, G, T = batch["enc_tokens"].shape
-    tokens, positions, segments = (
-        batch[f"enc_{x}"].reshape(B * G, T) for x in ("tokens", "positions", "segments")
-    )
-    spread = setup.config.memory.positions == "spread"
-    hidden = clara.encode(setup.decoder, trees, tokens, positions, segments, rng=rng, spread=spread)
-    M = len(setup.extra.memory)
+    tokens, positions, segments = (x.reshape(B * G, T) for x in _side(batch, "enc"))
+    hidden = _encoded(model, trees, (tokens, positions, segments), "compressor", rng)
+    M = len(model.extra.memory)
     index_BNM = batch["doc_first"][..., None] + jnp.arange(M)[None, None]
     flat_BSD = hidden.reshape(B, G * T, -1)
     memories = jnp.take_along_axis(flat_BSD, index_BNM.reshape(B, -1)[..., None], axis=1)
@@ -238,17 +223,13 @@ def _compressed(
 
 
 def _scores(
-    setup: Setup, trees: Trees, batch: Batch, memories_BNMD: jax.Array, rng: jax.Array | None
+    model: Model, trees: Trees, batch: Batch, memories_BNMD: jax.Array, rng: jax.Array | None
 ) -> jax.Array:
     """Scores [B, N] of the candidates by the query reasoner."""
-    tokens = batch["qry_tokens"]
-    hidden_BTD = clara.encode(
-        setup.decoder, trees, tokens, batch["qry_positions"], batch["qry_segments"],
-        role="reasoner", rng=rng, spread=setup.config.memory.positions == "spread",
-    )  # fmt: skip
-    query_BMD = clara.memory_vectors(setup.model, trees, hidden_BTD, tokens)
+    hidden_BTD = _encoded(model, trees, _side(batch, "qry"), "reasoner", rng)
+    query_BMD = clara.memory_vectors(model.architecture, trees, hidden_BTD, batch["qry_tokens"])
     with jax.named_scope("score"):
-        return scores.score(query_BMD, memories_BNMD, setup.config.select.score)
+        return scores.score(query_BMD, memories_BNMD, model.config.select.score)
 
 
 def _ranking(config: Config, scores_BN: jax.Array, batch: Batch) -> Sums:
@@ -268,16 +249,18 @@ def _ranking(config: Config, scores_BN: jax.Array, batch: Batch) -> Sums:
     }
 
 
-def _cross_entropy(setup: Setup, trees: Trees, hidden_BTD: jax.Array, batch: Batch) -> jax.Array:
-    chunks = setup.config.train.loss_chunks
+def _cross_entropy(model: Model, trees: Trees, hidden_BTD: jax.Array, batch: Batch) -> jax.Array:
+    chunks = model.config.train.loss_chunks
     with jax.named_scope("loss"):
-        return cross_entropy_sum(setup.model, trees, hidden_BTD, batch["dec_targets"], chunks)
+        return cross_entropy_sum(
+            model.architecture, trees, hidden_BTD, batch["dec_targets"], chunks
+        )
 
 
 def _alignment(
-    setup: Setup, hidden_BTD: jax.Array, tokens_BT: jax.Array, segments_BT: jax.Array, most: int
+    model: Model, hidden_BTD: jax.Array, tokens_BT: jax.Array, segments_BT: jax.Array, most: int
 ) -> jax.Array:
-    is_memory_BT = setup.extra.is_memory(tokens_BT)
-    into = setup.config.train.mse_into
+    is_memory_BT = model.extra.is_memory(tokens_BT)
+    into = model.config.train.mse_into
     with jax.named_scope("alignment"):
         return alignment_sum(hidden_BTD, segments_BT, is_memory_BT, most, into=into)

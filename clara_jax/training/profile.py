@@ -17,7 +17,7 @@ _BEFORE = 10  # steps before the trace: the first is compiled, the next few warm
 class Trace:
     """Traces `steps` steps into `workdir/profile`, on process 0.
 
-    It begins after ten steps, or so many fewer that it fits into the run, but never with the first.
+    It begins after ten steps, or fewer if the run is shorter, but never with the first.
 
     Args:
         workdir: of the run.
@@ -56,8 +56,8 @@ class Trace:
         if self._written != self._folder:
             _copy(pathlib.Path(self._written), self._folder)
             shutil.rmtree(self._written)
-        logging.info("trace of steps from %d on: pip install xprof; xprof --logdir=%s",
-                     self._begin + 1, self._folder)  # fmt: skip
+        how = "pip install xprof; xprof --logdir="
+        logging.info("trace of steps from %d on: %s%s", self._begin + 1, how, self._folder)
 
 
 def _copy(folder: pathlib.Path, to: str) -> None:

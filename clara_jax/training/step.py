@@ -12,7 +12,8 @@ import optax
 from clara_jax import sharding
 from clara_jax.config import Config
 from clara_jax.models.clara import Batch, Trees
-from clara_jax.runs.setup import Setup
+from clara_jax.runs.setup import Model
+from clara_jax.stages import PER, STAGES
 from clara_jax.training import objectives
 from clara_jax.training.objectives import OBJECTIVES, Draw, slot_gradients
 from clara_jax.training.optim import schedule, temperature_schedule
@@ -21,26 +22,26 @@ Metrics = dict[str, jax.Array]
 Step = Callable[..., tuple[tuple[Trees, Any], Metrics]]
 
 
-def totals(setup: Setup, batch: Batch) -> dict[str, jax.Array]:
+def totals(model: Model, batch: Batch) -> dict[str, jax.Array]:
     """`objectives.counts` in float32, at least 1, so that a batch of none has loss 0."""
-    found = objectives.counts(setup, batch)
-    return {name: jnp.maximum(count, 1).astype(jnp.float32) for name, count in found.items()}
+    counts = objectives.counts(model, batch)
+    return {name: jnp.maximum(count, 1).astype(jnp.float32) for name, count in counts.items()}
 
 
 def means(sums: Mapping[str, Any], counts: Mapping[str, Any]) -> dict[str, Any]:
     """Each sum over its count; those for which there is none in this stage are left out."""
-    which = {name: objectives.COUNTED.get(name, "questions") for name in sums}
+    which = {name: PER.get(name, "questions") for name in sums}
     return {name: sums[name] / counts[which[name]] for name in sums if which[name] in counts}
 
 
-def make_step(setup: Setup, optimizer: optax.GradientTransformation) -> Step:
+def make_step(model: Model, optimizer: optax.GradientTransformation) -> Step:
     """The train step `(trained, opt_state), frozen, batch, step -> (trained, opt_state), metrics`.
 
     The loss is the weighted sum of the stage's means (training/objectives.py), each over the whole
     batch however many micro-batches it is computed in. Only `trained` is differentiated. The same
     step number draws the same dropout.
     """
-    config, train = setup.config, setup.config.train
+    config, train = model.config, model.config.train
     rate, tau = schedule(config), temperature_schedule(config)
     objective, weights = OBJECTIVES[config.stage], objectives.weights(config)
 
@@ -48,26 +49,26 @@ def make_step(setup: Setup, optimizer: optax.GradientTransformation) -> Step:
         trained: Trees, probe_BKN: Any, frozen: Trees, batch: Batch, count: Any, draw: Draw
     ) -> Any:
         draw = dataclasses.replace(draw, probe_BKN=probe_BKN)
-        found = objective(setup, {**frozen, **trained}, batch, draw)
-        mean = means(found.sums, count)
+        measured = objective(model, {**frozen, **trained}, batch, draw)
+        mean = means(measured.sums, count)
         loss = sum(weight * mean[name] for name, weight in weights.items())
-        return loss, found
+        return loss, measured
 
     def step_fn(state: Any, frozen: Trees, batch: Batch, step: jax.Array) -> Any:
         trained, opt_state = state
-        count = totals(setup, batch)
+        count = totals(model, batch)
         rng = jax.random.fold_in(jax.random.key(config.seed), step)
 
         def micro(i: jax.Array, part: Batch) -> Any:
             draw = Draw(jax.random.fold_in(rng, i), tau(step))
             grad_fn = jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)
-            (loss, found), (grads, g_BKN) = grad_fn(
+            (loss, measured), (grads, g_BKN) = grad_fn(
                 trained, _probe(config, part), frozen, part, count, draw
             )
-            sums = found.sums
+            sums = measured.sums
             if g_BKN is not None:
                 mask_BN = part["doc_valid"] > 0
-                sums |= slot_gradients(config, found.scores_BN, g_BKN, mask_BN, draw)
+                sums |= slot_gradients(config, measured.scores_BN, g_BKN, mask_BN, draw)
             return loss, sums, grads
 
         loss, sums, grads = _accumulate(micro, batch, train.accumulate)
@@ -80,7 +81,7 @@ def make_step(setup: Setup, optimizer: optax.GradientTransformation) -> Step:
             "learning_rate": rate(step),
             **{f"grad_norm/{name}": optax.global_norm(g) for name, g in grads.items()},
         }
-        if config.stage == "e2e":
+        if STAGES[config.stage].selects:
             metrics["temperature"] = tau(step)
         return (trained, opt_state), metrics
 
@@ -89,7 +90,7 @@ def make_step(setup: Setup, optimizer: optax.GradientTransformation) -> Step:
 
 def _probe(config: Config, batch: Batch) -> jax.Array | None:
     """Zeros in the shape of the selection's weights, where there is one."""
-    if config.stage != "e2e":
+    if not STAGES[config.stage].selects:
         return None
     B, N = batch["doc_valid"].shape
     return jnp.zeros((B, config.select.k, N))
@@ -120,28 +121,28 @@ def _accumulate(micro: Callable[[Any, Batch], Any], batch: Batch, parts: int) ->
     return jax.lax.scan(body, zero, (jnp.arange(parts), split_batch))[0]
 
 
-def compile_step(setup: Setup, step_fn: Step, state: Any) -> Step:
+def compile_step(model: Model, step_fn: Step, state: Any) -> Step:
     """Jits the step: the state is donated and keeps its shardings, metrics are replicated."""
     shardings = jax.tree.map(lambda x: x.sharding, state)
     return jax.jit(
         step_fn,
         donate_argnums=0,
-        out_shardings=(shardings, sharding.replicated(setup.mesh)),
+        out_shardings=(shardings, sharding.replicated(model.mesh)),
     )
 
 
-def init_optimizer(setup: Setup, optimizer: optax.GradientTransformation, trained: Trees) -> Any:
-    """Optimizer state whose moments lie like the arrays they belong to."""
-    state = abstract_optimizer(setup, optimizer, trained)
+def init_optimizer(model: Model, optimizer: optax.GradientTransformation, trained: Trees) -> Any:
+    """Optimizer state whose moments are sharded like the arrays they belong to."""
+    state = abstract_optimizer(model, optimizer, trained)
     shardings = jax.tree.map(lambda x: x.sharding, state)
     return jax.jit(optimizer.init, out_shardings=shardings)(trained)
 
 
 def abstract_optimizer(
-    setup: Setup, optimizer: optax.GradientTransformation, trained: Trees
+    model: Model, optimizer: optax.GradientTransformation, trained: Trees
 ) -> Any:
     """Shapes and shardings of `init_optimizer`'s state; `trained` may be shapes as well."""
-    everywhere = sharding.replicated(setup.mesh)
+    everywhere = sharding.replicated(model.mesh)
 
     def with_sharding(x: Any, sharding: Any) -> Any:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
@@ -155,18 +156,18 @@ def abstract_optimizer(
     )
 
 
-def held_out_loss(setup: Setup, batches: list[Any]) -> Callable[[Trees], dict[str, float]]:
+def held_out_loss(model: Model, batches: list[Any]) -> Callable[[Trees], dict[str, float]]:
     """A function of all trees that gives the mean losses over the batches, without dropout."""
-    objective = OBJECTIVES[setup.config.stage]
+    objective = OBJECTIVES[model.config.stage]
 
     @jax.jit
     def sums(trees: Trees, batch: Batch) -> Any:
-        return objective(setup, trees, batch, Draw()).sums, objectives.counts(setup, batch)
+        return objective(model, trees, batch, Draw()).sums, objectives.counts(model, batch)
 
     def evaluate(trees: Trees) -> dict[str, float]:
-        rows = sharding.batch_sharding(setup.mesh)
-        found = [sums(trees, sharding.put_whole(rows, batch)) for batch in batches]
-        added = jax.tree.map(lambda *x: float(np.sum(x)), *jax.device_get(found))
+        rows = sharding.batch_sharding(model.mesh)
+        per_batch = [sums(trees, sharding.put_whole(rows, batch)) for batch in batches]
+        added = jax.tree.map(lambda *x: float(np.sum(x)), *jax.device_get(per_batch))
         counts = {name: max(count, 1.0) for name, count in added[1].items()}
         return {f"eval/{name}": value for name, value in means(added[0], counts).items()}
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 
-from clara_jax import files
+from clara_jax import files, ledger
 from clara_jax.errors import UserError
+from clara_jax.ledger import Ledger
 
 
 class MetricWriter:
@@ -39,15 +40,11 @@ class MetricWriter:
         """
         if jax.process_index() != 0:
             return
-        try:
+        advice = "; make room and run the same command to resume"
+        with files.writing(f"{self._path}:", advice):
             if self._file is None:
-                self._file = files.Lines(self._path)
-            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        except OSError as e:
-            raise UserError(
-                f"{self._path}: cannot be written ({e.strerror}); make room and run the same "
-                "command to resume"
-            ) from e
+                self._file = Ledger(self._path)
+            self._file.append({"step": step, **metrics})
         if self._board is not None:
             for name, value in metrics.items():
                 self._board.add_scalar(name, value, step)
@@ -61,7 +58,7 @@ class MetricWriter:
         """Closes the files."""
         for sink in (self._file, self._board):
             if sink is not None:
-                with contextlib.suppress(OSError):  # a full disk, which `write` has told
+                with contextlib.suppress(OSError):  # a full disk, which `write` has reported
                     sink.close()
 
 
@@ -71,10 +68,10 @@ def truncate(workdir: str, step: int) -> None:
     if jax.process_index() != 0 or not files.path(path).exists():
         return
     kept = []
-    for line in files.read(path).splitlines(keepends=True):
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
-            continue  # a line that a kill cut short, or that is none of ours
+
+    def take(line: ledger.Entry, _: int) -> None:
+        if line["step"] <= step:
+            kept.append(json.dumps(line) + "\n")
+
+    ledger.read(path, take, lambda problem: None)  # without lines that are none of ours
     files.write(path, "".join(kept))

@@ -13,7 +13,7 @@ from clara_jax.config import Config, Data, Eval, Memory, Model, Prompts, Select,
 from clara_jax.config import Mesh as MeshConfig
 from clara_jax.errors import UserError
 from clara_jax.models.config import PRESETS
-from clara_jax.runs import setup as setup_lib
+from clara_jax.runs import weights as weights_lib
 from clara_jax.runs.lineage import Run
 from clara_jax.runs.setup import abstract, create
 from clara_jax.sharding import make_mesh
@@ -54,8 +54,8 @@ def test_shapes_are_those_of_the_batches_that_are_trained_on(stage, memories, tm
         data = dataclasses.replace(config.data, memories=str(tmp_path / "memories"))
         config = dataclasses.replace(config, data=data)
     runs = [Run("", dataclasses.replace(config, stage="scp"))] if stage != "scp" else []
-    real = next(open_inputs(create(config, mesh, runs), str(tmp_path)).train)
-    found = programs.batch_shapes(abstract(config, ONE))
+    real = next(open_inputs(*create(config, mesh, runs), str(tmp_path)).train)
+    found = programs.batch_shapes(abstract(config, ONE).model)
     assert set(found) == set(real)
     for name, shape in found.items():
         assert shape.dtype == real[name].dtype, name
@@ -68,7 +68,7 @@ def test_shapes_are_those_of_the_batches_that_are_trained_on(stage, memories, tm
 def test_abstract_trees_are_those_that_are_trained(stage):
     config = tiny(stage)
     real = create(config, runs=[Run("", dataclasses.replace(config, stage="scp"))])
-    shapes = abstract(config, real.mesh)
+    shapes = abstract(config, real.model.mesh)
 
     def described(trees):
         return jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding.spec), trees)
@@ -80,13 +80,13 @@ def test_abstract_trees_are_those_that_are_trained(stage):
 
 def test_flops_count_what_a_frozen_base_needs():
     setup = abstract(tiny("scp"), ONE)
-    P, tokens = programs.parameters(setup), 8 * (64 + 96)
+    P, tokens = programs.parameters(setup.model), 8 * (64 + 96)
     assert P == sum(x.size for x in jax.tree.leaves(create(tiny("scp")).trees["base"]))
-    assert programs.train(setup).flops == 4 * P * tokens
+    assert programs.train(*setup).flops == 4 * P * tokens
     full = dataclasses.replace(tiny("scp"), train=Train(batch_rows=8, full=True))
-    whole = abstract(full, setup.mesh)
-    assert programs.train(whole).flops == 6 * P * tokens
-    e2e = programs.train(abstract(tiny("e2e"), setup.mesh))
+    whole = abstract(full, setup.model.mesh)
+    assert programs.train(*whole).flops == 6 * P * tokens
+    e2e = programs.train(*abstract(tiny("e2e"), setup.model.mesh))
     documents = 8 * 6 * 64
     assert e2e.flops == 4 * P * 8 * (programs.QUERY + 96) + 2 * P * documents
 
@@ -145,14 +145,14 @@ def test_rows_of_unknown_length_are_two_examples_of_a_packed_row():
         setup = abstract(
             dataclasses.replace(config, data=dataclasses.replace(data, pack=pack)), ONE
         )
-        shapes = programs.batch_shapes(setup)
+        shapes = programs.batch_shapes(setup.model)
         assert shapes["enc_tokens"].shape == (rows, 44)
         assert shapes["dec_tokens"].shape == (rows, programs.DECODER)
 
 
 def test_scales_are_no_parameters():
     counts = {
-        dtype: programs.parameters(abstract(tiny("scp", param_dtype=dtype), ONE))
+        dtype: programs.parameters(abstract(tiny("scp", param_dtype=dtype), ONE).model)
         for dtype in ("float32", "int8")
     }
     assert counts["int8"] == counts["float32"]
@@ -235,6 +235,6 @@ def test_attention_that_these_devices_or_positions_do_not_allow(monkeypatch):
     with pytest.raises(UserError, match=r"cannot spread positions .* window of 30 tokens"):
         abstract(spread, ONE)
     auto = dataclasses.replace(spread, model=tiny("scp").model)
-    assert setup_lib.model_config(auto, "tpu").attention == "xla"
-    assert setup_lib.model_config(tiny("scp"), "tpu").attention == "splash"
-    assert setup_lib.model_config(tiny("scp"), "gpu").attention == "xla"
+    assert weights_lib.model_config(auto, "tpu").attention == "xla"
+    assert weights_lib.model_config(tiny("scp"), "tpu").attention == "splash"
+    assert weights_lib.model_config(tiny("scp"), "gpu").attention == "xla"

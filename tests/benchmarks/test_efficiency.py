@@ -7,7 +7,7 @@ import pytest
 from benchmarks import efficiency, measure
 from clara_jax.evaluation import efficiency_table
 from clara_jax.evaluation.efficiency_table import Row
-from clara_jax.text.markdown import markdown
+from clara_jax.text.markdown import table
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_rows_of_a_tiny_model(here, tmp_path, capsys, monkeypatch):
 def test_table():
     rows = [Row("full text", 0, 0, 1.5, 2.0, 1, 1, 1024, 2**20),
             Row("16x", 0.5, 0.1, 0.2, 0.4, 1, 1, 2048, 2**20)]  # fmt: skip
-    text = markdown(efficiency_table.HEAD, efficiency_table.cells(rows))
+    text = table(efficiency_table.HEAD, efficiency_table.cells(rows))
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     found = dict(zip(lines[0], lines[3], strict=True))
     assert (found["answer, s"], found["faster than text"], found["decode, s"]) == (

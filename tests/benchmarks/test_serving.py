@@ -16,7 +16,7 @@ def test_load_counts_what_clients_see(http):
 
 
 def test_answering_from_memories_and_from_texts(setup):
-    found = serving.answering(setup, open_source("facts:20", form="qa"), 1, 2, 3)
+    found = serving.answering(*setup, open_source("facts:20", form="qa"), 1, 2, 3)
     assert found["questions"] == 2 and found["prompt_tokens"]["texts"] > 20
     assert all(seconds > 0 for seconds in found["median_seconds"].values())
     assert found["whole_ratio"] > 0

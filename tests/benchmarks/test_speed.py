@@ -38,15 +38,15 @@ def test_e2e_step(monkeypatch, compress):
 def test_e2e_batches_are_whole_questions():
     """Every slot is filled, every memory found, and both batches are the same question."""
     setup = programs.make_setup(TINY, stage="e2e")
-    texts, given = (programs.question_batch(setup, compress) for compress in (True, False))
+    texts, given = (programs.question_batch(setup.model, compress) for compress in (True, False))
     for key in set(texts) & set(given):
         np.testing.assert_array_equal(texts[key], given[key])
     slots = texts["dec_slots"]
     np.testing.assert_array_equal(slots[slots >= 0], np.arange(5 * 16))
     assert (texts["dec_targets"] >= 0).sum() == 192 - 164
-    first = np.flatnonzero(texts["enc_tokens"] == setup.extra.memory[0])
+    first = np.flatnonzero(texts["enc_tokens"] == setup.model.extra.memory[0])
     np.testing.assert_array_equal(texts["doc_first"], [first])
-    found = objectives.candidates(setup, setup.trees, texts)
+    found = objectives.candidates(setup.model, setup.trees, texts)
     assert found.shape == given["memories"].shape
 
 

@@ -19,16 +19,16 @@ def test_both_ways_compress_the_same_documents(monkeypatch):
     setup = create(config, make_mesh(Mesh(data=1, fsdp=1), jax.devices()[:1]))
     run, seen = store._run, []
 
-    def noted(setup, texts, batch, bucket):
+    def noted(model, trees, texts, batch, bucket):
         seen.append((bucket, texts))
-        run(setup, texts, batch, bucket)
+        run(model, trees, texts, batch, bucket)
 
     monkeypatch.setattr(store, "_run", noted)
     monkeypatch.setattr(store, "REPEATS", 2)
     limit = 60 + FRAME + 3
     lengths = np.linspace(10, limit, 32).astype(int)
-    documents = [[1] * (n - 3) + list(setup.extra.memory) for n in lengths]
-    found = store.measure(setup, documents, Store(part=16, batch=4, bucket=8), 12)
+    documents = [[1] * (n - 3) + list(setup.model.extra.memory) for n in lengths]
+    found = store.measure(*setup, documents, Store(part=16, batch=4, bucket=8), 12)
     assert found.documents == 12
     assert found.possible == pytest.approx(32 * limit / lengths.sum())
     assert 1 < found.tokens < found.possible

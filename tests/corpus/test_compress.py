@@ -99,17 +99,17 @@ def test_parquet_and_text_give_the_same_as_lines(workdir, file, tmp_path):
 def test_kill_9_and_again_is_the_same_store(workdir, file, tmp_path):
     """A process of the command line is killed when two parts are there."""
     whole = tmp_path / "whole"
-    write.add(whole, load_setup(workdir), compress.stream(file), small_parts().store)
+    write.add(whole, *load_setup(workdir), compress.stream(file), small_parts().store)
     store = tmp_path / "store"
     program = (
         "import sys, time\n"
-        "from clara_jax.inference import compress, store_write\n"
+        "from clara_jax.corpus import compress, write as write_lib\n"
         "from clara_jax.config import Config, Store\n"
-        "begin = store_write._Writer.write\n"
+        "begin = write_lib._Writer.write\n"
         "def write(self, rows):\n"
         "    begin(self, rows)\n"
         "    time.sleep(0.2)\n"
-        "store_write._Writer.write = write\n"
+        "write_lib._Writer.write = write\n"
         f"options = Config(store=Store(part={PART}, batch={PART}))\n"
         "compress.run(*sys.argv[1:4], config=options)\n"
     )
@@ -133,7 +133,7 @@ def test_kill_9_and_again_is_the_same_store(workdir, file, tmp_path):
     assert 2 <= listed < 8
     done = []
     setup = load_setup(workdir)
-    write.add(store, setup, compress.stream(file), small_parts().store, done.append)
+    write.add(store, *setup, compress.stream(file), small_parts().store, done.append)
     assert sum(done) == len(TEXTS) - PART * listed
     assert content(store) == content(whole)
     assert np.isfinite(open_store(store).memories([0, 39])).all()

@@ -17,8 +17,9 @@ from clara_jax.data.facts import FactsSource
 from clara_jax.errors import UserError
 from clara_jax.inference import encode
 from clara_jax.runs import fingerprint
-from clara_jax.runs.setup import put
+from clara_jax.runs.weights import put
 from clara_jax.sharding import make_mesh
+from tests.fixtures.models import altered
 
 SHORT = [FactsSource(9, seed=3)[i].document for i in range(9)]
 LONG = " . ".join(SHORT[:4])  # several pieces
@@ -34,7 +35,7 @@ def made(path, setup, dtype):
     """Documents d0 to d8, and a long one between them."""
     documents = [{"id": f"d{i}", "text": text} for i, text in enumerate(SHORT)]
     documents.insert(5, {"id": "long", "title": "The title", "text": LONG})
-    return write.add(path, setup, documents, dataclasses.replace(OPTIONS, dtype=dtype))
+    return write.add(path, *setup, documents, dataclasses.replace(OPTIONS, dtype=dtype))
 
 
 @pytest.fixture(scope="module")
@@ -54,17 +55,21 @@ def tolerance(store) -> float:
 
 
 def test_memories_are_those_of_the_texts(store, setup):
-    assert (store.memory_tokens, store.width) == (4, setup.model.d_model)
+    assert (store.memory_tokens, store.width) == (4, setup.model.architecture.d_model)
     texts = list(store.texts())
-    expected = encode.compress(setup, texts).memories
+    expected = encode.compress(*setup, texts).memories
     read = store.memories(range(store.rows))
-    assert read.dtype == np.float32 and read.shape == (store.rows, 4, setup.model.d_model)
+    assert read.dtype == np.float32 and read.shape == (
+        store.rows,
+        4,
+        setup.model.architecture.d_model,
+    )
     largest = np.abs(expected).max(-1, keepdims=True)
     assert (np.abs(read - expected) <= tolerance(store) * largest + 1e-5).all()
     order = np.random.default_rng(0).permutation(store.rows)
     order = [*order, order[0]]
     np.testing.assert_array_equal(store.memories(order), read[order])
-    assert store.memories([]).shape == (0, 4, setup.model.d_model)
+    assert store.memories([]).shape == (0, 4, setup.model.architecture.d_model)
 
 
 def test_blocks_are_all_memories_in_order(store):
@@ -85,7 +90,7 @@ def test_documents_and_their_pieces(store, setup):
     assert [p.id for p in pieces] == [f"long#{i}" for i in range(len(pieces))]
     assert store.find(["long#1"]) == [rows[1]]
     assert (d7.id, d7.parent, d7.chunk, d7.title, d7.text) == ("d7", "d7", 0, "", SHORT[7])
-    assert d7.tokens == len(setup.tokenizer.encode(SHORT[7]))
+    assert d7.tokens == len(setup.model.tokenizer.encode(SHORT[7]))
     texts = list(store.texts())
     assert [texts[row] for row in rows] == [*(f"The title\n{p.text}" for p in pieces), SHORT[7]]
     assert d7.whole == SHORT[7] and store.documents([]) == []
@@ -96,7 +101,7 @@ def test_manifest_says_what_there_is(store, setup):
     documents = store.documents(range(store.rows))
     fed, summary = sum(d.tokens for d in documents), manifest["summary"]
     size = sum(len((d.title + d.text).encode()) for d in documents)
-    width = setup.model.d_model
+    width = setup.model.architecture.d_model
     row = 8 * width if store.dtype == "bfloat16" else 4 * (width + 4)
     assert summary == {
         "rows": store.rows, "documents": 10, "fed_tokens": fed, "cut_tokens": 0,
@@ -118,7 +123,7 @@ def test_manifest_says_what_there_is(store, setup):
 
 
 def test_the_interface_reads_and_makes_stores(plain, setup, tmp_path):
-    clara = clara_jax.Clara(setup)
+    clara = clara_jax.Clara(*setup)
     made = clara.compress_to(tmp_path / "s", SHORT[:2])
     again = clara_jax.open_store(tmp_path / "s")
     assert [d.whole for d in again.documents([1, 0])] == [SHORT[1], SHORT[0]] and made.rows == 2
@@ -145,7 +150,7 @@ def test_mistakes(plain, tmp_path):
 
 
 def test_files_that_are_lost_or_damaged_are_named(setup, tmp_path):
-    store = write.add(tmp_path / "s", setup, SHORT, OPTIONS)
+    store = write.add(tmp_path / "s", *setup, SHORT, OPTIONS)
     (data,) = (tmp_path / "s/parts/00000/memories/c").rglob("0/0/0")
     content = bytearray(data.read_bytes())
     content[100] ^= 1
@@ -207,7 +212,7 @@ def changed(setup, path, change):
         tree[keys[-1]] = change(tree[keys[-1]])
     else:
         trees[name] = change(tree)
-    return dataclasses.replace(setup, trees=trees)
+    return altered(setup, trees=trees)
 
 
 def nudged(x):
@@ -226,39 +231,36 @@ def nudged(x):
     ],
 )
 def test_another_model_is_refused(plain, setup, path, change, what):
-    plain.check(setup)
+    plain.check(*setup)
     other = changed(setup, path, change)
     if what is None:
-        plain.check(other)
+        plain.check(*other)
         return
     with pytest.raises(UserError, match=f"made by another model: other {what}"):
-        plain.check(other)
+        plain.check(*other)
     with pytest.raises(UserError, match=f"made by another model: other {what}"):
-        write.add(plain.path, other, ["more"])
+        write.add(plain.path, *other, ["more"])
 
 
 def test_another_layout_or_tokenizer_is_refused(plain, setup):
-    data = dataclasses.replace(setup.config.data, document_length=41)
-    other = dataclasses.replace(setup, config=dataclasses.replace(setup.config, data=data))
+    data = dataclasses.replace(setup.model.config.data, document_length=41)
+    other = altered(setup, config=dataclasses.replace(setup.model.config, data=data))
     with pytest.raises(UserError, match="other document length, rate"):
-        plain.check(other)
+        plain.check(*other)
 
-    class Other(type(setup.tokenizer)):
+    class Other(type(setup.model.tokenizer)):
         def encode(self, parts):
             return super().encode(parts)[::-1]
 
-    other = dataclasses.replace(setup, tokenizer=Other(setup.tokenizer._hf))
+    other = altered(setup, tokenizer=Other(setup.model.tokenizer._hf))
     with pytest.raises(UserError, match="other tokenizer"):
-        plain.check(other)
+        plain.check(*other)
 
 
 def test_the_fingerprint_holds_for_any_mesh_and_for_bfloat16(setup):
-    found = fingerprint.fingerprint(setup)
+    found = fingerprint.fingerprint(*setup)
     base = jax.tree.map(lambda x: x.astype("bfloat16"), setup.trees["base"])
-    assert (
-        fingerprint.fingerprint(dataclasses.replace(setup, trees=setup.trees | {"base": base}))
-        == found
-    )
+    assert fingerprint.fingerprint(*altered(setup, trees=setup.trees | {"base": base})) == found
     mesh = make_mesh(config.Mesh(fsdp=4, tensor=2))
-    spread = dataclasses.replace(setup, mesh=mesh, trees=put(mesh, jax.device_get(setup.trees)))
-    assert fingerprint.fingerprint(spread) == found
+    spread = altered(setup, mesh=mesh, trees=put(mesh, jax.device_get(setup.trees)))
+    assert fingerprint.fingerprint(*spread) == found

@@ -12,6 +12,7 @@ from clara_jax.corpus.store import open_store
 from clara_jax.data.documents import Document
 from clara_jax.data.facts import FactsSource
 from clara_jax.errors import UserError
+from tests.fixtures.models import altered
 
 TEXTS = [FactsSource(20, seed=4)[i].document for i in range(20)]
 DOCUMENTS = [{"id": f"d{i}", "text": text} for i, text in enumerate(TEXTS)]
@@ -26,7 +27,7 @@ def setup(random_setup):
 
 @pytest.fixture(scope="module")
 def whole(setup, tmp_path_factory):
-    return write_lib.add(tmp_path_factory.mktemp("whole") / "s", setup, DOCUMENTS, OPTIONS)
+    return write_lib.add(tmp_path_factory.mktemp("whole") / "s", *setup, DOCUMENTS, OPTIONS)
 
 
 def content(store) -> dict[str, bytes]:
@@ -44,7 +45,7 @@ def parents(store) -> list[str]:
 
 def test_documents_become_parts_in_their_order(whole, setup, tmp_path):
     finished = []
-    store = write_lib.add(tmp_path / "s", setup, iter(DOCUMENTS), OPTIONS, finished.append)
+    store = write_lib.add(tmp_path / "s", *setup, iter(DOCUMENTS), OPTIONS, finished.append)
     assert content(store) == content(whole)
     assert sum(finished) == len(DOCUMENTS) and max(finished) <= 4
     assert parents(store) == [document["id"] for document in DOCUMENTS]
@@ -72,19 +73,19 @@ def test_killed_anywhere_it_goes_on_to_the_same_store(whole, setup, tmp_path, mo
         with monkeypatch.context() as patch:
             patch.setattr(format, name, dying(function, 1))
             with pytest.raises(Killed):
-                write_lib.add(path, setup, DOCUMENTS, OPTIONS)
+                write_lib.add(path, *setup, DOCUMENTS, OPTIONS)
         listed.append(len(open_store(path).manifest.parts))
     assert listed == [0, 1, 2, 3] and len(whole.manifest.parts) > 4
     (path / "parts" / "00003" / "memories" / "more").mkdir(parents=True)  # of an unfinished part
-    assert content(write_lib.add(path, setup, DOCUMENTS, OPTIONS)) == content(whole)
+    assert content(write_lib.add(path, *setup, DOCUMENTS, OPTIONS)) == content(whole)
 
 
 def test_the_same_again_adds_nothing_and_new_documents_are_added(whole, setup, tmp_path):
     path = tmp_path / "s"
-    write_lib.add(path, setup, DOCUMENTS[:5], OPTIONS)
-    before = content(write_lib.add(path, setup, DOCUMENTS[:5], OPTIONS))
+    write_lib.add(path, *setup, DOCUMENTS[:5], OPTIONS)
+    before = content(write_lib.add(path, *setup, DOCUMENTS[:5], OPTIONS))
     other = dataclasses.replace(OPTIONS, part=100, dtype="int8")  # a store's own count
-    store = write_lib.add(path, setup, [*DOCUMENTS[3:], TEXTS[0], TEXTS[0]], other)
+    store = write_lib.add(path, *setup, [*DOCUMENTS[3:], TEXTS[0], TEXTS[0]], other)
     after = content(store)
     assert {name: after[name] for name in before if name != "manifest.json"} == {
         name: value for name, value in before.items() if name != "manifest.json"
@@ -99,21 +100,21 @@ def test_the_same_again_adds_nothing_and_new_documents_are_added(whole, setup, t
 def test_ids_that_stand_for_two_documents_are_told(setup, tmp_path):
     path = tmp_path / "s"
     with pytest.raises(UserError, match=r"^documents\[1\]: another document has the id 'a'; "):
-        write_lib.add(path, setup, [{"id": "a", "text": "x"}, {"id": "a", "text": "y"}])
-    write_lib.add(path, setup, [{"id": "a", "text": "x"}, DOCUMENTS[6]], OPTIONS)
+        write_lib.add(path, *setup, [{"id": "a", "text": "x"}, {"id": "a", "text": "y"}])
+    write_lib.add(path, *setup, [{"id": "a", "text": "x"}, DOCUMENTS[6]], OPTIONS)
     with pytest.raises(UserError, match="another document has the id 'a'"):
-        write_lib.add(path, setup, [{"id": "a", "title": "T", "text": "x"}])
+        write_lib.add(path, *setup, [{"id": "a", "title": "T", "text": "x"}])
     with pytest.raises(UserError, match="another document has the id 'd6#1'"):
-        write_lib.add(path, setup, [{"id": "d6#1", "text": "x"}])
+        write_lib.add(path, *setup, [{"id": "d6#1", "text": "x"}])
     long = DOCUMENTS[6] | {"id": "b"}
     with pytest.raises(UserError, match="a piece of 'b' has the id 'b#0'"):
-        write_lib.add(path, setup, [{"id": "b#0", "text": "x"}, long])
+        write_lib.add(path, *setup, [{"id": "b#0", "text": "x"}, long])
     assert parents(open_store(path)) == ["a", "d6"]
 
 
 def test_deleted_documents_may_come_back(whole, setup, tmp_path):
     path = tmp_path / "s"
-    write_lib.add(path, setup, DOCUMENTS, OPTIONS)
+    write_lib.add(path, *setup, DOCUMENTS, OPTIONS)
     gone = ["d1", "d6", "d19"]
     before = content(path)
     for ids, message in ((["d1", "x"], "no document of the id 'x'"),
@@ -126,7 +127,7 @@ def test_deleted_documents_may_come_back(whole, setup, tmp_path):
     assert parents(store) == left and store.rows == whole.rows
     with pytest.raises(UserError, match="no document of the id 'd6'"):
         write_lib.delete(path, ["d6"])
-    store = write_lib.add(path, setup, [{"id": "d6", "text": "now short"}], OPTIONS)
+    store = write_lib.add(path, *setup, [{"id": "d6", "text": "now short"}], OPTIONS)
     assert parents(store) == [*left, "d6"]
     assert [d.text for d in store.documents(store.find(["d6"]))] == ["now short"]
     store = write_lib.delete(path, ["d6"])
@@ -135,9 +136,9 @@ def test_deleted_documents_may_come_back(whole, setup, tmp_path):
 
 def test_compacting_keeps_what_is_left(whole, setup, tmp_path, monkeypatch):
     path = tmp_path / "s"
-    write_lib.add(path, setup, DOCUMENTS[:14], OPTIONS)
+    write_lib.add(path, *setup, DOCUMENTS[:14], OPTIONS)
     for document in DOCUMENTS[14:]:
-        write_lib.add(path, setup, [document], OPTIONS)
+        write_lib.add(path, *setup, [document], OPTIONS)
     many = write_lib.delete(path, ["d4", "d6", "d15"])
     alive = np.flatnonzero(many.alive_R)
     expected = many.documents(alive), many.memories(alive)
@@ -164,12 +165,12 @@ def test_compacting_keeps_what_is_left(whole, setup, tmp_path, monkeypatch):
 
 def test_a_very_long_document_is_written_in_steps(setup, tmp_path):
     text = " . ".join(TEXTS)
-    store = write_lib.add(tmp_path / "s", setup, [{"id": "a", "text": text}, "b"], OPTIONS)
+    store = write_lib.add(tmp_path / "s", *setup, [{"id": "a", "text": text}, "b"], OPTIONS)
     assert [part.documents for part in store.manifest.parts] == [1, 1]
     assert store.manifest.parts[0].rows > 8
     assert " ".join(d.text for d in store.documents(store.find(["a"]))) == text
     small = write_lib.add(
-        tmp_path / "t", setup, [{"id": "a", "text": text}], config.Store(part=64, batch=4)
+        tmp_path / "t", *setup, [{"id": "a", "text": text}], config.Store(part=64, batch=4)
     )
     np.testing.assert_allclose(
         store.memories(store.find(["a"])), small.memories(small.find(["a"])), atol=0.05
@@ -179,13 +180,13 @@ def test_a_very_long_document_is_written_in_steps(setup, tmp_path):
 
 
 def test_what_is_cut_is_counted(setup, tmp_path):
-    tokens = len(setup.tokenizer.encode("a " * 30))
+    tokens = len(setup.model.tokenizer.encode("a " * 30))
     documents = [{"id": "a", "title": "a " * 30, "text": "it is so . " * 9}]
-    store = write_lib.add(tmp_path / "s", setup, documents, OPTIONS)
+    store = write_lib.add(tmp_path / "s", *setup, documents, OPTIONS)
     found = store.documents(range(store.rows))
-    kept = len(setup.tokenizer.encode(found[0].title))
+    kept = len(setup.model.tokenizer.encode(found[0].title))
     assert kept <= 20 and store.manifest.cut_tokens == tokens - kept
-    assert all(d.tokens == len(setup.tokenizer.encode(d.whole)) <= 40 for d in found)
+    assert all(d.tokens == len(setup.model.tokenizer.encode(d.whole)) <= 40 for d in found)
 
 
 def test_only_one_run_changes_a_store(setup, tmp_path):
@@ -194,15 +195,15 @@ def test_only_one_run_changes_a_store(setup, tmp_path):
     def documents():
         yield "one"
         with pytest.raises(UserError, match="another run is writing there"):
-            write_lib.add(path, setup, ["two"])
+            write_lib.add(path, *setup, ["two"])
         yield "three"
 
-    assert write_lib.add(path, setup, documents()).rows == 2
+    assert write_lib.add(path, *setup, documents()).rows == 2
     other = tmp_path / "other"
     other.mkdir()
     (other / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="holds something else; give --store another name"):
-        write_lib.add(other, setup, ["one"])
+        write_lib.add(other, *setup, ["one"])
     with pytest.raises(UserError, match="no store there"):
         write_lib.delete(other, ["one"])
     assert [path.name for path in other.iterdir()] == ["notes.txt"]
@@ -210,11 +211,11 @@ def test_only_one_run_changes_a_store(setup, tmp_path):
 
 def test_a_store_that_a_server_keeps_is_not_compacted(setup, tmp_path):
     path = tmp_path / "s"
-    write_lib.add(path, setup, ["one", "two"])
+    write_lib.add(path, *setup, ["one", "two"])
     with locks.kept(str(path)), locks.kept(str(path)):
         with pytest.raises(UserError, match="a server answers from it; stop it first"):
             write_lib.compact(path)
-        assert write_lib.add(path, setup, ["three"]).rows == 3
+        assert write_lib.add(path, *setup, ["three"]).rows == 3
     assert len(write_lib.compact(path).manifest.parts) == 1
     with pytest.raises(UserError, match="no store there"), locks.kept(str(tmp_path)):
         pass
@@ -224,7 +225,7 @@ def test_a_store_that_a_server_keeps_is_not_compacted(setup, tmp_path):
 def test_names_of_parts_never_come_again(setup, tmp_path):
     path, names = tmp_path / "s", []
     for text in ("one", "two"):
-        store = write_lib.add(path, setup, [{"id": "a", "text": text}])
+        store = write_lib.add(path, *setup, [{"id": "a", "text": text}])
         names += [part.name for part in store.manifest.parts]
         write_lib.delete(path, ["a"])
         assert write_lib.compact(path).rows == 0
@@ -233,7 +234,7 @@ def test_names_of_parts_never_come_again(setup, tmp_path):
 
 def test_a_full_disk_loses_nothing(setup, tmp_path, monkeypatch):
     path = tmp_path / "s"
-    before = write_lib.add(path, setup, ["one"]).manifest
+    before = write_lib.add(path, *setup, ["one"]).manifest
 
     def full(*unused):
         raise OSError(28, "No space left on device")
@@ -242,14 +243,12 @@ def test_a_full_disk_loses_nothing(setup, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(format, name, full)
             with pytest.raises(UserError, match=r"No space left on device.*run the same command"):
-                write_lib.add(path, setup, ["two"])
+                write_lib.add(path, *setup, ["two"])
         assert open_store(path).manifest == before
-    assert write_lib.add(path, setup, ["two"]).rows == 2
+    assert write_lib.add(path, *setup, ["two"]).rows == 2
 
 
 def test_memories_that_are_no_numbers_are_refused(setup, tmp_path):
     trees = setup.trees | {"memory": setup.trees["memory"] * float("nan")}
     with pytest.raises(UserError, match="'a': memories are not finite"):
-        write_lib.add(
-            tmp_path / "s", dataclasses.replace(setup, trees=trees), [{"id": "a", "text": "b"}]
-        )
+        write_lib.add(tmp_path / "s", *altered(setup, trees=trees), [{"id": "a", "text": "b"}])

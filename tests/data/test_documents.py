@@ -70,6 +70,17 @@ def test_parquet(tmp_path, key):
         list(stream(path))
 
 
+def test_rows_in_lists_and_other_names_of_texts(tmp_path):
+    lines = jsonl(
+        {"context": [{"title": "C", "text": "five"}], "question": "?"},
+        {"passage": "six"},
+        {"article": "seven", "title": "S"},
+        {"context": "eight"},
+    )
+    path = written(tmp_path, "d.jsonl", lines)
+    assert read_documents(path) == ["C\nfive", "six", "S\nseven", "eight"]
+
+
 def test_documents_of_a_program():
     given = [Document("a", "", "x"), "text", {"text": "y", "id": "b"}]
     assert [d.text for d in of_values(given)] == ["x", "text", "y"]

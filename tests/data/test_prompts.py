@@ -9,6 +9,7 @@ import pytest
 
 from clara_jax.config import Prompts
 from clara_jax.data import prompts as prompts_lib
+from clara_jax.data.prompts import TextLayout
 from clara_jax.data.records import ScpRecord
 from clara_jax.data.tokenizer import Tokenizer, load_tokenizer
 from clara_jax.errors import UserError
@@ -49,10 +50,10 @@ class Golden:
         return ScpRecord(data_type, tuple(questions), tuple(answers), row["docs"][0], f"x:{i}")
 
     def example(self, i: int, data_type: str, prompts: Prompts):
-        return prompts_lib.scp_example(
-            self.record(i, data_type), self.tokenizer, self.extra, prompts,
-            document_length=self.length, decoder_row=2048,
-        )  # fmt: skip
+        return self.layout(prompts).scp_example(self.record(i, data_type), decoder_row=2048)
+
+    def layout(self, prompts: Prompts | None = None) -> TextLayout:
+        return TextLayout(self.tokenizer, self.extra, prompts or self.prompts, self.length)
 
 
 def release_prompts(golden) -> tuple[Prompts, tuple[str, ...]]:
@@ -137,22 +138,16 @@ def test_answer_rows_equal_the_release(golden, stage):
     encoder = golden.rows(stage, "enc_input_ids", "enc_attention_mask")
     documents = len(encoder) // 4
     for i, row in enumerate(golden.examples):
-        ids, start = prompts_lib.answer_prompt(
-            golden.tokenizer, golden.prompts, prompts_lib.slots(golden.extra, 2),
-            row["question"], row["answer"],
-        )  # fmt: skip
+        layout = golden.layout()
+        ids, start = layout.answer_prompt(layout.slots(2), row["question"], row["answer"])
         np.testing.assert_array_equal(ids, decoder[i])
         expected = np.where(np.arange(len(ids)) < start, prompts_lib.NO_LABEL, ids)
         np.testing.assert_array_equal(expected, labels[i])
-        opened, length = prompts_lib.answer_prompt(
-            golden.tokenizer, golden.prompts, prompts_lib.slots(golden.extra, 2), row["question"]
-        )
+        opened, length = layout.answer_prompt(layout.slots(2), row["question"])
         assert opened == ids[:start] and length == start
         if stage == "stage2":
             for j, document in enumerate(row["docs"]):
-                enc, _ = prompts_lib.document_ids(
-                    golden.tokenizer, golden.extra, document, golden.length
-                )
+                enc, _ = layout.document_ids(document)
                 np.testing.assert_array_equal(enc, encoder[i * documents + j])
 
 
@@ -160,7 +155,7 @@ def test_questions_encode_as_documents(shared):
     golden = Golden(shared, "tiny", 64, 16)
     queries = golden.rows("stage2", "query_input_ids", "query_attention_mask")
     for row, query in zip(golden.examples, queries, strict=True):
-        enc, _ = prompts_lib.document_ids(golden.tokenizer, golden.extra, row["question"], 64)
+        enc, _ = golden.layout().document_ids(row["question"])
         np.testing.assert_array_equal(enc, query)
 
 
@@ -173,17 +168,16 @@ def qa(document="one two three", questions=("who ?",), answers=("one",), origin=
     return ScpRecord("qa", tuple(questions), tuple(answers), document, origin)
 
 
-def make(words, extra, record, length=8, row=400, **options):
-    return prompts_lib.scp_example(
-        record, words, extra, Prompts(), document_length=length, decoder_row=row, **options
-    )
+def make(words, extra, record, length=8, row=400, index=0):
+    return TextLayout(words, extra, Prompts(), length).scp_example(record, row, index)
 
 
 def test_cut_document_loses_its_eos(words, extra):
     fits = "one two three one two three one two"
-    ids, cut = prompts_lib.document_ids(words, extra, fits, 8)
+    layout = TextLayout(words, extra, Prompts(), 8)
+    ids, cut = layout.document_ids(fits)
     assert not cut and ids[-3] == words.eos_id and len(ids) == 8 + 3 + 2
-    ids, cut = prompts_lib.document_ids(words, extra, fits + " three one", 8)
+    ids, cut = layout.document_ids(fits + " three one")
     assert cut and words.eos_id not in ids and len(ids) == 8 + 3 + 2
     assert tuple(ids[-2:]) == extra.memory
 
@@ -218,7 +212,7 @@ def test_text_in_place_of_memories(words, extra):
     example = make(words, extra, record, length=3)
     assert example.enc_tokens.size == 0 and example.document_cut
     assert not set(example.dec_tokens.tolist()) & {*extra.memory, extra.sep}
-    prompt = prompts_lib.scp_prompt(words, Prompts(), record, ["one two three"])
+    prompt = TextLayout(words, extra, Prompts(), 3).scp_prompt(record, ["one two three"])
     assert example.dec_tokens[: len(prompt)].tolist() == prompt
     compressed = make(words, extra, qa("one two three one"), length=3)
     labels = [e.dec_targets[e.dec_targets >= 0].tolist() for e in (example, compressed)]
@@ -235,16 +229,18 @@ def test_paraphrase_instruction_depends_on_seed_and_index_alone(words, extra):
 
 def test_scp_question_continues_the_training_row(words, extra):
     example = make(words, extra, qa(questions=("who ?",), answers=("one",)))
-    prompt = prompts_lib.scp_question(words, Prompts(), prompts_lib.slots(extra), "who ?")
+    layout = TextLayout(words, extra, Prompts(), 8)
+    prompt = layout.scp_question(layout.slots(), "who ?")
     assert list(example.dec_tokens[: len(prompt)]) == prompt
-    full = prompts_lib.scp_question(words, Prompts(), "one two", "who ?")
-    none = prompts_lib.scp_question(words, Prompts(), "", "who ?")
+    full = layout.scp_question("one two", "who ?")
+    none = layout.scp_question("", "who ?")
     assert not set(extra.memory) & set(full) and len(none) < len(full)
 
 
 def test_scp_prompt_is_what_precedes_the_labels(words, extra):
     example = make(words, extra, qa())
-    prompt = prompts_lib.scp_prompt(words, Prompts(), qa(), prompts_lib.slots(extra))
+    layout = TextLayout(words, extra, Prompts(), 8)
+    prompt = layout.scp_prompt(qa(), layout.slots())
     assert list(example.dec_tokens[: len(prompt)]) == prompt
     assert (example.dec_targets[: len(prompt) - 1] == prompts_lib.NO_LABEL).all()
     assert (example.dec_targets[len(prompt) - 1 : -1] >= 0).all()

@@ -98,3 +98,16 @@ def test_malformed_lines(line):
     with pytest.raises(UserError, match=r"^f:3: "):
         records.parse_line(line, "f:3")
     assert records.parse_line(json.dumps(GOOD), "f:3") == GOOD
+
+
+def test_lines_of_a_file_have_their_numbers(tmp_path):
+    path = str(tmp_path / "a.jsonl")
+    records.write(path, [{"a": "é\u2028"}, {"b": 2}])
+    with open(path, "a", encoding="utf-8") as f:
+        f.write("\n \n[]\n")
+    lines = records.lines(path)
+    assert [next(lines), next(lines)] == [({"a": "é\u2028"}, f"{path}:1"), ({"b": 2}, f"{path}:2")]
+    with pytest.raises(UserError, match=r"a\.jsonl:5: a record must be a JSON object"):
+        next(lines)
+    with pytest.raises(UserError, match=r"none\.jsonl: cannot be read \(No such file"):
+        list(records.lines(str(tmp_path / "none.jsonl")))

@@ -10,7 +10,10 @@ from absl import logging
 
 from clara_jax import config as config_lib
 from clara_jax.config import Config, Data, Train
-from clara_jax.data import packing, prompts, scp_rows, sources
+from clara_jax.data import packing, prompts, scp_rows
+from clara_jax.data.batches import Batch
+from clara_jax.data.prompts import TextLayout
+from clara_jax.data.reader import Reader
 from clara_jax.errors import UserError
 from clara_jax.models.config import ExtraTokens
 
@@ -54,12 +57,19 @@ def make_config(path: str, **data) -> Config:
     )
 
 
-def make_rows(config, words, extra, **options) -> list[scp_rows.Batch]:
-    source = scp_rows.open_data(config)
-    lengths = scp_rows.row_lengths(config, words, extra, source)
-    return list(
-        scp_rows.make_dataset(config, words, extra, source=source, lengths=lengths, **options)
-    )
+def make_reader(config, words, extra) -> Reader:
+    layout = TextLayout(words, extra, config.prompts, config.data.document_length, config.seed)
+    return Reader(scp_rows.open_data(config), layout, config)
+
+
+def make_rows(config, words, extra, **options) -> list[Batch]:
+    reader = make_reader(config, words, extra)
+    return list(scp_rows.make_dataset(reader, scp_rows.row_lengths(reader), **options))
+
+
+def make_iterator(config, words, extra, **options):
+    reader = make_reader(config, words, extra)
+    return scp_rows.make_train_iterator(reader, scp_rows.row_lengths(reader), **options)
 
 
 def name_of(words, tokens) -> int:
@@ -79,8 +89,7 @@ def names(words, rows) -> list[int]:
 @pytest.mark.parametrize("pack", [True, False])
 def test_rows_hold_every_record_once_and_slots_point_at_its_memory(words, extra, records, pack):
     config = make_config(records, pack=pack)
-    source = scp_rows.open_data(config)
-    found = []
+    reader, found = make_reader(config, words, extra), []
     for row in make_rows(config, words, extra):
         assert set(row) == SCP_KEYS and {a.dtype for a in row.values()} == {np.dtype(np.int32)}
         assert row["enc_tokens"].shape == (120,) and row["dec_tokens"].shape == (700,)
@@ -90,9 +99,7 @@ def test_rows_hold_every_record_once_and_slots_point_at_its_memory(words, extra,
             enc, dec = row["enc_segments"] == segment, row["dec_segments"] == segment
             index = name_of(words, row["enc_tokens"][enc])
             found.append(index)
-            expected = prompts.scp_example(
-                source[index], words, extra, config.prompts, document_length=LENGTH, decoder_row=700
-            )
+            expected = reader.example(index, 700)
             np.testing.assert_array_equal(row["enc_tokens"][enc], expected.enc_tokens)
             np.testing.assert_array_equal(row["dec_tokens"][dec], expected.dec_tokens)
             np.testing.assert_array_equal(row["dec_targets"][dec], expected.dec_targets)
@@ -156,7 +163,7 @@ def test_streams_are_disjoint_and_complete(words, extra, records):
         make_rows(config, words, extra, stream=0, streams=61)
 
 
-def equal(a: scp_rows.Batch, b: scp_rows.Batch) -> bool:
+def equal(a: Batch, b: Batch) -> bool:
     return all(np.array_equal(a[key], b[key]) for key in SCP_KEYS)
 
 
@@ -165,12 +172,12 @@ def test_a_saved_position_gives_the_same_batches(words, extra, records, options)
     config = make_config(records, epochs=0, **options)
     counts = [2] if "workers" in options else [1, 7, 45]  # 45 batches reach into a later epoch
     for count in counts:
-        fresh = scp_rows.make_train_iterator(config, words, extra)
+        fresh = make_iterator(config, words, extra)
         for _ in range(count):
             next(fresh)
         state = json.loads(json.dumps(fresh.get_state()))
         expected = [next(fresh) for _ in range(4)]
-        resumed = scp_rows.make_train_iterator(config, words, extra)
+        resumed = make_iterator(config, words, extra)
         resumed.set_state(state)
         assert all(equal(next(resumed), batch) for batch in expected)
         fresh.set_state(state)  # an iterator that is under way can be set back as well
@@ -179,7 +186,7 @@ def test_a_saved_position_gives_the_same_batches(words, extra, records, options)
 
 def test_batches_have_one_shape(words, extra, records):
     config = make_config(records, epochs=0)
-    iterator = scp_rows.make_train_iterator(config, words, extra, stream=1, streams=2)
+    iterator = make_iterator(config, words, extra, stream=1, streams=2)
     for _ in range(5):
         shapes = {key: value.shape for key, value in next(iterator).items()}
         assert shapes["enc_tokens"] == (1, 120) and shapes["dec_slots"] == (1, 700)
@@ -187,21 +194,14 @@ def test_batches_have_one_shape(words, extra, records):
 
 def test_evaluation_sees_every_record_once(words, extra, records):
     config = make_config(records)
-    source = scp_rows.open_data(config)
-    batches = scp_rows.eval_batches(
-        config, words, extra, source=source, lengths=packing.RowLengths(120, 700), batch_rows=7
-    )
+    reader = make_reader(config, words, extra)
+    batches = scp_rows.eval_batches(reader, packing.RowLengths(120, 700), 7)
     assert {batch["enc_tokens"].shape for batch in batches} == {(7, 120)}
     single = [{key: batch[key][i] for key in batch} for batch in batches for i in range(7)]
     assert sorted(names(words, single)) == list(range(60))
     assert any(not row["enc_segments"].any() for row in single)
     labels = sum(int((row["dec_targets"] >= 0).sum()) for row in single)
-    expected = [
-        prompts.scp_example(
-            source[i], words, extra, config.prompts, document_length=LENGTH, decoder_row=700
-        )
-        for i in range(60)
-    ]
+    expected = [reader.example(i, 700) for i in range(60)]
     assert labels == sum(int((example.dec_targets >= 0).sum()) for example in expected)
 
 
@@ -235,13 +235,11 @@ def test_prompts_that_fill_the_row_are_reported_and_skipped(words, extra, tmp_pa
 def test_the_log_tells_what_was_cut(words, extra, records, monkeypatch):
     lines = []
     monkeypatch.setattr(logging, "info", lambda text, *args: lines.append(text % args))
-    source = sources.open_source(records)
-    options = {"document_length": LENGTH, "decoder_row": 700}
-    short = make_config(records).prompts
-    examples = [prompts.scp_example(source[i], words, extra, short, **options) for i in range(60)]
+    reader = make_reader(make_config(records), words, extra)
+    examples = [reader.example(i, 700) for i in range(60)]
     row = int(np.median([len(example.dec_tokens) for example in examples]))
     config = make_config(records, epochs=0, decoder_row=row)
-    next(scp_rows.make_train_iterator(config, words, extra))
+    next(make_iterator(config, words, extra))
     documents = sum(example.document_cut for example in examples)
     answers = sum(len(example.dec_tokens) > row for example in examples)
     assert 0 < documents < 60 and 0 < answers < 60
@@ -268,10 +266,10 @@ def test_padding_of_documents_of_many_lengths(words, tmp_path, name):
     short = config_lib.Prompts(qa_system=" one" * 30, qa_user="{docs}")
     config = Config(data=Data(sources=str(path), rate=rate), prompts=short)
     extra = ExtraTokens(words.size, config.memory_tokens)
-    source = sources.open_source(str(path))
-    lengths = scp_rows.row_lengths(config, words, extra, source)
+    reader = make_reader(config, words, extra)
+    lengths = scp_rows.row_lengths(reader)
     assert max(lengths.encoder, lengths.decoder) <= 1024
-    dataset = scp_rows.make_dataset(config, words, extra, source=source, lengths=lengths)
+    dataset = scp_rows.make_dataset(reader, lengths)
     report = packing.measure(dataset, dataclasses.replace(config.data, packing_bins=128), extra)
     print(f"{name} at {rate}x: {report}")
     assert report.encoder_padding < 0.15 and report.decoder_padding < 0.15

@@ -239,7 +239,8 @@ def test_builder_command_line(tmp_path):
     assert "split=sources" in shown.stdout
     bad = write(tmp_path / "bad.jsonl", ["{"])
     arguments = ["--name", "x", "--output", str(tmp_path), f"train={bad}"]
-    code = "import sys; from clara_jax.data import tfds_builder as t; r = t.main(sys.argv[1:]); "
+    code = "import sys; from clara_jax.data.importers import tfds_builder; "
+    code += "r = tfds_builder.main(sys.argv[1:]); "
     code += "assert 'tensorflow' not in sys.modules; sys.exit(r)"
     result = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from clara_jax.data.prompts import dialogue, document_ids
+from clara_jax.config import Prompts
+from clara_jax.data.prompts import TextLayout, dialogue
 from clara_jax.data.tokenizer import Tokenizer, load_tokenizer
 from clara_jax.errors import UserError
 from clara_jax.inference.sampling import stop_ids
@@ -342,7 +343,7 @@ def test_documents_of_every_family(name):
     hf = family(name)
     tokenizer = Tokenizer(hf)
     extra = ExtraTokens(tokenizer.size, 2)
-    ids, cut = document_ids(tokenizer, extra, "a b", 10)
+    ids, cut = TextLayout(tokenizer, extra, Prompts(), 10).document_ids("a b")
     assert not cut and ids[0] == extra.enc and ids[-2:] == list(extra.memory)
     bos = hf.bos_token or ""
     assert shown(hf, ids[1:-2]).replace(" ", "") == f"{bos}ab{hf.eos_token}"

@@ -13,6 +13,7 @@ from clara_jax.evaluation import evaluate, joint
 from clara_jax.evaluation.candidates import Searched
 from clara_jax.runs import setup as setup_lib
 from clara_jax.sharding import make_mesh
+from tests.fixtures.models import altered
 
 DOCUMENTS = ["red fox in a den", "blue whale at sea", "grey wolf in a wood", "old mill"]
 RECORDS = [
@@ -104,14 +105,14 @@ def test_the_evaluation_counts_what_was_missed():
     )  # fmt: skip
     setup = setup_lib.create(config, make_mesh(Mesh(data=1, fsdp=1), jax.devices()[:1]))
     trees = dict(setup.trees, compressor=setup.trees["reasoner"])
-    setup = dataclasses.replace(setup, trees=trees)
+    setup = altered(setup, trees=trees)
     plain = sources.open_sources("facts:4:1", form="qa")
     record = Searched(plain, "normal", 20)[0]
     # As if the search had missed the gold document of the first question.
     documents = tuple(d for i, d in enumerate(record.documents) if i not in record.gold)
     gold = record.documents[record.gold[0]]
     first = dataclasses.replace(record, documents=(*documents[:3], gold), gold=(3,), candidates=3)
-    found = joint.evaluate(setup, [first, Searched(plain, "oracle", 3)[1]])
+    found = joint.evaluate(*setup, [first, Searched(plain, "oracle", 3)[1]])
     assert found["candidates"] == 3.0
     lines = found["predictions"]
     assert [len(line["ranked"]["reasoner"]) for line in lines] == [3, 3]

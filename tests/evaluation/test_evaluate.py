@@ -27,6 +27,7 @@ from clara_jax.models.decoder import head_logits
 from clara_jax.runs import setup as setup_lib
 from clara_jax.runs.checkpoint import Checkpoints
 from clara_jax.sharding import make_mesh
+from tests.fixtures.models import altered
 
 CONFIG = Config(
     model=Model(preset="tiny", tokenizer="facts", vocab_size=160),
@@ -43,14 +44,14 @@ def setup():
     keys = iter(jax.random.split(jax.random.key(5), 1000))
     noise = lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape)  # noqa: E731
     trees = {k: v if k == "base" else jax.tree.map(noise, v) for k, v in setup.trees.items()}
-    return dataclasses.replace(setup, trees=trees)
+    return altered(setup, trees=trees)
 
 
 @pytest.fixture(scope="module")
 def result(setup, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     source = FactsSource(4, 1)
-    result = evaluate(dataclasses.replace(setup, step=7), source)
+    result = evaluate(*altered(setup, step=7), source)
     write(result, str(workdir))
     return result, workdir, source
 
@@ -78,7 +79,7 @@ def test_result_and_file(setup, result):
     result, workdir, source = result
     assert (result["step"], result["records"], result["questions"]) == (7, 3, 15)
     assert (result["memory_tokens"], result["documents_cut"]) == (4, 0)
-    words = [len(setup.tokenizer.encode(source[i].document)) for i in range(3)]
+    words = [len(setup.model.tokenizer.encode(source[i].document)) for i in range(3)]
     assert result["compression_rate"] == pytest.approx(sum(words) / 12)
     assert list(result["conditions"]) == [
         "memory", "no_document", "full_text", "no_document_trained"
@@ -115,24 +116,28 @@ def test_losses_equal_a_plain_computation(setup, result, name):
     @jax.jit
     def scores_of(x_TD):
         positions = jnp.arange(length)[None]
-        hidden, _ = clara.run(setup.decoder, setup.trees, condition.role, x_TD[None], positions)
-        return jax.nn.log_softmax(head_logits(setup.model, setup.trees["base"], hidden[0]))
+        hidden, _ = clara.run(
+            setup.model.decoder, setup.trees, condition.role, x_TD[None], positions
+        )
+        return jax.nn.log_softmax(
+            head_logits(setup.model.architecture, setup.trees["base"], hidden[0])
+        )
 
-    tokenizer, texts = setup.tokenizer, setup.config.prompts
+    tokenizer = setup.model.tokenizer
     for record in [result[2][i] for i in range(3)]:
-        memory = api.compress(setup, [record.document]).memories[0]
+        memory = api.compress(*setup, [record.document]).memories[0]
         docs, vectors = {
-            "memory": (prompts_lib.slots(setup.extra), memory),
+            "memory": (setup.model.layout.slots(), memory),
             "text": (record.document, None),
             "nothing": ("", None),
         }[condition.docs]
 
         def losses(ids, start, end, vectors=vectors):
             """Sum and number of the losses of tokens start to end - 1."""
-            x = np.zeros((length, setup.model.d_model), np.float32)
-            x[: len(ids)] = clara.embed(setup.model, setup.trees, jnp.asarray(ids))
+            x = np.zeros((length, setup.model.architecture.d_model), np.float32)
+            x[: len(ids)] = clara.embed(setup.model.architecture, setup.trees, jnp.asarray(ids))
             if vectors is not None:
-                x[: len(ids)][np.isin(ids, setup.extra.memory)] = vectors
+                x[: len(ids)][np.isin(ids, setup.model.extra.memory)] = vectors
             scores = np.asarray(scores_of(x))
             return [-sum(scores[t - 1, ids[t]] for t in range(start, end)), end - start]
 
@@ -140,7 +145,7 @@ def test_losses_equal_a_plain_computation(setup, result, name):
         whole, start = prompts_lib.dialogue(tokenizer, "", docs, turn)
         sums[0] += losses(whole, start, len(whole))
         for question, answer in zip(record.questions, record.answers, strict=True):
-            asked = prompts_lib.scp_question(tokenizer, texts, docs, question)
+            asked = setup.model.layout.scp_question(docs, question)
             ids = asked + tokenizer.encode(f" {answer}")
             sums[1] += losses(ids, len(asked), len(ids))
     values = result[0]["conditions"][name]
@@ -151,24 +156,26 @@ def test_losses_equal_a_plain_computation(setup, result, name):
 
 def test_one_row_serves_turn_and_answer(setup):
     record = FactsSource(4, 1)[0]
-    rows = labelled_rows(setup, record, record.document, None)
+    rows = labelled_rows(setup.model, record, record.document, None)
     assert [(row.turn is not None, row.answer is not None) for row in rows] == [
         (True, True), *[(False, True)] * 4
     ]  # fmt: skip
     for row, answer in zip(rows, record.answers, strict=True):
-        assert row.prompt.tokens[row.answer] == setup.tokenizer.encode(answer)
+        assert row.prompt.tokens[row.answer] == setup.model.tokenizer.encode(answer)
     single = ScpRecord("qa", ("who ?",), ("red fox",), record.document, "here")
-    (row,) = labelled_rows(setup, single, record.document, None)
+    (row,) = labelled_rows(setup.model, single, record.document, None)
     assert len(row.prompt.tokens[row.answer]) == 2
     # The same question twice: neither is lost.
     double = ScpRecord("qa", ("who ?",) * 2, ("red fox",) * 2, record.document, "here")
-    assert [row.answer is not None for row in labelled_rows(setup, double, "", None)] == [True] * 2
+    assert [row.answer is not None for row in labelled_rows(setup.model, double, "", None)] == [
+        True
+    ] * 2
 
 
 def test_answers_follow_the_memories(setup, result):
     """What is generated is what the engine says to the same question."""
     source = result[2]
-    model = api.Clara(setup)
+    model = api.Clara(*setup)
     for i, prediction in enumerate(result[0]["predictions"][:5]):
         document, question = source[0].document, source[0].questions[i]
         assert prediction["memory"] == model.answer_scp([question], [document], 6)[0]
@@ -177,22 +184,22 @@ def test_answers_follow_the_memories(setup, result):
 def test_perfect_and_missing_answers_are_scored(setup, monkeypatch):
     record = FactsSource(4, 1)[0]
     monkeypatch.setattr(
-        api, "answers", lambda setup, asked, *_, **__: [*record.answers[:-1], "nothing"]
+        api, "answers", lambda model, trees, asked, *_, **__: [*record.answers[:-1], "nothing"]
     )
-    values = evaluate(setup, [record])["conditions"]["memory"]
+    values = evaluate(*setup, [record])["conditions"]["memory"]
     assert values["exact_match"] == values["f1"] == values["cover_exact_match"] == 0.8
     # Documents are drawn: of one there is nothing to tell how they differ.
-    assert evaluate(setup, [record])["intervals"]["memory"]["f1"] == [0.8, 0.8]
+    assert evaluate(*setup, [record])["intervals"]["memory"]["f1"] == [0.8, 0.8]
 
 
 def test_only_qa_records_count(setup):
-    only = dataclasses.replace(setup, config=dataclasses.replace(
+    only = altered(setup, config=dataclasses.replace(
         CONFIG, eval=dataclasses.replace(CONFIG.eval, baselines=False, records=1)
     ))  # fmt: skip
     other = reconstruction("red fox", "here")
     with pytest.raises(UserError, match="no qa record"):
-        evaluate(only, [other])
-    found = evaluate(only, [other, *(FactsSource(4, 1)[i] for i in range(2))])
+        evaluate(*only, [other])
+    found = evaluate(*only, [other, *(FactsSource(4, 1)[i] for i in range(2))])
     assert (found["records"], list(found["conditions"])) == (1, ["memory"])
     assert found["gap_closed"] == {}
     assert "share of the gap" not in table(found)
@@ -201,7 +208,7 @@ def test_only_qa_records_count(setup):
 def test_few_shapes(setup):
     """Questions of like length share what is compiled."""
     before = generate.decode._cache_size()
-    evaluate(setup, FactsSource(4, 2))
+    evaluate(*setup, FactsSource(4, 2))
     assert generate.decode._cache_size() <= before + 4
 
 
@@ -239,11 +246,11 @@ def test_run_before_and_after_training(tmp_path, capsys, monkeypatch):
 
 def test_a_kill_and_a_rerun_on_other_documents(setup, tmp_path):
     options = dataclasses.replace(CONFIG.eval, baselines=False, records=0)
-    one = dataclasses.replace(setup, config=dataclasses.replace(CONFIG, eval=options))
-    evaluate(one, [FactsSource(4, 1)[0]], Journal(str(tmp_path), {}))  # and killed
+    one = altered(setup, config=dataclasses.replace(CONFIG, eval=options))
+    evaluate(*one, [FactsSource(4, 1)[0]], Journal(str(tmp_path), {}))  # and killed
     for records in ([FactsSource(4, 2)[i] for i in range(2)], [FactsSource(4, 1)[0]]):
-        found = evaluate(one, records, Journal(str(tmp_path), {}))
-        assert found["predictions"] == evaluate(one, records)["predictions"]
+        found = evaluate(*one, records, Journal(str(tmp_path), {}))
+        assert found["predictions"] == evaluate(*one, records)["predictions"]
     (path,) = tmp_path.iterdir()
     assert len(path.read_text().splitlines()) == 1 + 2  # the first one's were kept
 
@@ -277,7 +284,7 @@ def test_a_run_trained_anew_or_another_store_is_another_basis(
     assert bases[0] != bases[1] == bases[2] and bases[0]["step"] == bases[1]["step"]
     for count in (1, 2):
         options = config_lib.Store(part=16)
-        write_lib.add(str(tmp_path / "store"), setup, [f"mill {count} ."], options)
+        write_lib.add(str(tmp_path / "store"), *setup, [f"mill {count} ."], options)
         begin(dataclasses.replace(few, store=str(tmp_path / "store")))
     assert bases[3] != bases[4]
 
@@ -325,7 +332,7 @@ def test_any_accepted_answer_counts_and_text_records_are_passed_over(setup, monk
     record = dataclasses.replace(
         FactsSource(4, 1)[0], questions=("who ?",), answers=("Sir Paul",), aliases=(("Paul",),)
     )
-    monkeypatch.setattr(api, "answers", lambda setup, asked, *_, **__: ["paul"] * len(asked))
-    result = evaluate(setup, [record, dataclasses.replace(record, compress=False)])
+    monkeypatch.setattr(api, "answers", lambda model, trees, asked, *_, **__: ["paul"] * len(asked))
+    result = evaluate(*setup, [record, dataclasses.replace(record, compress=False)])
     assert result["records"] == 1
     assert result["conditions"]["memory"]["exact_match"] == 1.0

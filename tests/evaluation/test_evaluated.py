@@ -126,7 +126,7 @@ def test_paired_tests_are_of_the_same_questions(workdirs, tmp_path):
 
 def test_runs_of_several_seeds(workdirs):
     found = evaluated.load(workdirs)
-    head, cells = evaluated.seed_table(found)
+    head, cells, _ = evaluated.seed_table(found)
     assert len(cells) == 1 and cells[0][1] == "2"  # the third has another k
     assert cells[0][head.index("F1")] == "0.750 ± 0.354"
     # What a run started from belongs to its method.
@@ -139,7 +139,7 @@ def test_runs_of_several_seeds(workdirs):
 def test_a_seed_counts_once_and_only_what_was_evaluated_alike_is_pooled(workdirs, tmp_path):
     again = str(shutil.copytree(workdirs[0], tmp_path / "again"))
     found = evaluated.load([*workdirs[:2], again])
-    head, cells = evaluated.seed_table(found)
+    head, cells, _ = evaluated.seed_table(found)
     assert [row[1] for row in cells] == ["2"] and cells[0][head.index("F1")] == "0.750 ± 0.354"
     assert (
         cells[0][0]
@@ -181,7 +181,7 @@ def test_recall_is_over_the_questions_that_name_gold_documents(workdirs):
         for i, line in enumerate(lines)
     ])  # fmt: skip
     found = evaluated.load(workdirs[:2])
-    head, cells = evaluated.interval_table(found)
+    head, cells, _ = evaluated.interval_table(found)
     assert cells[1][head.index("recall@1")].endswith(") of 3 questions")
     assert cells[1][head.index("recall@1")].startswith("0.333 (")  # the first of four had it found
     assert "questions" not in cells[0][head.index("recall@1")] + cells[1][head.index("F1")]
@@ -190,7 +190,7 @@ def test_recall_is_over_the_questions_that_name_gold_documents(workdirs):
     tests = {test.metric: test for test in evaluated.tests(found)}
     assert (tests["f1"].questions, tests["recall@1"].questions) == (4, 3)
     assert tests["recall@1"].paired.difference == pytest.approx(2 / 3)
-    head, cells = evaluated.seed_table(found)  # the same questions, but not the same of them
+    head, cells, _ = evaluated.seed_table(found)  # the same questions, but not the same of them
     assert cells[0][head.index("recall@1")] == "" and cells[0][head.index("F1")] != ""
 
 
@@ -207,7 +207,7 @@ def test_questions_of_one_document_are_drawn_together(workdirs):
     assert alone.p == pytest.approx(0.5, abs=0.03) and (together.low, together.high) == (0, 1)
     assert together.p == pytest.approx(1, abs=0.01)  # of one document's signs
     (run,) = evaluated.load(workdirs[1:2])
-    assert predictions.interval(run.lines, run.own, "f1") == (0, 1)
+    assert predictions.mean(run.lines, run.own, "f1")[1:] == (0, 1, 4)
     for line in run.lines:  # as older versions wrote them
         del line["document"]
         line["origin"] = "f.jsonl:1"
@@ -281,7 +281,7 @@ def test_questions_of_several_files_are_also_told_apart(workdirs):
     assert evaluated.file_table(found)[1] == []
     origins = ["d/n.jsonl:1", "d/n.jsonl:2", "d/h.jsonl:1", "d/h.jsonl:2"]
     lines = [line | {"origin": o} for line, o in zip(found[0].lines, origins, strict=True)]
-    head, cells = evaluated.file_table([dataclasses.replace(found[0], lines=lines)])
+    head, cells, _ = evaluated.file_table([dataclasses.replace(found[0], lines=lines)])
     assert head[:3] == ["", "questions of", "F1"]
     assert [row[1:3] for row in cells] == [
         ["n.jsonl (2)", "1.000 (0.158-1.000)"], ["h.jsonl (2)", "0.000 (0.000-0.842)"]

@@ -23,6 +23,7 @@ from clara_jax.inference import encode
 from clara_jax.runs import setup as setup_lib
 from clara_jax.sharding import make_mesh
 from clara_jax.text.normalise import normalise
+from tests.fixtures.models import altered
 
 CONFIG = Config(
     stage="e2e",
@@ -43,7 +44,7 @@ def make_setup(config):
     trees = {k: v if k == "base" else jax.tree.map(noise, v) for k, v in setup.trees.items()}
     # As after e2e: there is a compressor too.
     trees["compressor"] = jax.tree.map(noise, trees["reasoner"])
-    return dataclasses.replace(setup, trees=trees, step=9)
+    return altered(setup, trees=trees, step=9)
 
 
 @pytest.fixture(scope="module")
@@ -53,18 +54,18 @@ def setup():
 
 @pytest.fixture(scope="module")
 def result(setup):
-    return joint.evaluate(setup, SOURCE)
+    return joint.evaluate(*setup, SOURCE)
 
 
 def test_the_reasoner_condition_is_what_ask_gives(setup, result):
     records = [SOURCE[i] for i in range(3)]
     questions, documents = [r.question for r in records], [list(r.documents) for r in records]
-    asked = api.Clara(setup).ask(questions, documents, max_new_tokens=4)
+    asked = api.Clara(*setup).ask(questions, documents, max_new_tokens=4)
     for prediction, answer in zip(result["predictions"], asked, strict=True):
         assert prediction["chosen"] == list(answer.indices)
         assert prediction["reasoner"] == answer.text
     gold = [[r.documents[g] for g in r.gold] for r in records]
-    told = api.Clara(setup).answer(questions, gold, max_new_tokens=4)
+    told = api.Clara(*setup).answer(questions, gold, max_new_tokens=4)
     assert [p["pos_index"] for p in result["predictions"]] == [list(r.gold) for r in records]
     values = metrics.score(told, [r.answers for r in records])
     assert {k: result["conditions"]["gold"][k] for k in values} == values
@@ -75,7 +76,7 @@ def test_rankings_are_scored(setup, result):
     golds = [r.gold for r in records]
     scores = bm25_scores([r.question for r in records], [r.documents for r in records])
     assert result["retrieval"]["bm25"] == score_rankings(list(map(ranking, scores)), golds)
-    ours = api.Clara(setup).rank([r.question for r in records], [r.documents for r in records])
+    ours = api.Clara(*setup).rank([r.question for r in records], [r.documents for r in records])
     assert result["retrieval"]["reasoner"] == score_rankings(list(map(ranking, ours)), golds)
 
 
@@ -114,11 +115,11 @@ def test_conditions_and_table(result):
 
 def test_without_gold_documents_or_baselines(setup):
     records = [dataclasses.replace(SOURCE[i], gold=()) for i in range(3)]
-    found = joint.evaluate(setup, records)
+    found = joint.evaluate(*setup, records)
     assert found["retrieval"] == {}
     assert "gold" not in found["conditions"] and "bm25" in found["conditions"]
     bare = dataclasses.replace(CONFIG, eval=dataclasses.replace(CONFIG.eval, baselines=False))
-    found = joint.evaluate(dataclasses.replace(setup, config=bare), records)
+    found = joint.evaluate(*altered(setup, config=bare), records)
     assert list(found["conditions"]) == ["reasoner"]
     results.table(found)
 
@@ -127,19 +128,19 @@ def chosen(setup, conditions, journal=None, records=3):
     options = dataclasses.replace(CONFIG.eval, conditions=conditions, records=records)
     options = dataclasses.replace(options, batch=1)  # pieces of four
     config = dataclasses.replace(CONFIG, eval=options)
-    return joint.evaluate(dataclasses.replace(setup, config=config), SOURCE, journal)
+    return joint.evaluate(*altered(setup, config=config), SOURCE, journal)
 
 
 def test_gold_documents_of_some_questions(setup):
     records = [SOURCE[0], dataclasses.replace(SOURCE[1], gold=()), SOURCE[2]]
     options = dataclasses.replace(CONFIG.eval, conditions="constant")
     found = joint.evaluate(
-        dataclasses.replace(setup, config=dataclasses.replace(CONFIG, eval=options)), records
+        *altered(setup, config=dataclasses.replace(CONFIG, eval=options)), records
     )
     text = results.table(found)
     assert "rankings, over the 2 questions that name gold documents:" in text
     everything = joint.evaluate(
-        dataclasses.replace(setup, config=dataclasses.replace(CONFIG, eval=options)), SOURCE
+        *altered(setup, config=dataclasses.replace(CONFIG, eval=options)), SOURCE
     )
     assert "name gold documents" not in results.table(everything)
 
@@ -147,7 +148,7 @@ def test_gold_documents_of_some_questions(setup):
 def test_conditions_of_ones_own(setup):
     found = chosen(setup, "constant, all", records=1)
     record = SOURCE[0]
-    told = api.Clara(setup).answer([record.question], [list(record.documents)], 4)
+    told = api.Clara(*setup).answer([record.question], [list(record.documents)], 4)
     assert [p["all"] for p in found["predictions"]] == told
     assert list(found["conditions"]) == ["all", "constant"]
     assert found["predictions"][0]["constant"] == normalise(record.answers[0])
@@ -157,16 +158,16 @@ def test_conditions_of_ones_own(setup):
 
 def test_every_condition_that_can_take_place(setup):
     every = dataclasses.replace(CONFIG, eval=dataclasses.replace(CONFIG.eval, conditions=" every"))
-    setup = dataclasses.replace(setup, config=every)
-    names = joint._names(setup, gold_known=True)
+    setup = altered(setup, config=every)
+    names = joint._names(*setup, gold_known=True)
     assert names == [*joint.CONDITIONS, "constant"]
-    assert set(names) - set(joint._names(setup, gold_known=False)) == {"gold", "gold_text"}
+    assert set(names) - set(joint._names(*setup, gold_known=False)) == {"gold", "gold_text"}
 
 
 def test_fewer_documents_are_read_than_in_training(setup, result):
     options = dataclasses.replace(CONFIG.eval, k=1, conditions="reasoner")
     config = dataclasses.replace(CONFIG, eval=options)
-    found = joint.evaluate(dataclasses.replace(setup, config=config), SOURCE)
+    found = joint.evaluate(*altered(setup, config=config), SOURCE)
     for one, two in zip(found["predictions"], result["predictions"], strict=True):
         assert one["chosen"] == two["chosen"][:1] and len(two["chosen"]) == 2
 
@@ -190,11 +191,11 @@ def test_a_kill_in_the_middle_and_a_rerun_give_the_same(setup, tmp_path, monkeyp
 def test_a_kill_and_a_rerun_on_other_questions(setup, tmp_path):
     options = dataclasses.replace(CONFIG.eval, conditions="reasoner", batch=1, records=0)
     config = dataclasses.replace(CONFIG, eval=options)
-    one = dataclasses.replace(setup, config=config)
+    one = altered(setup, config=config)
     asked = [SOURCE[i] for i in range(4)]
 
     def answers(records, journal):
-        found = joint.evaluate(one, records, journal)
+        found = joint.evaluate(*one, records, journal)
         return [p["reasoner"] for p in found["predictions"]]
 
     answers(asked[:3], Journal(str(tmp_path), {}))
@@ -210,18 +211,18 @@ def test_answer_loss_of_a_perfect_prefix_is_that_of_training(setup):
     """The labels are those of training: the answer and what closes it."""
     record = SOURCE[0]
     docs = list(record.documents[:2])
-    asked = answers_lib.answer_prompts(setup, [record.question], [docs])
-    told = answers_lib.answer_prompts(setup, [record.question], [docs], ["baker"])
+    asked = answers_lib.answer_prompts(setup.model, [record.question], [docs])
+    told = answers_lib.answer_prompts(setup.model, [record.question], [docs], ["baker"])
     tail = told[0].tokens[len(asked[0].tokens) :]
-    assert tail == setup.tokenizer.encode(["baker", setup.tokenizer.eos_id])
+    assert tail == setup.model.tokenizer.encode(["baker", setup.model.tokenizer.eos_id])
 
 
 def test_memories_are_read_from_the_folder(setup, result, tmp_path, monkeypatch):
     data = dataclasses.replace(CONFIG.data, memories=str(tmp_path / "memories"))
-    kept = dataclasses.replace(setup, config=dataclasses.replace(CONFIG, data=data))
-    first = joint.evaluate(kept, SOURCE)
+    kept = altered(setup, config=dataclasses.replace(CONFIG, data=data))
+    first = joint.evaluate(*kept, SOURCE)
     monkeypatch.setattr(joint.encode, "compress", lambda *_: pytest.fail("compressed again"))
-    again = joint.evaluate(kept, SOURCE)
+    again = joint.evaluate(*kept, SOURCE)
     for found in (first, again):
         assert found["retrieval"] == result["retrieval"]
         assert found["compression_rate"] == result["compression_rate"]
@@ -230,19 +231,19 @@ def test_memories_are_read_from_the_folder(setup, result, tmp_path, monkeypatch)
 def test_memories_are_read_from_a_store(setup, result, tmp_path, monkeypatch):
     path, records = str(tmp_path / "store"), [SOURCE[i] for i in range(3)]
     options = config_lib.Store(part=16)
-    write.add(path, setup, [d for record in records for d in record.documents], options)
+    write.add(path, *setup, [d for record in records for d in record.documents], options)
     options = dataclasses.replace(CONFIG.eval, store=path, conditions="reasoner")
-    kept = dataclasses.replace(setup, config=dataclasses.replace(CONFIG, eval=options))
-    expected = encode.compress(setup, list(records[0].documents[:2])).memories
+    kept = altered(setup, config=dataclasses.replace(CONFIG, eval=options))
+    expected = encode.compress(*setup, list(records[0].documents[:2])).memories
     monkeypatch.setattr(joint.encode, "compress", lambda *_: pytest.fail("compressed again"))
-    found = joint.evaluate(kept, SOURCE)
+    found = joint.evaluate(*kept, SOURCE)
     # The store has bfloat16; close scores may change places.
     for name, value in found["retrieval"]["reasoner"].items():
         assert value == pytest.approx(result["retrieval"]["reasoner"][name], abs=0.35)
-    memories = joint._stored(kept, records[0].documents[:2])
+    memories = joint._stored(*kept, records[0].documents[:2])
     np.testing.assert_allclose(list(memories.values()), expected, rtol=1e-2, atol=1e-2)
     with pytest.raises(UserError, match="holds no document of the id"):
-        joint._stored(kept, ["another"])
+        joint._stored(*kept, ["another"])
 
 
 # --- Runs beside each other ----------------------------------------------------------------------

@@ -18,6 +18,7 @@ from clara_jax.config import Config, Data, Memory, Model, Select, Train
 from clara_jax.errors import UserError
 from clara_jax.exchange import export_model, import_model
 from clara_jax.inference.answers import answer_prompts
+from clara_jax.interop import base as base_lib
 from clara_jax.interop import (
     clara_release,
     hf_config,
@@ -28,8 +29,11 @@ from clara_jax.interop import (
 )
 from clara_jax.interop.torch_zip import TorchFile
 from clara_jax.models.config import ModelConfig
+from clara_jax.models.decoder import init_params
 from clara_jax.runs import setup as setup_lib
+from clara_jax.runs import weights as weights_lib
 from clara_jax.runs.lineage import save_origins
+from clara_jax.stages import ADAPTERS
 from clara_jax.training.train import train
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -123,14 +127,16 @@ def logits_of(clara, ids, role):
     from clara_jax.models import clara as model_lib
     from clara_jax.models.decoder import head_logits
 
-    setup = clara.setup
+    setup = clara
     positions = np.arange(len(ids), dtype=np.int32)[None]
 
     @jax.jit
     def logits(trees, tokens):
-        x = model_lib.embed(setup.model, trees, tokens)
-        hidden, _ = model_lib.run(setup.decoder, trees, role, x, positions)
-        return head_logits(setup.model, trees["base"], hidden, trees["added"].get("head"))
+        x = model_lib.embed(setup.model.architecture, trees, tokens)
+        hidden, _ = model_lib.run(setup.model.decoder, trees, role, x, positions)
+        return head_logits(
+            setup.model.architecture, trees["base"], hidden, trees["added"].get("head")
+        )
 
     return np.asarray(logits(setup.trees, np.asarray(ids, np.int32)[None]))[0]
 
@@ -153,7 +159,7 @@ def test_the_release_gives_our_logits_in_torch(release, stage2, tmp_path):
     missing = model.load_state_dict(files["decoder_first_last_layers.pth"], strict=False)
     assert not missing.unexpected_keys
     clara = clara_jax.load(stage2)
-    ids = clara.setup.tokenizer.encode([clara.setup.extra.enc, QUESTION, *clara.setup.extra.memory])
+    ids = clara.model.tokenizer.encode([clara.model.extra.enc, QUESTION, *clara.model.extra.memory])
     for theirs, ours in (
         ("encoder_adapter", "compressor"),
         ("query_reasoner_adapter", "reasoner"),
@@ -173,7 +179,7 @@ def test_peft_and_merged_give_our_logits_and_answers_in_torch(release, stage2, t
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
     clara = clara_jax.load(stage2)
-    plain = clara.setup.tokenizer.encode(QUESTION)
+    plain = clara.model.tokenizer.encode(QUESTION)
     adapters = export(stage2, "peft", tmp_path / "peft")
     for name in ("compressor", "reasoner", "generator"):
         model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -193,7 +199,7 @@ def test_peft_and_merged_give_our_logits_and_answers_in_torch(release, stage2, t
     # Memories as prompt embeddings.
     documents = ["The bridge was opened in 1987 by Ada Holm.", "A dog sat there."]
     (given,) = clara.prompt_embeddings([QUESTION], [documents])
-    ids, _ = answer_prompts(clara.setup, [QUESTION], [clara.compress(documents)])[0].tokens, None
+    ids, _ = answer_prompts(clara.model, [QUESTION], [clara.compress(documents)])[0].tokens, None
     assert given.shape == (len(ids), 64)
     out = model.generate(
         inputs_embeds=torch.tensor(given)[None], max_new_tokens=8, do_sample=False,
@@ -280,9 +286,7 @@ def test_merged_of_a_base_trained_here_is_that_base(trained, tmp_path):
     made = export(trained / "full", "merged", tmp_path / "x")
     base = setup_lib.restore(str(trained / "full")).trees["base"]
     model = hf_config.read_config(made)
-    from clara_jax.interop import hf
-
-    jax.tree.map(np.testing.assert_array_equal, hf.load_params(made, model), base)
+    jax.tree.map(np.testing.assert_array_equal, base_lib.load_params(made, model), base)
 
 
 @pytest.mark.parametrize("format", ["release", "peft"])
@@ -307,7 +311,7 @@ def on_a_file(request, release, tmp_path_factory):
     """A run with random adapters on a base with a table larger than its tokenizer."""
     folder, model = tmp_path_factory.mktemp("family"), request.param
     base = folder / "base"
-    hf_write.save_params(base, setup_lib.init_params(model, jax.random.key(0)), model)
+    hf_write.save_params(base, init_params(model, jax.random.key(0)), model)
     (base / "config.json").write_text(json.dumps(hf_config.hf_config(model)))
     for file in (
         *(release / "base_mistral").glob("*token*"),
@@ -323,8 +327,13 @@ def on_a_file(request, release, tmp_path_factory):
     setup = setup_lib.create(config)
     keys = iter(jax.random.split(jax.random.key(1), 1000))
     names = ("compressor", "reasoner", "generator", "memory", "added")
-    fresh = setup_lib.fresh_trees(
-        config, setup.model, setup.trees["base"], setup.mesh, config_lib.ADAPTERS, 0
+    fresh = weights_lib.fresh_trees(
+        config,
+        setup.model.architecture,
+        setup.trees["base"],
+        setup.model.mesh,
+        ADAPTERS,
+        0,
     )
     trees = jax.tree.map(
         lambda x: np.asarray(x + 0.1 * jax.random.normal(next(keys), x.shape)),
@@ -397,7 +406,7 @@ def _trained_folder(tmp_path) -> pathlib.Path:
 def test_sigterm_leaves_nothing_half_written(on_a_file, tmp_path):
     folder, _ = on_a_file
     code = (
-        "import os, signal, sys; from clara_jax.inference import export_model as e;"
+        "import os, signal, sys; from clara_jax.exchange import export_model as e;"
         "e.FORMATS['native'] = lambda *_: os.kill(os.getpid(), signal.SIGTERM);"
         f"e.run({str(folder / 'run')!r}, 'native', {str(tmp_path / 'x')!r})"
     )
@@ -423,10 +432,10 @@ def test_families_come_back_with_the_same_numbers(on_a_file, tmp_path, format):
             for key in first:
                 np.testing.assert_array_equal(first[key], second[key], err_msg=key)
     if format == "native":
-        assert clara_jax.load(made, base=base).setup.step == 7
+        assert clara_jax.load(made, base=base).model.step == 7
         jax.tree.map(
             np.testing.assert_array_equal,
-            native.read(made, trees, back.setup.model, back.setup.config.lora), trees,
+            native.read(made, trees, back.model.architecture, back.model.config.lora), trees,
         )  # fmt: skip
 
 
@@ -438,7 +447,7 @@ def test_a_checkpoint_looks_like_its_base_also_with_fused_projections(
     model = hf_config.read_config(folder / "base")
     monkeypatch.setitem(hub_ids.PRESETS, "one", model)
     monkeypatch.setitem(hub_ids.PRESETS, "other", dataclasses.replace(model, d_ff=50))
-    monkeypatch.setattr(hub_ids, "HUB_IDS", {"one": ("org/one",), "other": ("org/other",)})
+    monkeypatch.setattr(hub_ids, "HUB_IDS", {"one": "org/one", "other": "org/other"})
     assert clara_release.looks_like(made) == ["org/one"]
 
 

@@ -284,7 +284,7 @@ def test_a_checkpoint_without_an_adapter_says_what_it_can_do(checkpoint, capsys)
 
 
 def test_base_is_asked_for_with_what_it_looks_like(checkpoint, monkeypatch):
-    like = {"golden": ("someone/tiny-mistral",)}
+    like = {"golden": "someone/tiny-mistral"}
     from clara_jax.interop import base, hub_ids
 
     monkeypatch.setattr(hub_ids, "HUB_IDS", like)
@@ -306,7 +306,7 @@ def test_a_pisco_checkpoint_answers(checkpoint, capsys):
     model = clara_jax.load(checkpoint.workdir)
     found = model.ask(["who?"], [["a man", "a dog", "a cat"]], max_new_tokens=4)[0]
     assert len(found.indices) == 3 and found.text
-    assert model.setup.config.select.k == 5
+    assert model.model.config.select.k == 5
 
 
 @pytest.mark.parametrize("file", ["chat_template.jinja", "tokenizer_config.json"])
@@ -323,8 +323,8 @@ def test_a_checkpoints_own_chat_template_is_kept(checkpoint, tmp_path, file):
         clara_jax.load(tmp_path / "native", base=checkpoint.base),
         clara_jax.load(tmp_path / "peft", base=checkpoint.base),
     ):
-        shown = model.setup.tokenizer.decode(model.setup.tokenizer.encode(
-            model.setup.tokenizer.chat("a system", "a question")
+        shown = model.model.tokenizer.decode(model.model.tokenizer.encode(
+            model.model.tokenizer.chat("a system", "a question")
         ))  # fmt: skip
         assert shown == "OWN a system\nOWN a question\n"
     for folder in (checkpoint.workdir, tmp_path / "native", tmp_path / "peft"):
@@ -355,8 +355,8 @@ def test_training_goes_on_from_an_import_but_not_in_it(checkpoint, tmp_path):
         train(dataclasses.replace(config, data=other), str(tmp_path / "e2e"))
     assert train(config, str(tmp_path / "e2e")) == 0
     export_model.run(str(tmp_path / "e2e"), "release", str(tmp_path / "released"))
-    released = clara_jax.load(tmp_path / "released", base=checkpoint.base).setup.trees
-    before = clara_jax.load(checkpoint.workdir).setup.trees
+    released = clara_jax.load(tmp_path / "released", base=checkpoint.base).trees
+    before = clara_jax.load(checkpoint.workdir).trees
     same = {
         name: all(map(np.array_equal, jax.tree.leaves(released[name]), jax.tree.leaves(tree)))
         for name, tree in before.items()

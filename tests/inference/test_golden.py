@@ -18,6 +18,9 @@ from clara_jax.errors import UserError
 from clara_jax.exchange import export_model, import_model
 from clara_jax.inference.answers import answer_prompts
 from clara_jax.inference.generate import Prompt, generate, prompt_batches
+from clara_jax.inference.sampling import GenerationOptions
+
+NEW = GenerationOptions(16)
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +72,8 @@ def test_release_memories(golden, load_release):
 def embeddings(setup, prompts):
     """Input embeddings of each prompt, in order, without padding."""
     out = [None] * len(prompts)
-    for index, batch in prompt_batches(prompts, setup.extra, 2):
-        x_BTD = np.asarray(batch.embed(setup.model, setup.trees))
+    for index, batch in prompt_batches(prompts, setup.model.extra, 2):
+        x_BTD = np.asarray(batch.embed(setup.model.architecture, setup.trees))
         for i, x, length in zip(index, x_BTD, batch.lengths_B, strict=False):
             out[i] = x[:length]
     return out
@@ -91,30 +94,33 @@ def test_release_paraphrases(golden, load_release):
     # The release draws an instruction for each row; all of them are in the recorded prompts.
     slots = "".join(f"<MEM{i}>" for i in range(4)) + "<SEP>"
     turns = {
-        re.match(r".*?system\n(.*?)<\|im_end\|>\n<\|im_start\|>user\n(.*?)<\|im_end\|>",
-                 row["text"].replace(slots, "{docs}"), re.DOTALL).groups()
+        re.match(
+            r".*?system\n(.*?)<\|im_end\|>\n<\|im_start\|>user\n(.*?)<\|im_end\|>",
+            row["text"].replace(slots, "{docs}"),
+            re.DOTALL,
+        ).groups()
         for row in scalars["paraphrase_prompts"]
-    }  # fmt: skip
+    }
     found = set()
     for system, user in sorted(turns):
         prompts = Prompts(paraphrase_system=system, paraphrase_users=(user,))
-        config = dataclasses.replace(clara.setup.config, prompts=prompts)
-        asked = Clara(dataclasses.replace(clara.setup, config=config), batch=2)
-        ids = prompts_lib.scp_prompt(
-            asked.setup.tokenizer,
-            prompts,
-            prompts_lib.ScpRecord("paraphrase", (), ("",), "", ""),
-            prompts_lib.slots(asked.setup.extra),
-        )
-        x = embeddings(asked.setup, [Prompt(ids, memory) for memory in memories])
+        config = dataclasses.replace(clara.model.config, prompts=prompts)
+        asked = Clara(dataclasses.replace(clara.model, config=config), clara.trees, batch=2)
+        layout = asked.model.layout
+        record = prompts_lib.ScpRecord("paraphrase", (), ("",), "", "")
+        ids = layout.scp_prompt(record, layout.slots())
+        x = embeddings(asked, [Prompt(ids, memory) for memory in memories])
         rows = [
-            i for i in range(4)
+            i
+            for i in range(4)
             if x[i].shape == expected_x[i].shape and np.abs(x[i] - expected_x[i]).max() < 1e-4
-        ]  # fmt: skip
+        ]
         if not rows:
             continue
         found |= set(rows)
-        generations = generate(asked.setup, [Prompt(ids, m) for m in memories], 16, batch=2)
+        generations = generate(
+            asked.model, asked.trees, [Prompt(ids, m) for m in memories], NEW, batch=2
+        )
         by_text = asked.paraphrase(documents, max_new_tokens=16)
         by_memory = asked.paraphrase(memories, max_new_tokens=16)
         for i in rows:
@@ -126,27 +132,23 @@ def test_release_paraphrases(golden, load_release):
 
 def test_release_answers_from_text(golden, load_release):
     _, texts, arrays, scalars = golden
-    setup = load_release("stage2").setup
+    setup = load_release("stage2")
     asked = []
     for i, example in enumerate(texts):
-        ids, _ = prompts_lib.answer_prompt(
-            setup.tokenizer,
-            setup.config.prompts,
-            prompts_lib.slots(setup.extra, 2),
-            example["question"],
-        )
+        layout = setup.model.layout
+        ids, _ = layout.answer_prompt(layout.slots(2), example["question"])
         vectors = arrays["stage1_2/memory"][2 * i : 2 * i + 2].reshape(8, -1)
         asked.append(Prompt(ids, vectors))
     for ours, theirs in zip(
         embeddings(setup, asked), golden_embeddings(arrays, "gen_from_text"), strict=True
     ):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
-    generations = generate(setup, asked, 16, batch=4)
+    generations = generate(setup.model, setup.trees, asked, NEW, batch=4)
     for i, generation in enumerate(generations):
         assert generation.tokens == arrays["gen_from_text/output_ids"][i].tolist()
         assert generation.text == scalars["gen_from_text/texts"][i]
     # The same through the interface: the documents are the first two of each question.
-    clara = Clara(setup)
+    clara = Clara(setup.model, setup.trees)
     found = clara.answer(
         [example["question"] for example in texts],
         [example["docs"][:2] for example in texts],
@@ -166,7 +168,7 @@ def test_release_ranks_and_answers(golden, load_release):
     np.testing.assert_allclose(
         clara.rank(questions, candidates), arrays["stage2/scores"], atol=1e-4
     )
-    assert clara.setup.config.select.k == 2  # the release's own
+    assert clara.model.config.select.k == 2  # the release's own
     found = clara.ask(questions, candidates, max_new_tokens=16)
     indices = np.array([answer.indices for answer in found])
     np.testing.assert_array_equal(indices, arrays["stage2/topk_idx"])
@@ -177,13 +179,13 @@ def test_release_ranks_and_answers(golden, load_release):
     # Token for token, from the recorded memories and selection.
     memories = arrays["stage2/memory"].reshape(4, 5, 4, -1)
     chosen = [memory[row] for memory, row in zip(memories, indices, strict=True)]
-    asked = answer_prompts(clara.setup, questions, chosen)
+    asked = answer_prompts(clara.model, questions, chosen)
     for ours, theirs in zip(
-        embeddings(clara.setup, asked),
+        embeddings(clara, asked),
         golden_embeddings(arrays, "gen_from_questions"),
         strict=True,
     ):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
-    generations = generate(clara.setup, asked, 16)
+    generations = generate(clara.model, clara.trees, asked, NEW)
     expected = arrays["gen_from_questions/output_ids"].tolist()
     assert [generation.tokens for generation in generations] == expected

@@ -1,5 +1,3 @@
-import dataclasses
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,6 +5,7 @@ import pytest
 from clara_jax.config import Data
 from clara_jax.inference import lens
 from clara_jax.inference.lens import Word
+from tests.fixtures.models import altered
 
 
 @pytest.fixture(scope="module")
@@ -15,15 +14,15 @@ def setup(random_setup):
 
 
 def test_vectors_that_are_embeddings_say_their_words(setup):
-    (red,) = setup.tokenizer.encode("red")
-    (horse,) = setup.tokenizer.encode("horse")
+    (red,) = setup.model.tokenizer.encode("red")
+    (horse,) = setup.model.tokenizer.encode("horse")
     rows = np.asarray(setup.trees["base"]["embed"]["embedding"])
     head = setup.trees["base"].get("head")
     if head is not None:
         rows = np.asarray(head["kernel"]).T
     memories = np.zeros((2, 4, 128), np.float32)
     memories[0, 2], memories[1, 1], memories[1, 3] = rows[red], rows[red], 2 * rows[horse]
-    one, both = lens.words(setup, memories, 5)
+    one, both = lens.words(*setup, memories, 5)
     assert one[0].text == "red" and 1 < len(one) <= 5
     assert [word.text for word in both[:1]] == ["horse"] and "red" in [w.text for w in both]
     logit = float(rows[red].astype(np.float32) @ rows[red])
@@ -35,9 +34,9 @@ def test_vectors_that_are_embeddings_say_their_words(setup):
 
 def test_more_logits_than_words(setup):
     added = {**setup.trees["added"], "head": jnp.ones((128, 7))}
-    other = dataclasses.replace(setup, trees={**setup.trees, "added": added})
+    other = altered(setup, trees={**setup.trees, "added": added})
     memories = np.ones((1, 4, 128), np.float32)
-    assert lens.words(other, memories) == lens.words(setup, memories)
+    assert lens.words(*other, memories) == lens.words(*setup, memories)
 
 
 def test_marks_are_of_words_of_the_documents_that_were_not_asked_for():

@@ -14,7 +14,7 @@ import safetensors.numpy
 from clara_jax import sharding
 from clara_jax.config import Mesh
 from clara_jax.errors import UserError
-from clara_jax.interop import base, hf_write, weights
+from clara_jax.interop import base, hf_write, names
 from clara_jax.interop.hf_config import hf_config
 from clara_jax.models.config import LoraConfig, ModelConfig
 from clara_jax.models.decoder import EMPTY, Cache, Decoder, abstract_params, embed, head_logits
@@ -302,8 +302,8 @@ def test_int8_runs_and_is_written_expanded(theirs_of, name, tmp_path):
     assert 0 < difference.mean() < 0.05 * expected.std()
     hf_write.save_params(tmp_path, params, int8)
     found = tensors_in(tmp_path)
-    row = next(row for row in weights.TABLE if row.path == "layers/attention/k/kernel")
-    part = weights.part(row, int8, "hf")
+    row = next(row for row in names.TABLE if row.path == "layers/attention/k/kernel")
+    part = names.part(row, int8, "hf")
     kernel = dequantize(params["layers"]["attention"]["k"])[1]
     tensor = found[part.pattern.format(layer=1)]
     np.testing.assert_array_equal(tensor[part.start : part.stop], kernel.T)
@@ -323,9 +323,9 @@ def test_parts_of_fused_projections():
         family="phi3", vocab_size=V, d_model=D, d_ff=F, n_layers=L, n_heads=H, n_kv_heads=G,
         head_dim=8,
     )  # fmt: skip
-    found = {row.path.split("/")[-2]: weights.part(row, config, "hf") for row in weights.TABLE
+    found = {row.path.split("/")[-2]: names.part(row, config, "hf") for row in names.TABLE
              if row.path.endswith("kernel") and "layers" in row.path}  # fmt: skip
-    bounds = {name: (part.start, part.stop, part.rows) for name, part in found.items()}
+    bounds = {name: (part.start, part.stop, part.shape[0]) for name, part in found.items()}
     assert bounds == {
         "q": (0, 32, 64), "k": (32, 48, 64), "v": (48, 64, 64), "o": (0, 32, 32),
         "gate": (0, 48, 96), "up": (48, 96, 96), "down": (0, 32, 32),

@@ -266,7 +266,7 @@ LLAMA3 = {
 def test_config_layouts(tmp_path, changes, expected):
     data = {k: v for k, v in (CONFIG | changes).items() if v is not ...}
     (tmp_path / "config.json").write_text(json.dumps(data))
-    config = hf.read_config(tmp_path)
+    config = base.read_config(tmp_path)
     assert {key: getattr(config, key) for key in expected} == expected
     assert (config.vocab_size, config.d_model, config.d_ff, config.n_layers) == (V, D, F, L)
 
@@ -300,7 +300,7 @@ def test_unsupported_configs_are_refused(tmp_path, changes, message):
     data = {k: v for k, v in (CONFIG | changes).items() if v is not ...}
     (tmp_path / "config.json").write_text(json.dumps(data))
     with pytest.raises(UserError, match=message) as error:
-        hf.read_config(tmp_path)
+        base.read_config(tmp_path)
     assert "\n" not in str(error.value)
 
 
@@ -466,4 +466,4 @@ def test_both_config_layouts_of_transformers_read_alike(parity, tmp_path):
     data["rope_theta"] = rope.pop("rope_theta")
     data["rope_scaling"] = rope if rope["rope_type"] != "default" else None
     (tmp_path / "config.json").write_text(json.dumps(data))
-    assert hf.read_config(tmp_path) == hf.read_config(directory)
+    assert base.read_config(tmp_path) == base.read_config(directory)

@@ -3,14 +3,13 @@
 import dataclasses
 import json
 
-import flax.traverse_util
 import pytest
 
 from clara_jax.errors import UserError
-from clara_jax.interop import base, hf_write
+from clara_jax.interop import base
 from clara_jax.interop.hf_config import FAMILIES, hf_config
+from clara_jax.interop.names import tensors
 from clara_jax.models.config import PRESETS, LongRope, ModelConfig
-from clara_jax.models.decoder import abstract_params
 
 V, D, F, L, H, G = 64, 32, 48, 2, 4, 2
 
@@ -48,13 +47,8 @@ def test_what_a_config_leaves_out_is_as_in_transformers(family, tmp_path, transf
     assert found.hidden_act == "silu" and found.rope_parameters["rope_type"] == "default"
     model = transformers.AutoModelForCausalLM.from_config(found)
     assert FAMILIES[family].architecture == type(model).__name__
-    names = {tensor.name: tensor.shape for tensor in expected_tensors(config)}
+    names = {tensor.name: tensor.shape for tensor in tensors(config)}
     assert {name: tuple(p.shape) for name, p in model.named_parameters()} == names
-
-
-def expected_tensors(config: ModelConfig):
-    flat = flax.traverse_util.flatten_dict(abstract_params(config), sep="/")
-    return hf_write._tensors(flat, config)
 
 
 QWEN = {
@@ -137,7 +131,7 @@ def test_presets_have_the_tensors_of_transformers(preset, tmp_path, transformers
     theirs = transformers.AutoConfig.from_pretrained(tmp_path)
     model = transformers.AutoModelForCausalLM.from_config(theirs)
     assert str(theirs.dtype) == "torch.bfloat16"
-    names = {tensor.name: tensor.shape for tensor in expected_tensors(config)}
+    names = {tensor.name: tensor.shape for tensor in tensors(config)}
     assert {name: tuple(p.shape) for name, p in model.named_parameters()} == names
 
 

@@ -18,7 +18,7 @@ from clara_jax.config import Config, Mesh, Model
 from clara_jax.interop import hf
 from clara_jax.models.config import ModelConfig
 from clara_jax.models.quantize import quantize_params
-from clara_jax.runs import setup
+from clara_jax.runs import weights as weights_lib
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 # 184 MB, of which each of the mlp's three parameters has 50, and a layer of it 2.
@@ -76,7 +76,7 @@ def reads(checkpoint: pathlib.Path, **mesh: int) -> int:
     try:
         config = Config(model=Model(base=str(checkpoint)))
         made = sharding.make_mesh(Mesh(**mesh))
-        params = setup.load_base(config, setup.model_config(config), made)
+        params = weights_lib.load_base(config, weights_lib.model_config(config), made)
     finally:
         hf.Safetensors.read = read
     for x in jax.tree.leaves(params):
@@ -88,7 +88,7 @@ def test_int8_by_layers_equals_int8_of_the_whole(checkpoint):
     def load(param_dtype: str):
         config = Config(model=Model(base=str(checkpoint), param_dtype=param_dtype))
         mesh = sharding.make_mesh(Mesh(data=1, fsdp=4, tensor=2))
-        return setup.load_base(config, setup.model_config(config), mesh)
+        return weights_lib.load_base(config, weights_lib.model_config(config), mesh)
 
     found, wanted = load("int8"), jax.jit(quantize_params)(load("bfloat16"))
     jax.tree.map(np.testing.assert_array_equal, found, wanted)

@@ -16,7 +16,7 @@ from clara_jax import distributed, sharding
 from clara_jax.config import Config, Mesh, Model
 from clara_jax.interop import hf_write
 from clara_jax.models.config import ModelConfig
-from clara_jax.runs import setup
+from clara_jax.runs import weights as weights_lib
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 MODEL = ModelConfig(
@@ -65,8 +65,8 @@ if __name__ == "__main__":  # one of the processes
         folder = pathlib.Path(sys.argv[1])
         config = Config(model=Model(base=str(folder / "from"), param_dtype="bfloat16"))
         mesh = sharding.make_mesh(Mesh(*map(int, sys.argv[2:])))
-        model = setup.model_config(config)
-        params = setup.load_base(config, model, mesh)
+        model = weights_lib.model_config(config)
+        params = weights_lib.load_base(config, model, mesh)
         assert not all(x.is_fully_addressable for x in jax.tree.leaves(params))
         to = folder / f"to{jax.process_index()}"
         hf_write.save_params(to, params, model, dtype="bfloat16", shard_bytes=40_000)

@@ -11,8 +11,8 @@ import pytest
 from clara_jax.models.config import LINEAR_NAMES, LoraConfig
 from clara_jax.models.decoder import Decoder, abstract_params
 from clara_jax.models.layers import AdapterDropout, matmul, random_words
-from clara_jax.models.lora import init_adapter, merge
-from clara_jax.models.quantize import quantize_params
+from clara_jax.models.lora import init_adapter
+from clara_jax.models.quantize import dequantize, quantize, quantize_params
 
 LORA = LoraConfig(rank=4, alpha=12.0, dropout=0.25)
 
@@ -29,6 +29,23 @@ def hidden_states(config, lora, params, adapter, key=None):
 @pytest.fixture(scope="module")
 def params(small, random_params):
     return random_params(small)
+
+
+def merge(params, adapter, lora):
+    """Base weights with the adapter folded in: W + scale * A B, in the base's dtype."""
+    layers = dict(params["layers"])
+    for group, linears in adapter["layers"].items():
+        layers[group] = dict(layers[group])
+        for name, leaf in linears.items():
+            base = layers[group][name]
+            product = jnp.einsum("lri,lro->lio", leaf["a"], leaf["b"])
+            merged = dequantize(base) + lora.scale * product
+            if "scale" in base:
+                leaf = quantize(merged)
+            else:
+                leaf = {"kernel": merged.astype(base["kernel"].dtype)}
+            layers[group][name] = base | leaf  # beside a bias
+    return {**params, "layers": layers}
 
 
 def test_fresh_adapter_changes_no_bit(small, params):

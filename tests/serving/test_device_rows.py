@@ -15,12 +15,12 @@ def test_rows_leave_by_least_recent_use_and_are_what_was_read(setup):
         reads.append(list(rows))
         return every[list(rows)]
 
-    rows = DeviceRows(setup, 12, lambda hits, misses: counted.append((hits, misses)))
+    rows = DeviceRows(setup.model, 12, read, lambda hits, misses: counted.append((hits, misses)))
 
     def place(wanted, given=()):
-        places = rows.place(wanted, {row: every[row] for row in given}, read)
-        found = np.asarray(rows.table_RMD)[places]
-        np.testing.assert_array_equal(found, every[wanted])
+        places = rows.place(wanted, {row: every[row] for row in given})
+        placed = np.asarray(rows.table_RMD)[places]
+        np.testing.assert_array_equal(placed, every[wanted])
 
     place(list(range(10)))
     place([10, 0, 11], given=[10])
@@ -35,7 +35,7 @@ def test_rows_leave_by_least_recent_use_and_are_what_was_read(setup):
 
 def test_buckets_hold_every_length_with_little_padding():
     assert buckets(1) == [64] and buckets(65) == [64, 128]
-    found = buckets(5000)
-    assert found[-1] >= 5000 > found[-2] and len(found) < 40
-    for small, large in itertools.pairwise(found):
+    lengths = buckets(5000)
+    assert lengths[-1] >= 5000 > lengths[-2] and len(lengths) < 40
+    for small, large in itertools.pairwise(lengths):
         assert large - small <= max(64, small / 8) and large % 64 == 0

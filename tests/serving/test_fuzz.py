@@ -27,9 +27,12 @@ def test_no_request_gives_an_error_of_ours(http):
 
             @seed(1)
             @settings(
-                max_examples=-(-EXAMPLES // (2 * len(operations))), deadline=None, database=None,
-                phases=[Phase.generate], suppress_health_check=list(HealthCheck),
-            )  # fmt: skip
+                max_examples=-(-EXAMPLES // (2 * len(operations))),
+                deadline=None,
+                database=None,
+                phases=[Phase.generate],
+                suppress_health_check=list(HealthCheck),
+            )
             @given(operation.as_strategy(generation_mode=mode))
             def ask(case):
                 response = case.call(timeout=20)  # else it hangs

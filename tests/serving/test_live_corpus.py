@@ -10,20 +10,20 @@ from clara_jax.corpus import write
 from clara_jax.corpus.format import Damaged
 from clara_jax.errors import UserError
 from clara_jax.inference.encode import encode_query
-from clara_jax.serving.live_corpus import Corpus
+from clara_jax.serving.live_corpus import LiveCorpus
 from clara_jax.serving.metrics import Metrics
 
 
 @pytest.mark.parametrize("hops", [1, 2])
 def test_a_store_is_searched_added_to_and_deleted_from(setup, texts, tmp_path, hops):
     documents = [{"id": f"d{i}", "text": text} for i, text in enumerate(texts)]
-    write.add(str(tmp_path / "store"), setup, documents)
+    write.add(str(tmp_path / "store"), *setup, documents)
     search = Search(key=4, candidates=8, hops=hops)
-    config = dataclasses.replace(setup.config, search=search)
-    corpus = Corpus(str(tmp_path / "store"), setup, config)
+    config = dataclasses.replace(setup.model.config, search=search)
+    corpus = LiveCorpus(str(tmp_path / "store"), *setup, config)
     corpus.warm_up()
     question = "who plays the zither ?"
-    query = encode_query(setup, [question], 1)
+    query = encode_query(*setup, [question], 1)
     before = corpus.find(query, [question], 3)[0]
     metrics = Metrics()
     metrics.warmed_up()
@@ -47,6 +47,6 @@ def test_a_store_is_searched_added_to_and_deleted_from(setup, texts, tmp_path, h
         with pytest.raises(Damaged, match="no store there"):
             corpus.add([{"id": "new", "title": "", "text": question}])
         assert not (tmp_path / "store").exists()
-        write.add(str(tmp_path / "store"), setup, documents[1:])
+        write.add(str(tmp_path / "store"), *setup, documents[1:])
         with pytest.raises(Damaged, match="another store now, or compacted"):
             corpus.delete(["d1"])

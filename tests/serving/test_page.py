@@ -50,7 +50,7 @@ def resize(browser, width, dark=False):
 
 def test_a_question_by_keyboard(http, service, browser, monkeypatch):
     held, first = threading.Event(), threading.Event()
-    original = service.engine._add
+    original = service.batcher._add
 
     def slow(*args):
         original(*args)
@@ -60,7 +60,7 @@ def test_a_question_by_keyboard(http, service, browser, monkeypatch):
 
     resize(browser, 1280)
     open_page(browser, http)
-    monkeypatch.setattr(service.engine, "_add", slow)
+    monkeypatch.setattr(service.batcher, "_add", slow)
     browser.switch_to.active_element.send_keys(QUESTION, Keys.ENTER)
     answer = browser.find_element(By.ID, "answer")
     wait(browser, lambda: answer.text)  # while the rest is still to come

@@ -10,22 +10,39 @@ import pytest
 
 from clara_jax.api import Clara
 from clara_jax.errors import UserError
-from clara_jax.serving.batching import Cancelled, Late
-from clara_jax.serving.queueing import Full
+from clara_jax.inference.sampling import GenerationOptions, Sampling
+from clara_jax.serving.queueing import Cancelled, Full, Late, Question
 
 QUESTIONS = [
-    "who is bedda daba ?", "where ?", "what is the job of defa ?", "who has a horse ?",
-    "which colour does she like ?", "red", "what food and what instrument ?", "city of goba ?",
-]  # fmt: skip
+    "who is bedda daba ?",
+    "where ?",
+    "what is the job of defa ?",
+    "who has a horse ?",
+    "which colour does she like ?",
+    "red",
+    "what food and what instrument ?",
+    "city of goba ?",
+]
 LENGTHS = (5, 12)  # most tokens of their answers
 
 
 class Asked:
     """A question and its events."""
 
-    def __init__(self, service, question, top_k=2, answer=True, slow=None, **how):
+    def __init__(
+        self,
+        service,
+        question,
+        top_k=2,
+        answer=True,
+        slow=None,
+        words=False,
+        max_new_tokens=12,
+        stop=(),
+        **sampling,
+    ):
         self.events = queue.Queue()
-        self.text, self.found, self.error = "", None, None
+        self.error = None
         self.pieces = []
 
         def on_text(piece):
@@ -34,11 +51,17 @@ class Asked:
                 slow.wait(20)
 
         self._ended = threading.Event()
-        self.job = service.ask(
-            question, top_k, on_found=lambda found: setattr(self, "found", found),
-            on_end=self._end, on_text=on_text if answer else None,
-            **({"max_new_tokens": 12, **how} if answer else how),
-        )  # fmt: skip
+        options = GenerationOptions(max_new_tokens, Sampling(**sampling), stop)
+        self.job = Question(
+            self._end,
+            question,
+            top_k,
+            on_found=lambda: None,
+            on_text=on_text,
+            options=options if answer else None,
+            wants_words=words,
+        )
+        service.accept(self.job)
 
     def _end(self, error):
         assert not self._ended.is_set(), "ended twice"
@@ -51,7 +74,7 @@ class Asked:
 
 
 def expected(service, question, top_k=2, max_new_tokens=12, **how):
-    clara, corpus = Clara(service.setup), service.corpus
+    clara, corpus = Clara(service.model, service.trees), service.corpus
     query = clara.encode_query([question])
     (hits,) = corpus.find(query, [question], top_k)
     memories = corpus.rows_MD[[hit.row for hit in hits]]
@@ -61,7 +84,7 @@ def expected(service, question, top_k=2, max_new_tokens=12, **how):
 @pytest.fixture(scope="module")
 def answers(service):
     """What Clara answers, in one batch; computed before anything counts compilations."""
-    clara = Clara(service.setup)
+    clara = Clara(service.model, service.trees)
     hits = [
         service.corpus.find(clara.encode_query([question]), [question], 1 + i % 3)[0]
         for i, question in enumerate(QUESTIONS)
@@ -84,28 +107,29 @@ def test_many_at_once_are_answered_as_one_by_one_and_nothing_compiles(service, a
         assert [a.wait() for a in asked] == answers
         assert all(a.error is None for a in asked)
     assert service.metrics.compilations() == 0
-    assert [len(a.found.hits) for a in asked[:3]] == [1, 2, 3]
-    assert asked[0].job.request.reason in ("stop", "length")
+    assert [len(a.job.hits) for a in asked[:3]] == [1, 2, 3]
+    assert asked[0].job.reason in ("stop", "length")
     assert max(len(a.pieces) for a in asked) > 3
     service.corpus.find(np.ones((3, 4, 128), np.float32), ["a"] * 3, 2)  # and it does count:
-    Clara(service.setup).answer_scp(["a b c"], ["a"], max_new_tokens=3)
+    Clara(service.model, service.trees).answer_scp(["a b c"], ["a"], max_new_tokens=3)
     assert service.metrics.compilations() > 0
 
 
 def test_draws_and_stops_are_those_of_clara(service):
     for how in (
-        {"temperature": 1.5, "seed": 3}, {"temperature": 1.5, "seed": 4},
+        {"temperature": 1.5, "seed": 3},
+        {"temperature": 1.5, "seed": 4},
         {"temperature": 2.0, "top_p": 0.5, "seed": 3},
-    ):  # fmt: skip
+    ):
         other = Asked(service, QUESTIONS[1])
         asked = Asked(service, QUESTIONS[0], **how)
         assert asked.wait() == expected(service, QUESTIONS[0], **how)
         assert other.wait() == expected(service, QUESTIONS[1])
     whole = Asked(service, QUESTIONS[0]).wait()
     stop = whole[len(whole) // 2 :][:3]
-    asked = Asked(service, QUESTIONS[0], stop=[stop, "never"])
+    asked = Asked(service, QUESTIONS[0], stop=(stop, "never"))
     assert asked.wait() == whole.split(stop)[0].strip()
-    assert asked.job.request.reason == "stop"
+    assert asked.job.reason == "stop"
 
 
 def test_memories_are_read_once(service):
@@ -121,9 +145,9 @@ def test_memories_are_read_once(service):
 def test_search_alone_and_the_lens(service):
     asked = Asked(service, QUESTIONS[0], 4, answer=False, words=True)
     asked.wait()
-    scores = [hit.score for hit in asked.found.hits]
+    scores = [hit.score for hit in asked.job.hits]
     assert scores == sorted(scores, reverse=True) and len(scores) == 4
-    assert asked.found.words and not asked.found.prompt_tokens
+    assert asked.job.words and not asked.job.ids
 
 
 def test_the_queue_is_bounded_and_cancelled_requests_give_their_slots_back(service, settled):
@@ -135,8 +159,8 @@ def test_the_queue_is_bounded_and_cancelled_requests_give_their_slots_back(servi
     rest = [Asked(service, QUESTIONS[1]) for _ in range(service.options.queue)]
     with pytest.raises(Full):
         Asked(service, QUESTIONS[1])
-    rest[0].job.cancel()
-    first.job.cancel()
+    rest[0].job.cancelled = True
+    first.job.cancelled = True
     held.set()
     assert isinstance([a.wait() and None for a in rest] and rest[0].error, Cancelled)
     first.wait()

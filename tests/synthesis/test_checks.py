@@ -1,10 +1,13 @@
 import json
+import sys
 
 import pytest
 
-from clara_jax.synthesis import checks
-from clara_jax.synthesis.document import Document, Pair
-from clara_jax.text import languages, mentions
+from clara_jax.data.documents import Document
+from clara_jax.errors import UserError
+from clara_jax.synthesis import checks, languages
+from clara_jax.synthesis.checks import Pair
+from clara_jax.text import mentions
 
 DOCUMENT = Document(
     "1",
@@ -143,8 +146,16 @@ def test_entities():
         ("谁建造了 Lenz 的码头？", "Chinese", False),
         ("Who built the pier?", "Chinese", True),
         ("谁建造了码头？", "English", True),
+        ("Combien de bateaux ont coulé ?", "English", True),
+        ("Хто збудував міський причал і коли?", "Ukrainian", False),
         ("Anything", "Klingon", False),
     ],
 )
 def test_languages(text, language, other):
     assert languages.is_other(text, language) is other
+
+
+def test_without_py3langid_one_line_tells_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "py3langid", None)
+    with pytest.raises(UserError, match=r"pip install 'clara-jax\[synthesis\]'"):
+        languages.model.__wrapped__()

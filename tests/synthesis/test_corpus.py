@@ -55,7 +55,7 @@ def test_forms_of_files(tmp_path):
               "Head\nSix is here.", "Other\nSeven."]  # fmt: skip
     found = read(f"{jsonl}, {text}")
     assert [d.whole for d in found] == wanted
-    assert [d.source for d in found][-2:] == [f"{text}:2", f"{text}:7"]
+    assert [d.origin for d in found][-2:] == [f"{text}:2", f"{text}:7"]
     assert read(str(tmp_path)) == found == read(f"{jsonl},{text}")
     assert len(read(jsonl, documents=2)) == 2
 
@@ -97,7 +97,7 @@ def test_passages_of_evaluation_files_are_left_out(tmp_path):
         ("a.jsonl", b'{"text": "x"}\n{"id": 1}', "a.jsonl:2: has none of text"),
         ("a.jsonl", b'{"text": 3}', "a.jsonl:1: text must be a text, not 3"),
         ("a.jsonl", b"{", "a.jsonl:1: not JSON"),
-        ("a.txt", b"ok\n\xff", "a.txt:2: not UTF-8"),
+        ("a.txt", b"ok\n\xff", "a.txt: not UTF-8 at byte 3"),
         ("a.txt", b"\n\n", "holds no document"),
         ("a.json", b'[{"text": "x"}]', "a.json: is no plain text; write it as .txt, or as .jsonl"),
         ("a.CSV", b"id,text", "is no plain text"),

@@ -6,7 +6,7 @@ from clara_jax.config import Synthesis
 from clara_jax.endpoint.asker import Asker
 from clara_jax.endpoint.client import Failed, Reply, Unavailable
 from clara_jax.endpoint.prompts import Prompts
-from clara_jax.endpoint.replies import Store
+from clara_jax.endpoint.replies import Replies
 from clara_jax.synthesis import pipeline
 from clara_jax.synthesis.pipeline import instruct, plain, scp
 from clara_jax.synthesis.prompts import KINDS, OWN
@@ -215,7 +215,7 @@ def asker(endpoint, store, **options):
 
 def test_malformed_replies_are_asked_again_hotter_and_with_another_seed(tmp_path):
     endpoint = Endpoint(None, None, {"verdicts": []})
-    with Store(str(tmp_path), {}) as store:
+    with Replies(str(tmp_path), {}) as store:
         ask = asker(endpoint, store, temperature=0.5)
         assert asyncio.run(ask("0.validate", "validate", document="d", pairs="p"))
         assert ask.malformed == 2 and store.tokens == [6, 3]
@@ -225,24 +225,24 @@ def test_malformed_replies_are_asked_again_hotter_and_with_another_seed(tmp_path
 
 def test_replies_are_never_asked_for_again_in_a_later_run(tmp_path):
     places = {"document": "d", "pairs": "p"}
-    with Store(str(tmp_path), {}) as store:
+    with Replies(str(tmp_path), {}) as store:
         ask = asker(Endpoint(None, None, Unavailable("500")), store)
         with pytest.raises(Unavailable):
             asyncio.run(ask("0.validate", "validate", **places))
     endpoint = Endpoint({"verdicts": [1]})
-    with Store(str(tmp_path), {}) as store:
+    with Replies(str(tmp_path), {}) as store:
         ask = asker(endpoint, store)
         assert asyncio.run(ask("0.validate", "validate", **places)) == {"verdicts": [1]}
         assert ask.malformed == 2
     assert len(endpoint.asked) == 1
-    with Store(str(tmp_path), {}) as store:
+    with Replies(str(tmp_path), {}) as store:
         ask = asker(Endpoint(), store)
         assert asyncio.run(ask("0.validate", "validate", **places)) == {"verdicts": [1]}
 
 
 def test_malformed_to_the_end_fails_also_in_a_later_run(tmp_path):
     for endpoint in (Endpoint(None, None), Endpoint()):
-        with Store(str(tmp_path), {}) as store:
+        with Replies(str(tmp_path), {}) as store:
             with pytest.raises(Failed, match="malformed reply"):
                 ask = asker(endpoint, store, repairs=1)
                 asyncio.run(ask("0.validate", "validate", document="d", pairs="p"))

@@ -46,7 +46,8 @@ def test_places_are_filled_once_and_braces_in_texts_stay():
 def test_demonstrations_are_shown_and_change_the_hash(tmp_path):
     path = tmp_path / "shown.txt"
     path.write_text("Example: {a}\n")
-    plain, shown = Prompts(Synthesis(), KINDS, OWN), Prompts(Synthesis(demonstrations=str(path)))
+    plain = Prompts(Synthesis(), KINDS, OWN)
+    shown = Prompts(Synthesis(demonstrations=str(path)), KINDS, OWN)
     for name in ("simple", "complex", "answers", "paraphrase", "instruct"):
         places = dict.fromkeys(KINDS[name].places, "-")
         del places["demonstrations"], places["language"]
@@ -83,9 +84,9 @@ def test_mistakes_in_prompts_are_named(tmp_path, text, message):
 
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
-        Prompts(Synthesis(prompts=str(tmp_path / "none")))
+        Prompts(Synthesis(prompts=str(tmp_path / "none")), KINDS, OWN)
     with pytest.raises(UserError, match=r"none\.txt: cannot be read"):
-        Prompts(Synthesis(demonstrations=str(tmp_path / "none.txt")))
+        Prompts(Synthesis(demonstrations=str(tmp_path / "none.txt")), KINDS, OWN)
 
 
 @pytest.mark.parametrize(

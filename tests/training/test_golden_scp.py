@@ -17,11 +17,12 @@ from clara_jax.config import Mesh
 from clara_jax.exchange import import_model
 from clara_jax.models import clara
 from clara_jax.models.decoder import head_logits
-from clara_jax.runs.setup import Setup, restore
+from clara_jax.runs.setup import Loaded, restore
 from clara_jax.sharding import make_mesh
 from clara_jax.training.losses import IGNORE
 from clara_jax.training.objectives import Draw, scp
 from clara_jax.training.step import means, totals
+from tests.fixtures.models import altered
 
 MSE_WEIGHT = 0.1
 # Stage and whether all its examples are packed into one row. Every second row of stage1_mixed is a
@@ -35,7 +36,7 @@ ADAPTERS = {"encoder_adapter": "compressor", "decoder_adapter": "generator"}
 class Golden:
     arrays: dict[str, np.ndarray]
     scalars: dict
-    setup: Setup
+    setup: Loaded
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +46,13 @@ def golden(shared, tmp_path_factory) -> Golden:
         str(folder / "ckpt_mistral_stage1"), str(workdir), str(folder / "base_mistral")
     )
     setup = restore(str(workdir), make_mesh(Mesh(data=1, fsdp=1), jax.devices()[:1]))
-    assert setup.config.stage == "scp"
-    lora = dataclasses.replace(setup.config.lora, dropout=0.0)
-    data = dataclasses.replace(setup.config.data, row_examples=8)
-    setup = dataclasses.replace(
+    assert setup.model.config.stage == "scp"
+    lora = dataclasses.replace(setup.model.config.lora, dropout=0.0)
+    data = dataclasses.replace(setup.model.config.data, row_examples=8)
+    setup = altered(
         setup,
-        config=dataclasses.replace(setup.config, lora=lora, data=data),
-        decoder=dataclasses.replace(setup.decoder, lora=lora),
+        config=dataclasses.replace(setup.model.config, lora=lora, data=data),
+        decoder=dataclasses.replace(setup.model.decoder, lora=lora),
     )
     with np.load(folder / "golden_mistral.npz") as file:
         arrays = dict(file)
@@ -114,7 +115,7 @@ def lay_out(golden: Golden, stage: str, packed: bool) -> Laid:
     labels = [t[m] for t, m in zip(targets, dec_mask, strict=True)]
     batch["dec_targets"] = place(labels, dec_rows, IGNORE)[0]
     slots = np.full_like(batch["dec_tokens"], -1)
-    memory = golden.setup.extra.memory
+    memory = golden.setup.model.extra.memory
     for row in range(len(slots)):
         is_memory = {s: np.isin(batch[f"{s}_tokens"][row], memory) for s in ("enc", "dec")}
         slots[row, is_memory["dec"]] = np.flatnonzero(is_memory["enc"])
@@ -136,19 +137,21 @@ def compute(golden):
 
     @jax.jit
     def compute(trained, batch):
-        count = totals(setup, batch)
+        count = totals(setup.model, batch)
 
         def loss(trained):
-            mean = means(scp(setup, {**frozen, **trained}, batch, Draw()).sums, count)
+            mean = means(scp(setup.model, {**frozen, **trained}, batch, Draw()).sums, count)
             ce, mse = mean["ce_loss"], mean["mse_loss"]
             return ce + MSE_WEIGHT * mse, (ce, mse)
 
         (total, parts), grads = jax.value_and_grad(loss, has_aux=True)(trained)
         trees = {**frozen, **trained}
         enc = (batch["enc_tokens"], batch["enc_positions"], batch["enc_segments"])
-        hidden = clara.encode(setup.decoder, trees, *enc)
-        answer = clara.generate_hidden(setup.decoder, trees, batch, hidden)
-        logits = head_logits(setup.model, trees["base"], answer, trees["added"]["head"])
+        hidden = clara.encode(setup.model.decoder, trees, *enc)
+        answer = clara.generate_hidden(setup.model.decoder, trees, batch, hidden)
+        logits = head_logits(
+            setup.model.architecture, trees["base"], answer, trees["added"]["head"]
+        )
         return (total, *parts), grads, hidden, logits
 
     return lambda batch: compute(trained, batch)
@@ -182,12 +185,12 @@ def test_checkpoint_arrives_in_our_layout(golden, shared):
             if "query_reasoner" not in name:
                 np.testing.assert_array_equal(our_leaf(golden.setup.trees, name), file[name])
                 compared += 1
-    assert compared == 2 * 2 * 7 * golden.setup.model.n_layers
+    assert compared == 2 * 2 * 7 * golden.setup.model.architecture.n_layers
 
 
 def test_memories(golden, case):
     stage, laid, (_, _, hidden, _) = case
-    extra = golden.setup.extra
+    extra = golden.setup.model.extra
     expected = golden.arrays[f"{stage}/memory"]
     for document, (row, start) in enumerate(laid.enc):
         tokens = np.asarray(laid.batch["enc_tokens"][row])
@@ -217,7 +220,7 @@ def test_gradients(golden, case):
     stage, _, (_, grads, _, _) = case
     assert set(grads) == {"compressor", "generator", "memory"}
     norms = {k: v for k, v in golden.scalars[f"{stage}/grad_norms"].items() if "lora_" in k}
-    assert len(norms) == 2 * 2 * 7 * golden.setup.model.n_layers
+    assert len(norms) == 2 * 2 * 7 * golden.setup.model.architecture.n_layers
     for name, norm in norms.items():
         gradient = np.asarray(our_leaf(grads, name))
         assert np.linalg.norm(gradient) == pytest.approx(norm, rel=1e-3), name

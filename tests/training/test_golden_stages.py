@@ -17,14 +17,16 @@ import pytest
 
 from clara_jax.config import Mesh
 from clara_jax.data.question_lengths import measure
-from clara_jax.data.question_rows import Reader, Shapes
+from clara_jax.data.question_rows import QuestionRows, Shapes
+from clara_jax.data.reader import Reader
 from clara_jax.data.records import QaRecord
 from clara_jax.exchange import import_model
 from clara_jax.inference.encode import compress
-from clara_jax.runs.setup import Setup, restore
+from clara_jax.runs.setup import Loaded, restore
 from clara_jax.sharding import make_mesh
 from clara_jax.training.objectives import OBJECTIVES, Draw, weights
 from clara_jax.training.step import means, totals
+from tests.fixtures.models import altered
 
 STAGES = {"instruct": "stage1_2", "e2e": "stage2", "contrastive": "stage2_pretrain_retrieval"}
 ADAPTERS = {
@@ -35,19 +37,19 @@ ADAPTERS = {
 PARTS = {"self_attn": "attention", "mlp": "mlp"}
 
 
-def imported(folder, workdir) -> Setup:
+def imported(folder, workdir) -> Loaded:
     """The stage-2 checkpoint of a folder, with five candidates and no dropout."""
     import_model.run(
         str(folder / "ckpt_mistral_stage2"), str(workdir), str(folder / "base_mistral")
     )
     setup = restore(str(workdir), make_mesh(Mesh(data=1, fsdp=1), jax.devices()[:1]))
-    lora = dataclasses.replace(setup.config.lora, dropout=0.0)
-    select = dataclasses.replace(setup.config.select, candidates=5, compat=True)
+    lora = dataclasses.replace(setup.model.config.lora, dropout=0.0)
+    select = dataclasses.replace(setup.model.config.select, candidates=5, compat=True)
     assert select.k == 2
-    return dataclasses.replace(
+    return altered(
         setup,
-        config=dataclasses.replace(setup.config, lora=lora, select=select),
-        decoder=dataclasses.replace(setup.decoder, lora=lora),
+        config=dataclasses.replace(setup.model.config, lora=lora, select=select),
+        decoder=dataclasses.replace(setup.model.decoder, lora=lora),
     )
 
 
@@ -92,40 +94,39 @@ def made(release, tmp_path_factory):
     return made
 
 
-def stage_setup(golden, stage: str, **select) -> Setup:
-    config = golden.setup.config
+def stage_setup(golden, stage: str, **select) -> Loaded:
+    config = golden.setup.model.config
     select = dataclasses.replace(config.select, **select)
     config = dataclasses.replace(config, stage=stage, select=select)
-    return dataclasses.replace(golden.setup, config=config)
+    return altered(golden.setup, config=config)
 
 
-def lay_out(golden, setup: Setup, records=None) -> tuple[dict, Reader]:
+def lay_out(golden, setup: Loaded, records=None) -> tuple[dict, Reader]:
     records = golden.records if records is None else records
-    if setup.config.stage == "instruct":  # the release takes the first documents
+    if setup.model.config.stage == "instruct":  # the release takes the first documents
         records = [
             dataclasses.replace(
                 r, documents=r.documents[:2], gold=tuple(g for g in r.gold if g < 2)
             )
             for r in records
         ]
-    shared = (setup.config, setup.tokenizer, setup.extra)
-    shapes = measure(*shared, records, compress=True)
-    reader = Reader(records, setup.tokenizer, setup.extra, setup.config, shapes)
-    if setup.config.stage == "instruct":
+    reader = Reader(records, setup.model.layout, setup.model.config)
+    rows = QuestionRows(reader, measure(reader, compress=True))
+    if setup.model.config.stage == "instruct":
         object.__setattr__(reader, "picked", records.__getitem__)  # in the order given
-    rows = [reader(i) for i in range(len(records))]
+    rows = [rows(i) for i in range(len(records))]
     return {k: jnp.asarray(np.stack([row[k] for row in rows])) for k in rows[0]}, reader
 
 
-def run(setup: Setup, batch: dict, names: tuple[str, ...] = tuple(ADAPTERS.values())):
+def run(setup: Loaded, batch: dict, names: tuple[str, ...] = tuple(ADAPTERS.values())):
     """Means, gradients of all three adapters and the scores."""
-    objective, weight = OBJECTIVES[setup.config.stage], weights(setup.config)
+    objective, weight = OBJECTIVES[setup.model.config.stage], weights(setup.model.config)
 
     @jax.jit
     def compute(trained, frozen, batch):
         def loss(trained):
-            found = objective(setup, {**frozen, **trained}, batch, Draw(tau=0.02))
-            mean = means(found.sums, totals(setup, batch))
+            found = objective(setup.model, {**frozen, **trained}, batch, Draw(tau=0.02))
+            mean = means(found.sums, totals(setup.model, batch))
             return sum(w * mean[name] for name, w in weight.items()), (mean, found.scores_BN)
 
         return jax.grad(loss, has_aux=True)(trained)
@@ -173,7 +174,7 @@ def test_token_ids_are_the_releases(golden, case):
         zip(get("enc_input_ids"), get("enc_attention_mask"), strict=True)
     ):
         document = golden.records[row // each].documents[row % each]
-        np.testing.assert_array_equal(reader.document_ids(document), ids[mask > 0])
+        np.testing.assert_array_equal(reader.layout.document_ids(document)[0], ids[mask > 0])
 
 
 def test_losses(golden, case):
@@ -200,7 +201,7 @@ def test_gradients(golden, case):
         expected = golden.arrays[f"{STAGES[stage]}/grad/{name}"]
         np.testing.assert_allclose(gradient, expected, atol=5e-3 * np.abs(expected).max())
         compared += 1
-    assert compared == 2 * 2 * 7 * golden.setup.model.n_layers
+    assert compared == 2 * 2 * 7 * golden.setup.model.architecture.n_layers
     untouched = "reasoner" if stage == "instruct" else "compressor"
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(grads[untouched]))
 
@@ -242,7 +243,7 @@ def test_memories_computed_once_give_the_same_loss(made):
     mean, grads, _ = made.found
     kept = {k: v for k, v in made.batch.items() if not k.startswith(("enc_", "doc_first"))}
     documents = [document for record in made.records for document in record.documents]
-    memories = compress(made.setup, documents).memories
+    memories = compress(made.setup.model, made.setup.trees, documents).memories
     kept["memories"] = jnp.asarray(memories.reshape(4, 5, 4, 64))
     kept_mean, kept_grads, _ = run(made.e2e, kept)
     for name in mean.keys() & kept_mean.keys():
@@ -263,9 +264,7 @@ def test_hard_selection_gives_the_reasoner_exactly_no_gradient(made):
 
 def test_auxiliary_contrastive_loss_adds_to_the_reasoners_gradient(made):
     plain = made.e2e
-    with_aux = dataclasses.replace(
-        plain, config=dataclasses.replace(plain.config, aux_contrastive=0.5)
-    )
+    with_aux = altered(plain, config=dataclasses.replace(plain.model.config, aux_contrastive=0.5))
     only = stage_setup(made, "contrastive")
     both, alone = (run(s, made.batch)[1] for s in (with_aux, only))
     trees = (g["reasoner"] for g in (made.found[1], both, alone))
@@ -288,8 +287,7 @@ def test_fewer_candidates_than_slots_and_padding_change_nothing(made):
 
 
 def test_documents_that_do_not_fit_are_left_out_gold_ones_last(made):
-    setup = made.e2e
-    row = Reader(made.records, setup.tokenizer, setup.extra, setup.config,
-                 Shapes(2, 71, 96, 512))(2)  # fmt: skip
+    reader = Reader(made.records, made.e2e.model.layout, made.e2e.model.config)
+    row = QuestionRows(reader, Shapes(2, 71, 96, 512))(2)
     assert row["doc_valid"].tolist() == [1, 1, 0, 0, 0]
     assert row["doc_gold"].tolist() == [1, 1, 0, 0, 0]  # two of its three gold documents

@@ -97,7 +97,7 @@ def test_each_stage_starts_from_the_one_before(later, scp, instruct, tmp_path, n
     assert train(e2e, str(tmp_path)) == 0
     assert kept(tmp_path) == ["data", "generator", "optimizer", "reasoner"]
     end = setup_lib.restore(str(tmp_path))
-    assert end.step == 2 and equal(end.trees["compressor"], after["compressor"])
+    assert end.model.step == 2 and equal(end.trees["compressor"], after["compressor"])
     assert not equal(end.trees["reasoner"], after["compressor"])
     assert not equal(end.trees["generator"], after["generator"])
     (trace,) = (path.read_bytes() for path in (tmp_path / "profile").rglob("*.xplane.pb"))
@@ -215,26 +215,27 @@ def test_memories_are_made_once_and_only_read_by_their_own_model(
     )
     setup = setup_lib.start(config)
     documents = [f"this is {a} {b} ." for a in ("bida", "deba") for b in ("fima", "goba")]
-    file = compute_memories(setup, documents[:3])
+    file = compute_memories(*setup, documents[:3])
     before = file[digest(documents[1])]
     # A kill in the middle of a write leaves a piece behind.
     with open(tmp_path / "memories/vectors.bin", "ab") as f:
         f.write(b"xyz")
-    file = compute_memories(setup, documents)
+    file = compute_memories(*setup, documents)
     assert len(file) == 4
     np.testing.assert_array_equal(file[digest(documents[1])], before)
     fresh = compute_memories(
-        setup_lib.start(with_options(config, data={"memories": str(tmp_path / "other")})), documents
+        *setup_lib.start(with_options(config, data={"memories": str(tmp_path / "other")})),
+        documents,
     )
     for document in documents:
         np.testing.assert_allclose(file[digest(document)], fresh[digest(document)], atol=1e-6)
     monkeypatch.setattr(
         memories_lib.MemoryFile, "append", lambda *_: pytest.fail("nothing was missing")
     )
-    compute_memories(setup, documents[::-1])
+    compute_memories(*setup, documents[::-1])
     other = setup_lib.start(with_options(config, init_from=str(instruct)))
     with pytest.raises(UserError, match="memories of another model"):
-        compute_memories(other, documents)
+        compute_memories(*other, documents)
 
 
 def test_a_resumed_e2e_run_equals_an_uninterrupted_one(later, scp, tmp_path):
@@ -261,14 +262,14 @@ def test_teacher_answers_are_made_once_and_trained_on(later, scp, tmp_path):
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:5]) + lines[5][:20])
     setup = setup_lib.start(config)
-    open_inputs(setup, str(tmp_path))
+    open_inputs(*setup, str(tmp_path))
     assert path.read_text() == "".join(lines)
     path.write_text("".join([lines[1], *lines[1:]]))
     with pytest.raises(UserError, match=r"teacher\.jsonl:1: the answer to another question"):
-        open_inputs(setup, str(tmp_path))
+        open_inputs(*setup, str(tmp_path))
     path.write_text("".join(json.dumps(json.loads(x) | {"answer": "baker"}) + "\n" for x in lines))
-    batch = next(open_inputs(setup, str(tmp_path)).train)
-    baker = setup.tokenizer.encode("baker")[0]
+    batch = next(open_inputs(*setup, str(tmp_path)).train)
+    baker = setup.model.tokenizer.encode("baker")[0]
     labels = [row[row != -100][0] for row in batch["dec_targets"]]
     assert labels == [baker] * len(labels)
 
@@ -325,13 +326,13 @@ def test_a_sharded_step_equals_that_of_one_device(later, scp, tmp_path, stage):
     found = []
     for mesh in ({}, {"data": 2, "fsdp": 2, "tensor": 2}):
         setup = setup_lib.start(with_options(config, mesh=mesh))
-        batch = next(open_inputs(setup, str(tmp_path)).train)
+        batch = next(open_inputs(*setup, str(tmp_path)).train)
         trained = {name: setup.trees[name] for name in config.trained}
         frozen = {name: tree for name, tree in setup.trees.items() if name not in trained}
         optimizer = make_optimizer(config)
-        state = (trained, init_optimizer(setup, optimizer, trained))
-        step = compile_step(setup, make_step(setup, optimizer), state)
-        _, values = step(state, frozen, put_batch(setup.mesh, batch), np.int32(0))
+        state = (trained, init_optimizer(setup.model, optimizer, trained))
+        step = compile_step(setup.model, make_step(setup.model, optimizer), state)
+        _, values = step(state, frozen, put_batch(setup.model.mesh, batch), np.int32(0))
         found.append(jax.device_get(values))
         assert step._cache_size() == 1
     for name, value in found[0].items():

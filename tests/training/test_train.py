@@ -14,6 +14,7 @@ import pytest
 from clara_jax import config as config_lib
 from clara_jax.api import load
 from clara_jax.data import scp_rows
+from clara_jax.data.reader import Reader
 from clara_jax.errors import UserError
 from clara_jax.runs import setup as setup_lib
 from clara_jax.sharding import put_batch
@@ -38,13 +39,14 @@ def metrics(workdir) -> list[dict]:
 
 def prepared(config):
     setup = setup_lib.create(config)
-    data = scp_rows.make_train_iterator(config, setup.tokenizer, setup.extra)
+    reader = Reader(scp_rows.open_data(config), setup.model.layout, config)
+    data = scp_rows.make_train_iterator(reader, scp_rows.row_lengths(reader))
     names = config.trained
     trained = {k: v for k, v in setup.trees.items() if k in names}
     frozen = {k: v for k, v in setup.trees.items() if k not in names}
     optimizer = make_optimizer(config)
-    state = (trained, step_lib.init_optimizer(setup, optimizer, trained))
-    step = step_lib.compile_step(setup, step_lib.make_step(setup, optimizer), state)
+    state = (trained, step_lib.init_optimizer(setup.model, optimizer, trained))
+    step = step_lib.compile_step(setup.model, step_lib.make_step(setup.model, optimizer), state)
     return setup, data, state, frozen, step
 
 
@@ -78,7 +80,7 @@ def test_sigterm_saves_and_the_run_resumes_equal(tiny, tmp_path):
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 143, stderr
-    saved = setup_lib.restore(str(tmp_path / "b")).step
+    saved = setup_lib.restore(str(tmp_path / "b")).model.step
     assert 2 <= saved < 12
     assert train(config, str(tmp_path / "b")) == 0
     assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
@@ -122,7 +124,7 @@ def test_one_trace_and_frozen_trees_untouched(tiny, full):
     before = jax.device_get(frozen)
     losses = []
     for i in range(3):
-        state, m = step(state, frozen, put_batch(setup.mesh, next(data)), np.int32(i))
+        state, m = step(state, frozen, put_batch(setup.model.mesh, next(data)), np.int32(i))
         losses.append(float(m["loss"]))
     assert step._cache_size() == 1
     assert losses[2] < losses[0]
@@ -140,7 +142,7 @@ def test_accumulation_equals_one_batch(tiny):
             mesh={"fsdp": 4, "tensor": 2},
         )
         setup, data, state, frozen, step = prepared(config)
-        results.append(step(state, frozen, put_batch(setup.mesh, next(data)), np.int32(0)))
+        results.append(step(state, frozen, put_batch(setup.model.mesh, next(data)), np.int32(0)))
     ((one, _), one_metrics), ((two, _), two_metrics) = results
     for key in one_metrics:
         np.testing.assert_allclose(one_metrics[key], two_metrics[key], rtol=2e-5, err_msg=key)
@@ -154,7 +156,7 @@ def test_golden_first_steps(tiny):
     If a change is meant, print `found` and put it in.
     """
     _, data, state, frozen, step = prepared(with_options(tiny, lora={"dropout": 0.0}))
-    mesh = setup_lib.create(tiny).mesh
+    mesh = setup_lib.create(tiny).model.mesh
     found = []
     for i in range(2):
         state, m = step(state, frozen, put_batch(mesh, next(data)), np.int32(i))
@@ -176,7 +178,7 @@ def test_nan_names_the_step_and_keeps_the_last_good_checkpoint(tiny, tmp_path):
     with pytest.raises(UserError, match=r"^step \d+: the loss is (nan|inf)") as e:
         train(config, str(tmp_path))
     bad = int(str(e.value).split()[1].rstrip(":"))
-    assert setup_lib.restore(str(tmp_path)).step == bad - 1
+    assert setup_lib.restore(str(tmp_path)).model.step == bad - 1
 
 
 def test_held_out_loss_is_logged(tiny, tmp_path):
@@ -192,11 +194,11 @@ def test_data_that_end_before_the_steps_are_saved(tiny, tmp_path, caplog):
         train={"steps": 50, "checkpoint_every": 100, "eval_every": 100},
     )
     assert train(once, str(tmp_path)) == 0
-    done = setup_lib.restore(str(tmp_path)).step
+    done = setup_lib.restore(str(tmp_path)).model.step
     assert 1 <= done < 50
     assert metrics(tmp_path)[-1].keys() == {"step", "eval/ce_loss", "eval/mse_loss"}
     assert train(once, str(tmp_path)) == 0  # nothing is left to do
-    assert setup_lib.restore(str(tmp_path)).step == done
+    assert setup_lib.restore(str(tmp_path)).model.step == done
     with pytest.raises(UserError, match="no whole batch"):
         train(with_options(once, data={"sources": "facts:2"}), str(tmp_path / "none"))
 
@@ -221,7 +223,11 @@ def test_a_run_of_a_larger_machine_is_restored_on_this_one(tiny, tmp_path):
     train(with_options(tiny, train={"steps": 1}), str(tmp_path))
     larger = dataclasses.replace(tiny, mesh=config_lib.Mesh(data=4, fsdp=16, tensor=4))
     config_lib.save(larger, tmp_path / "config.json")
-    assert dict(setup_lib.restore(str(tmp_path)).mesh.shape) == {"data": 1, "fsdp": 8, "tensor": 1}
+    assert dict(setup_lib.restore(str(tmp_path)).model.mesh.shape) == {
+        "data": 1,
+        "fsdp": 8,
+        "tensor": 1,
+    }
 
 
 def test_one_run_a_workdir(tiny, tmp_path):
@@ -298,7 +304,7 @@ def test_a_run_is_read_with_an_int8_base_on_request(tiny, tmp_path):
     train(tiny, str(tmp_path))
     documents = ["the lamp of bida is red ."]
     whole, int8 = (load(tmp_path, param_dtype=d) for d in (None, "int8"))
-    assert int8.setup.trees["base"]["layers"]["mlp"]["up"]["kernel"].dtype == jnp.int8
+    assert int8.trees["base"]["layers"]["mlp"]["up"]["kernel"].dtype == jnp.int8
     a, b = (clara.compress(documents) for clara in (whole, int8))
     assert 0 < np.abs(a - b).max() < 0.2 * np.abs(a).max()
     with pytest.raises(UserError, match=r"config\.model\.param_dtype='int4' is not one of"):

@@ -14,87 +14,90 @@ import io
 import itertools
 import json
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from absl import logging
+from etils import epath
 
 from clara_jax import config as config_lib
 from clara_jax import files
+from clara_jax.corpus.format import StorePart
 from clara_jax.corpus.search import keys
 from clara_jax.corpus.search.keys import Basis, Recall
 from clara_jax.corpus.search.words import DAMAGED, Words
+from clara_jax.corpus.store import StoredDocument
 from clara_jax.errors import UserError
 from clara_jax.progress import Progress
 
 SAMPLE = 8  # documents that a basis is fitted on, for one of its components
 HELD = 64  # documents that recall is measured with, not of the sample
 BEST = 20  # documents that should be among the candidates
-_GROWN = 2  # times the documents of a basis: it is fitted anew, if more would have been sampled
+_GROWN = 2  # times the documents of a basis: it is fitted again, on a sample that may be larger
 _NUMBERS = ("rows", "sampled", "variance", "recall", "held", "candidates", "time")  # search.json's
 _ROWS = 1024  # documents whose memories are in memory at once
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """Where the rows of a part are: its name, first row, how many, and what else is known of it.
+class SearchableStore(Protocol):
+    """What search needs of a store, such as a `store.Store`."""
 
-    Names may come again after a store was compacted, with other documents.
-    """
+    path: str  # of a folder for the keys
+    rows: int  # of all parts
+    # of the rows, in order. After compaction other parts may have the same names.
+    parts: Sequence[StorePart]
+    alive_R: np.ndarray  # which rows may be found, bool [rows]
 
-    name: str
-    first: int
-    rows: int
-    part: tuple[Any, ...]
+    def memories(self, rows: Sequence[int]) -> np.ndarray:
+        """Memories float32 [n, M, D] of rows."""
+
+    def blocks(self, size: int) -> Iterator[tuple[int, np.ndarray]]:
+        """First rows and memories [b <= size, M, D] of all blocks, in a float dtype."""
+
+    def texts(self) -> Iterator[str]:
+        """Titles and texts of all rows, in order."""
+
+    def documents(self, rows: Sequence[int]) -> list[StoredDocument]:
+        """What rows hold."""
 
 
-def places(store: Any) -> list[Place]:
-    """The parts of a store in order."""
-    found, first = [], 0
-    for part in store.manifest.parts:
-        found.append(Place(part.name, first, part.rows, dataclasses.astuple(part)))
-        first += part.rows
-    return found
-
-
-def not_empty(store: Any) -> None:
+def not_empty(store: SearchableStore) -> None:
     """Raises a UserError for a store without documents."""
     if not store.alive_R.any():
         raise UserError(f"{store.path}: holds no document; add some with --mode=compress")
 
 
-def open_basis(store: Any, score: str, key: int) -> tuple[Basis, dict[str, Any]] | None:
-    """The newest basis of a store for a score and so many numbers, and what is known of it.
+def open_basis(store: SearchableStore, score: str, key: int) -> tuple[Basis, dict[str, Any]] | None:
+    """The newest basis of a store for a score and K = key, and what search.json says of it.
 
     None where there is none, or one of far fewer documents than there are now.
     """
-    for info, place in reversed(_bases(store, score, key)):
+    for info, folder in reversed(_bases(store, score, key)):
         if store.rows > _GROWN * info["rows"] and info["sampled"] < SAMPLE * key:
             return None
-        try:
-            return Basis.unpack((place / "basis.npz").read_bytes()), info
-        except DAMAGED:
-            continue  # damaged
+        with contextlib.suppress(*DAMAGED):
+            return Basis.unpack((folder / "basis.npz").read_bytes()), info
     return None
 
 
 def open_or_build(
-    store: Any, score: str, options: config_lib.Search
+    store: SearchableStore, score: str, options: config_lib.Search
 ) -> tuple[Basis, dict[str, Any]]:
     """The basis that a store has for a score and `config.search`, or a new one."""
-    found = open_basis(store, score, options.key)
-    if found is None:
+    kept = open_basis(store, score, options.key)
+    if kept is None:
         return build(store, score, options.key, options.candidates)
-    logging.info("search keys: %s", describe(found[1]))
-    return found
+    logging.info("search keys: %s", describe(kept[1]))
+    return kept
 
 
-def build(store: Any, score: str, key: int, candidates: int) -> tuple[Basis, dict[str, Any]]:
+def build(
+    store: SearchableStore, score: str, key: int, candidates: int
+) -> tuple[Basis, dict[str, Any]]:
     """Fits a basis, writes the keys of all documents and measures their recall.
 
-    Held documents are the queries of it: share of the 20 documents that score best by all numbers
-    of the memories that are among the candidates by keys.
+    Recall is measured with held-out documents as queries: the share of the 20 documents that score
+    best by all numbers of the memories that are among the candidates by keys.
     """
     start = time.perf_counter()
     alive = np.flatnonzero(store.alive_R)
@@ -111,16 +114,22 @@ def build(store: Any, score: str, key: int, candidates: int) -> tuple[Basis, dic
     products_nR[np.arange(len(held)), held] = -np.inf
     best_nC = np.argsort(-products_nR, axis=1, kind="stable")[:, :candidates]
     info = {
-        "score": score, "key": key, "rows": store.rows, "sampled": len(sample),
-        "variance": basis.variance, "recall": recall.of(best_nC), "held": len(held),
-        "candidates": candidates, "time": time.time(),
-    }  # fmt: skip
+        "score": score,
+        "key": key,
+        "rows": store.rows,
+        "sampled": len(sample),
+        "variance": basis.variance,
+        "recall": recall.of(best_nC),
+        "held": len(held),
+        "candidates": candidates,
+        "time": time.time(),
+    }
     folder = files.path(store.path) / "search" / basis.name
     with _kept(store):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "basis.npz").write_bytes(basis.pack())
+        files.write(folder / "basis.npz", basis.pack())
         files.write(folder / "search.json", json.dumps(info, indent=2))
-        _forget(store, basis, score, key)
+        _remove_earlier(store, basis, score, key)
     logging.info("search keys: %s, in %.0f s", describe(info), time.perf_counter() - start)
     return basis, info
 
@@ -134,7 +143,7 @@ def describe(info: dict[str, Any]) -> str:
     )
 
 
-def keys_of(store: Any, basis: Basis, recall: Recall | None = None) -> np.ndarray:
+def keys_of(store: SearchableStore, basis: Basis, recall: Recall | None = None) -> np.ndarray:
     """Keys float16 [rows, K] of all rows; those of parts that have none are computed and kept.
 
     Args:
@@ -143,17 +152,18 @@ def keys_of(store: Any, basis: Basis, recall: Recall | None = None) -> np.ndarra
         recall: is given all documents; then all keys are computed.
     """
     keys_RK = np.zeros((store.rows, basis.key), np.float16)
-    every = places(store)
+    stops = itertools.accumulate(part.rows for part in store.parts)
+    spans = [(p, slice(end - p.rows, end)) for p, end in zip(store.parts, stops, strict=True)]
     missing = [
-        place
-        for place in every
-        if recall is not None
-        or not _read(_keys_file(store, basis.name, place), _of(keys_RK, place))
+        (part, span)
+        for part, span in spans
+        if recall is not None or not _read(_keys_file(store, basis.name, part), keys_RK[span])
     ]
     if not missing:
         return keys_RK
-    progress, done = Progress(sum(place.rows for place in missing), "search keys"), 0
-    for start, memories_bMD in _memories(store, missing, whole=len(missing) == len(every)):
+    progress, done = Progress(sum(part.rows for part, _ in missing), "search keys"), 0
+    blocks = store.blocks(_ROWS) if len(missing) == len(spans) else _blocks(store, missing)
+    for start, memories_bMD in blocks:
         stop = start + len(memories_bMD)
         keys_RK[start:stop] = basis.documents(memories_bMD)
         if recall is not None:
@@ -162,110 +172,101 @@ def keys_of(store: Any, basis: Basis, recall: Recall | None = None) -> np.ndarra
         progress.update(done)
     progress.close()
     with _kept(store):
-        for place in missing:
+        for part, span in missing:
             file = io.BytesIO()
-            np.save(file, _of(keys_RK, place))
-            final = _keys_file(store, basis.name, place)
-            unfinished = final.parent / f"{final.name}.tmp"
-            unfinished.write_bytes(file.getvalue())
-            unfinished.replace(final)
+            np.save(file, keys_RK[span])
+            files.write(_keys_file(store, basis.name, part), file.getvalue())
     return keys_RK
 
 
 @contextlib.contextmanager
-def _kept(store: Any) -> Iterator[None]:
-    """Goes on where what was made cannot be kept: a store may be read-only, or its disk full."""
+def _kept(store: SearchableStore) -> Iterator[None]:
+    """Continues where what was made cannot be kept: a store may be read-only, or its disk full."""
     try:
         yield
     except OSError as e:
         logging.warning(
             "%s: what it is searched by cannot be kept there (%s) and will be made anew",
-            store.path, e.strerror or e,
-        )  # fmt: skip
+            store.path,
+            e.strerror or e,
+        )
 
 
-def _memories(store: Any, missing: list[Place], whole: bool) -> Iterator[tuple[int, np.ndarray]]:
-    """Blocks of the memories of some parts, or of all, with their first rows."""
-    if whole:
-        yield from store.blocks(_ROWS)
-        return
-    for place in missing:
-        for start in range(place.first, place.first + place.rows, _ROWS):
-            yield start, store.memories(range(start, min(start + _ROWS, place.first + place.rows)))
+def _blocks(
+    store: SearchableStore, missing: Sequence[tuple[StorePart, slice]]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """`store.blocks` of some parts."""
+    for _, span in missing:
+        for start in range(span.start, span.stop, _ROWS):
+            yield start, store.memories(range(start, min(start + _ROWS, span.stop)))
 
 
-def _of(keys_RK: np.ndarray, place: Place) -> np.ndarray:
-    return keys_RK[place.first : place.first + place.rows]
+def _keys_file(store: SearchableStore, basis: str, part: StorePart) -> epath.Path:
+    return files.path(store.path) / "parts" / part.name / f"keys-{basis}.npy"
 
 
-def _keys_file(store: Any, basis: str, place: Place) -> Any:
-    return files.path(store.path) / "parts" / place.name / f"keys-{basis}.npy"
-
-
-def _read(place: Any, own_rK: np.ndarray) -> bool:
+def _read(file: epath.Path, own_rK: np.ndarray) -> bool:
     """Reads the keys of a part; False where there are none, or others."""
     try:
-        with place.open("rb") as f:
-            found = np.lib.format.read_array(f)
+        with file.open("rb") as f:
+            keys_rK = np.lib.format.read_array(f)
     except DAMAGED:
         return False
-    if (found.shape, found.dtype) != (own_rK.shape, own_rK.dtype):
+    if (keys_rK.shape, keys_rK.dtype) != (own_rK.shape, own_rK.dtype):
         return False
-    own_rK[:] = found
+    own_rK[:] = keys_rK
     return True
 
 
-def open_words(store: Any) -> Words:
+def open_words(store: SearchableStore) -> Words:
     """BM25 of all rows of a store; built, and kept there, where there is none that serves."""
-    now = [list(place.part) for place in places(store)]
-    newest = sorted((p for p in _folders(store) if p.name.startswith("words-")), reverse=True)
-    for place in newest:
-        found = Words.load(str(place))
-        known = found[1].get("parts") if found else None
-        if known and known == now[: len(known)] and found[0].can_take(store.rows):
-            return update_words(found[0], store)
+    now = [list(dataclasses.astuple(part)) for part in store.parts]
+    earlier = [folder for folder in _folders(store) if folder.name.startswith("words-")]
+    for folder in reversed(earlier):
+        words, info = Words.load(folder) or (None, {})
+        known = info.get("parts")
+        if known and known == now[: len(known)] and words.can_take(store.rows):
+            return update_words(words, store)
     start = time.perf_counter()
     words = Words.build(store.texts())
     # Nanoseconds, so that no two have the same name.
     folder = files.path(store.path) / "search" / f"words-{time.time_ns()}"
     with _kept(store):
-        words.save(str(folder), {"parts": now})
-        for place in newest:
-            place.rmtree()
+        words.save(folder, {"parts": now})
+        for other in earlier:
+            other.rmtree()
     logging.info("BM25 of %d documents, in %.0f s", words.rows, time.perf_counter() - start)
     return words
 
 
-def update_words(words: Words, store: Any) -> Words:
+def update_words(words: Words, store: SearchableStore) -> Words:
     """The index with the rows that it does not know yet; the same if it knows all."""
     if words.rows == store.rows:
         return words
     return words.extended(itertools.islice(store.texts(), words.rows, None))
 
 
-def _folders(store: Any) -> Iterator[Any]:
-    place = files.path(store.path) / "search"
-    yield from sorted(place.iterdir(), key=lambda one: one.name) if place.exists() else ()
+def _folders(store: SearchableStore) -> list[epath.Path]:
+    folder = files.path(store.path) / "search"
+    return sorted(folder.iterdir(), key=lambda entry: entry.name) if folder.exists() else []
 
 
-def _bases(store: Any, score: str, key: int) -> list[tuple[dict[str, Any], Any]]:
-    """What is known of each basis for a score and so many numbers, and its folder; newest last."""
-    found = []
-    for place in _folders(store):
-        try:
-            info = json.loads((place / "search.json").read_text())
+def _bases(store: SearchableStore, score: str, key: int) -> list[tuple[dict[str, Any], epath.Path]]:
+    """search.json of each basis for a score and K = key, and its folder; newest last."""
+    bases = []
+    for folder in _folders(store):
+        with contextlib.suppress(*DAMAGED):
+            info = json.loads((folder / "search.json").read_text())
             numbers = [info[name] for name in _NUMBERS]
             if (info["score"], info["key"]) == (score, key) and sum(numbers) >= 0:
-                found.append((info, place))
-        except DAMAGED:
-            continue  # not whole
-    return sorted(found, key=lambda one: one[0]["time"])
+                bases.append((info, folder))
+    return sorted(bases, key=lambda base: base[0]["time"])
 
 
-def _forget(store: Any, basis: Basis, score: str, key: int) -> None:
+def _remove_earlier(store: SearchableStore, basis: Basis, score: str, key: int) -> None:
     """Removes earlier bases of the same kind, and their keys."""
-    for _, place in _bases(store, score, key):
-        if place.name != basis.name:
-            for part in places(store):
-                _keys_file(store, place.name, part).unlink(missing_ok=True)
-            place.rmtree()
+    for _, folder in _bases(store, score, key):
+        if folder.name != basis.name:
+            for part in store.parts:
+                _keys_file(store, folder.name, part).unlink(missing_ok=True)
+            folder.rmtree()

@@ -3,7 +3,7 @@
     OUTPUT/keys.faiss    what faiss.read_index opens as an IndexFlatIP, float32 [n, K]
     OUTPUT/ids.jsonl     ids of its vectors, a JSON string a line
     OUTPUT/basis.npz     `components` [X, K] and `score`: a query is unit_vectors(q) @ components
-                         (search_keys.query_keys)
+                         (keys.query_keys)
 
 Deleted rows are left out.
 """
@@ -11,18 +11,18 @@ Deleted rows are left out.
 import json
 import os
 import struct
-from typing import Any
 
 import numpy as np
 
 from clara_jax import config as config_lib
 from clara_jax import files
 from clara_jax.corpus.search import build
+from clara_jax.corpus.search.build import SearchableStore
 
 _BLOCK = 1 << 14  # rows in float32 at once
 
 
-def export(store: Any, options: config_lib.Search, score: str, output: str) -> None:
+def export(store: SearchableStore, options: config_lib.Search, score: str, output: str) -> None:
     """Writes the three files; keys that the store does not hold yet are computed.
 
     Args:

@@ -25,7 +25,6 @@ import scipy.linalg
 from clara_jax.models import scores as scores_lib
 
 _EPS = 1e-8  # least norm, as of the scores
-_COLUMNS = 8192  # of a Gram matrix's factors at once
 _NOTHING = 1e-6  # share of the largest variance below which a component is rounding
 
 _exact = functools.partial(jax.default_matmul_precision, "highest")
@@ -33,19 +32,12 @@ _exact = functools.partial(jax.default_matmul_precision, "highest")
 
 @dataclasses.dataclass(frozen=True)
 class Basis:
-    """Where keys come from.
+    """Where keys come from."""
 
-    Attributes:
-        score: a key of models/scores.KINDS.
-        components_XK: float32, orthonormal columns, the largest variance first.
-        offset_K: float32, the mean document's key.
-        variance: share of the documents' variance that the components keep.
-    """
-
-    score: str
-    components_XK: np.ndarray
-    offset_K: np.ndarray
-    variance: float
+    score: str  # a key of models/scores.KINDS
+    components_XK: np.ndarray  # float32, orthonormal columns, the largest variance first
+    offset_K: np.ndarray  # float32, the mean document's key
+    variance: float  # share of the documents' variance that the components keep
 
     @property
     def key(self) -> int:
@@ -60,10 +52,10 @@ class Basis:
 
     def documents(self, memories_bMD: np.ndarray) -> np.ndarray:
         """Keys float32 [b, K] of documents' memories, of any float dtype."""
-        return np.asarray(document_keys(memories_bMD, self._components, self.offset_K, self.score))
+        return self.queries(memories_bMD) - self.offset_K
 
     def queries(self, memories_nMD: np.ndarray) -> np.ndarray:
-        """Keys float32 [n, K] of queries' memories."""
+        """Keys float32 [n, K] of queries' memories, of any float dtype."""
         return np.asarray(query_keys(memories_nMD, self._components, self.score))
 
     @functools.cached_property
@@ -73,16 +65,16 @@ class Basis:
     def pack(self) -> bytes:
         """The file of a basis."""
         file = io.BytesIO()
-        np.savez(file, score=self.score, components=self.components_XK, offset=self.offset_K,
-                 variance=self.variance)  # fmt: skip
+        arrays = {"components": self.components_XK, "offset": self.offset_K}
+        np.savez(file, score=self.score, **arrays, variance=self.variance)
         return file.getvalue()
 
     @classmethod
     def unpack(cls, data: bytes) -> "Basis":
         """What `pack` made a file of."""
-        with np.load(io.BytesIO(data)) as found:
-            return cls(str(found["score"]), found["components"], found["offset"],
-                       float(found["variance"]))  # fmt: skip
+        with np.load(io.BytesIO(data)) as file:
+            score, variance = str(file["score"]), float(file["variance"])
+            return cls(score, file["components"], file["offset"], variance)
 
 
 def unit_vectors(memories_bMD: jax.Array, score: str) -> jax.Array:
@@ -99,15 +91,6 @@ def unit_vectors(memories_bMD: jax.Array, score: str) -> jax.Array:
 
 def _normalised(x: jax.Array) -> jax.Array:
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), _EPS)
-
-
-@functools.partial(jax.jit, static_argnames="score")
-def document_keys(
-    memories_bMD: jax.Array, components_XK: jax.Array, offset_K: jax.Array, score: str
-) -> jax.Array:
-    """Keys float32 [b, K] of documents (module docstring)."""
-    with _exact():
-        return unit_vectors(memories_bMD, score) @ components_XK - offset_K[None]
 
 
 @functools.partial(jax.jit, static_argnames="score")
@@ -144,7 +127,9 @@ def fit(memories_nMD: np.ndarray, score: str, key: int) -> Basis:
     mean_X = x_nX.mean(0)
     x_nX = x_nX - mean_X
     n, X = x_nX.shape
-    products = _gram(x_nX) if n < X else _gram(x_nX.T)
+    with _exact():
+        x = jnp.asarray(x_nX)
+        products = np.array(x @ x.T if n < X else x.T @ x)
     total, K = max(float(np.trace(products)), _EPS), max(min(key, n - 1, X), 1)
     size = len(products)
     variances_K, vectors_sK = scipy.linalg.eigh(
@@ -156,25 +141,11 @@ def fit(memories_nMD: np.ndarray, score: str, key: int) -> Basis:
     components_XK = vectors_sK[:, :kept]
     if n < X:
         with _exact():
-            components_XK = np.asarray(jnp.asarray(x_nX).T @ components_XK)
+            components_XK = np.asarray(x.T @ components_XK)
     # Those of little variance have lost their right angles to rounding.
     components_XK = np.linalg.qr(components_XK)[0].astype(np.float32)
     share = float(np.maximum(variances_K[:kept], 0).sum() / total)
     return Basis(score, components_XK, (mean_X @ components_XK).astype(np.float32), share)
-
-
-def _gram(x_nX: np.ndarray) -> np.ndarray:
-    """Products of all rows, float32 [n, n], summed up over blocks of columns."""
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def add(sum_nn: jax.Array, x_nx: jax.Array) -> jax.Array:
-        with _exact():
-            return sum_nn + x_nx @ x_nx.T
-
-    sum_nn = jnp.zeros((len(x_nX), len(x_nX)), jnp.float32)
-    for start in range(0, x_nX.shape[1], _COLUMNS):
-        sum_nn = add(sum_nn, x_nX[:, start : start + _COLUMNS])
-    return np.array(sum_nn)
 
 
 class Recall:
@@ -187,40 +158,34 @@ class Recall:
         own_n: the row of each query if it is a document itself, which is not to be found; else -1.
         score: as of the basis.
         best: documents of each query that should be found.
+
+    Attributes:
+        best_nb: rows of the documents that score best so far; -1 where there are fewer.
+        scores_nb: their scores, float32; -inf where there are fewer.
     """
 
     def __init__(self, queries_nMD: np.ndarray, own_n: np.ndarray, score: str, best: int):
         self._queries, self._own, self._score = queries_nMD, np.asarray(own_n), score
-        self._scores_nb = np.full((len(queries_nMD), best), -np.inf, np.float32)
-        self._rows_nb = np.full((len(queries_nMD), best), -1)
+        self.scores_nb = np.full((len(queries_nMD), best), -np.inf, np.float32)
+        self.best_nb = np.full((len(queries_nMD), best), -1)
 
     def add(self, first: int, memories_bMD: np.ndarray, alive_b: np.ndarray) -> None:
         """A block of documents, whose first has the row `first`."""
-        found_nb = np.array(all_scores(self._queries, memories_bMD, self._score))
+        block_nb = np.array(all_scores(self._queries, memories_bMD, self._score))
         rows_b = np.arange(first, first + len(memories_bMD))
-        found_nb[:, ~alive_b] = -np.inf
-        found_nb[rows_b[None] == self._own[:, None]] = -np.inf
-        scores = np.concatenate([self._scores_nb, found_nb], 1)
-        rows = np.concatenate([self._rows_nb, np.broadcast_to(rows_b, found_nb.shape)], 1)
-        places = np.argsort(-scores, axis=1, kind="stable")[:, : self._rows_nb.shape[1]]
-        self._scores_nb = np.take_along_axis(scores, places, 1)
-        self._rows_nb = np.where(self._scores_nb > -np.inf, np.take_along_axis(rows, places, 1), -1)
-
-    @property
-    def best(self) -> np.ndarray:
-        """Rows [n, best] of the documents that score best so far; -1 where there are fewer."""
-        return self._rows_nb
-
-    @property
-    def scores(self) -> np.ndarray:
-        """Their scores, float32 [n, best]; -inf where there are fewer."""
-        return self._scores_nb
+        block_nb[:, ~alive_b] = -np.inf
+        block_nb[rows_b[None] == self._own[:, None]] = -np.inf
+        scores = np.concatenate([self.scores_nb, block_nb], 1)
+        rows = np.concatenate([self.best_nb, np.broadcast_to(rows_b, block_nb.shape)], 1)
+        places = np.argsort(-scores, axis=1, kind="stable")[:, : self.best_nb.shape[1]]
+        self.scores_nb = np.take_along_axis(scores, places, 1)
+        self.best_nb = np.where(self.scores_nb > -np.inf, np.take_along_axis(rows, places, 1), -1)
 
     def of(self, candidates_nC: np.ndarray) -> float:
         """Share of the best documents among the candidates, mean over queries."""
         shares = [
-            len(wanted & set(found)) / len(wanted)
-            for best, found in zip(self._rows_nb.tolist(), candidates_nC.tolist(), strict=True)
+            len(wanted & set(own)) / len(wanted)
+            for best, own in zip(self.best_nb.tolist(), candidates_nC.tolist(), strict=True)
             if (wanted := set(best) - {-1})
         ]
         return float(np.mean(shares)) if shares else 1.0

@@ -1,4 +1,4 @@
-"""Brute force over search keys, which lie in shards on all devices of a mesh.
+"""Brute force over search keys, which are sharded over all devices of a mesh.
 
 Every device finds the best of its own rows, and the best of these are the best of all. On TPUs
 that is `jax.lax.approx_max_k`; elsewhere exact, a block of rows after the other.
@@ -65,13 +65,17 @@ def program(mesh: Mesh, score: str, k: int) -> Callable[..., tuple[jax.Array, ja
     whole, rows = PartitionSpec(), PartitionSpec(axes)
     columns = PartitionSpec(None, axes)
     sharded = jax.shard_map(
-        of_shard, mesh=mesh, in_specs=(whole, rows, rows), out_specs=(columns, columns),
+        of_shard,
+        mesh=mesh,
+        in_specs=(whole, rows, rows),
+        out_specs=(columns, columns),
         check_vma=False,
-    )  # fmt: skip
+    )
 
     @jax.jit
-    def search(queries_nMD: jax.Array, components_XK: jax.Array, keys_RK: jax.Array,
-               added_R: jax.Array) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    def search(
+        queries_nMD: jax.Array, components_XK: jax.Array, keys_RK: jax.Array, added_R: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         values, rows = sharded(query_keys(queries_nMD, components_XK, score), keys_RK, added_R)
         if devices > 1:
             everywhere = NamedSharding(mesh, PartitionSpec())
@@ -97,22 +101,22 @@ def _approximate(q_nK: jax.Array, keys_RK: jax.Array, added_R: jax.Array, k: int
 
 
 def _blocked(q_nK: jax.Array, keys_RK: jax.Array, added_R: jax.Array, k: int) -> tuple:
-    rows, n = len(added_R), len(q_nK)
-    size = min(max(_BLOCK, k), rows)
-    starts_s = jnp.arange(0, rows, size)
+    R, n = len(added_R), len(q_nK)
+    size = min(max(_BLOCK, k), R)
+    starts_s = jnp.arange(0, R, size)
 
     def step(best: tuple, start: jax.Array) -> tuple:
         # The last block begins earlier, to be as long; what the one before had counts once.
-        first = jnp.minimum(start, rows - size)
+        first = jnp.minimum(start, R - size)
         block_rK = jax.lax.dynamic_slice_in_dim(keys_RK, first, size)
         added_r = jax.lax.dynamic_slice_in_dim(added_R, first, size)
         rows_r = first + jnp.arange(size)
         added_r = jnp.where(rows_r >= start, added_r, -jnp.inf)
         values_nk, places_nk = jax.lax.top_k(_products(q_nK, block_rK, added_r), k)
         values = jnp.concatenate([best[0], values_nk], 1)
-        found = jnp.concatenate([best[1], first + places_nk], 1)
+        rows = jnp.concatenate([best[1], first + places_nk], 1)
         values_nk, places_nk = jax.lax.top_k(values, k)
-        return (values_nk, jnp.take_along_axis(found, places_nk, 1)), None
+        return (values_nk, jnp.take_along_axis(rows, places_nk, 1)), None
 
     none = (jnp.full((n, k), -jnp.inf), jnp.zeros((n, k), jnp.int32))
     return jax.lax.scan(step, none, starts_s)[0]
@@ -144,16 +148,16 @@ class Nearest:
     def search(self, queries_nMD: np.ndarray, k: int) -> np.ndarray:
         """Rows int [n, k] of the best keys, the best first; -1 where there are fewer."""
         n = len(queries_nMD)
-        found_nk = np.full((n, k), -1)
+        best_nk = np.full((n, k), -1)
         if not n or not self._rows:
-            return found_nk
+            return best_nk
         size = max(_FEWEST, 1 << (n - 1).bit_length())
         filled = np.zeros((size, *queries_nMD.shape[1:]), np.float32)
         filled[:n] = queries_nMD
         search = program(self._mesh, self.basis.score, k)
         values, rows = jax.device_get(search(filled, self._components, self._keys, self._added))
-        found_nk[:, : rows.shape[1]] = np.where(values[:n] > -np.inf, rows[:n], -1)
-        return found_nk
+        best_nk[:, : rows.shape[1]] = np.where(values[:n] > -np.inf, rows[:n], -1)
+        return best_nk
 
     def _mask(self, alive_R: np.ndarray) -> None:
         self._added = self._put(np.where(alive_R, 0, -np.inf), np.dtype(np.float32), -np.inf)

@@ -2,14 +2,13 @@
 
 The index is bm25s's, of the documents that were there when it was built. Documents that are added
 later are scored beside it by the same formula and its statistics, until they are an eighth of it:
-to build it anew takes minutes at millions of documents.
+to build it again takes minutes at millions of documents.
 """
 
 import collections
 import json
 import logging
 import math
-import os
 import re
 import shutil
 import tempfile
@@ -18,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from clara_jax import files
 
@@ -25,8 +25,7 @@ from clara_jax import files
 DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
 _K1, _B = 1.5, 0.75  # bm25s's defaults, Lucene's variant
 _MOST_ADDED = 8  # documents of the index for one beside it
-_FILES = ("data.csc.index.npy", "indices.csc.index.npy", "indptr.csc.index.npy",
-          "vocab.index.json", "params.index.json", "words.json")  # fmt: skip
+_INFO = "words.json"  # beside the files of bm25s
 
 
 def words(text: str) -> list[str]:
@@ -47,12 +46,12 @@ class Words:
         """Reads all documents."""
         bm25s = _bm25s()
         ids: dict[str, int] = {}
-        found = [[ids.setdefault(word, len(ids)) for word in words(text)] for text in texts]
-        mean = sum(map(len, found)) / max(len(found), 1)
+        tokens = [[ids.setdefault(word, len(ids)) for word in words(text)] for text in texts]
+        mean = sum(map(len, tokens)) / max(len(tokens), 1)
         index = bm25s.BM25(k1=_K1, b=_B)
         if mean:  # by which BM25 divides
-            index.index((found, ids), create_empty_token=False, show_progress=False)
-        return cls(index if mean else None, len(found), mean)
+            index.index((tokens, ids), create_empty_token=False, show_progress=False)
+        return cls(index if mean else None, len(tokens), mean)
 
     @property
     def rows(self) -> int:
@@ -60,7 +59,7 @@ class Words:
         return self._rows
 
     def can_take(self, rows: int) -> bool:
-        """Whether the index serves for so many documents in all, or should be built anew."""
+        """Whether the index serves for this number of documents, or should be built again."""
         return self._documents <= rows <= self._documents + self._documents // _MOST_ADDED
 
     def extended(self, texts: Iterable[str]) -> "Words":
@@ -79,16 +78,16 @@ class Words:
 
     def search(self, questions: Sequence[str], k: int, alive_R: np.ndarray) -> np.ndarray:
         """Rows int [n, k] of the best documents, the best first, -1 where fewer share a word."""
-        found_nk = np.full((len(questions), k), -1)
-        for found_k, question in zip(found_nk, questions, strict=True):
+        best_nk = np.full((len(questions), k), -1)
+        for best_k, question in zip(best_nk, questions, strict=True):
             scores_R = np.where(alive_R, self.scores(question), 0)
             rows = np.flatnonzero(scores_R)
             if len(rows) > k:  # equal ones at the end are sorted too
                 least = -np.partition(-scores_R[rows], k - 1)[k - 1]
                 rows = rows[scores_R[rows] >= least]
             best = rows[np.argsort(-scores_R[rows], kind="stable")][:k]
-            found_k[: len(best)] = best
-        return found_nk
+            best_k[: len(best)] = best
+        return best_nk
 
     def scores(self, question: str) -> np.ndarray:
         """BM25 float32 [rows]; a word that the question repeats counts as often."""
@@ -112,43 +111,39 @@ class Words:
             df, N = len(self._added[word]), self._rows
         return math.log(1 + (N - df + 0.5) / (df + 0.5))
 
-    def save(self, folder: str, info: dict[str, Any]) -> None:
-        """Writes the index, without what was added; `info` is given back by `load`."""
-        with tempfile.TemporaryDirectory() as local:
+    def save(self, folder: epath.Path, info: dict[str, Any]) -> None:
+        """Writes the index, without what was added; `load` returns `info`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as here:
             if self._index is not None:
-                self._index.save(local, show_progress=False)
-            told = {"documents": self._documents, "mean": self._mean, "info": info}
-            files.write(os.path.join(local, _FILES[-1]), json.dumps(told))
-            to = files.path(folder)
-            to.mkdir(parents=True, exist_ok=True)
-            for name in _FILES:  # what says that it is whole comes last
-                if os.path.exists(os.path.join(local, name)):
-                    with open(os.path.join(local, name), "rb") as source, \
-                            (to / f"{name}.tmp").open("wb") as f:  # fmt: skip
-                        shutil.copyfileobj(source, f)
-                    (to / f"{name}.tmp").replace(to / name)
+                self._index.save(here, show_progress=False)
+            _copy(epath.Path(here), folder)
+        content = {"documents": self._documents, "mean": self._mean, "info": info}
+        files.write(folder / _INFO, json.dumps(content))  # last, to say that all is there
 
     @classmethod
-    def load(cls, folder: str) -> tuple["Words", dict[str, Any]] | None:
+    def load(cls, folder: epath.Path) -> tuple["Words", dict[str, Any]] | None:
         """An index and its `info`; None where there is none, or it is damaged."""
-        place = files.path(folder)
         try:
-            told = json.loads((place / _FILES[-1]).read_text())
+            content = json.loads((folder / _INFO).read_text())
             index = None
-            if told["mean"]:
-                with tempfile.TemporaryDirectory() as local:
+            if content["mean"]:
+                with tempfile.TemporaryDirectory() as here:
                     if files.is_remote(folder):
-                        for name in _FILES[:-1]:
-                            with (place / name).open("rb") as source, \
-                                    open(os.path.join(local, name), "wb") as f:  # fmt: skip
-                                shutil.copyfileobj(source, f)
-                        folder = local
-                    index = _bm25s().BM25.load(folder, show_progress=False)
-                if index.scores["num_docs"] != told["documents"]:
+                        _copy(folder, folder := epath.Path(here))
+                    index = _bm25s().BM25.load(str(folder), show_progress=False)
+                if index.scores["num_docs"] != content["documents"]:
                     return None
-            return cls(index, told["documents"], told["mean"]), told["info"]
+            return cls(index, content["documents"], content["mean"]), content["info"]
         except DAMAGED:
             return None
+
+
+def _copy(source: epath.Path, target: epath.Path) -> None:
+    """Copies the files of a folder."""
+    for file in source.iterdir():
+        with file.open("rb") as old, (target / file.name).open("wb") as new:
+            shutil.copyfileobj(old, new)
 
 
 def _bm25s() -> Any:

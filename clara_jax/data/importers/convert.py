@@ -12,9 +12,9 @@ why.
 import argparse
 import collections
 import functools
+import itertools
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -23,12 +23,12 @@ from clara_jax import files
 from clara_jax.data import records
 from clara_jax.data.importers import public_sets
 from clara_jax.errors import UserError, command
+from clara_jax.text.chunks import whole
 
 UNANSWERABLE = "questions without an answer"
 NO_DOCUMENT = "questions without documents"
 EMPTY = "records with an empty question, answer or document"
 
-_RELEASE_DOCUMENT = re.compile(r"This a document about (.*?)\. ?\n ?(.*)", re.DOTALL)
 _QUESTION_KEYS = ("question", "query", "content")
 _DOCUMENT_KEYS = ("docs", "doc", "documents", "context", "contexts")
 # The teacher's words before the reference, which instruct data also has.
@@ -41,10 +41,9 @@ Importer = Callable[[str, Left], Iterator[Row]]
 
 def clara(path: str, left: Left) -> Iterator[Row]:
     """The release's files of all stages, their documents as title, line end and text."""
-    for value, origin in _lines(path):
-        documents = value.get("docs")
-        if isinstance(documents, list):
-            value = value | {"docs": [_plain(d) if isinstance(d, str) else d for d in documents]}
+    for value, origin in records.lines(path):
+        if isinstance(value.get("docs"), list):
+            value = value | {"docs": [_plain(document) for document in value["docs"]]}
         if value.get("data_type") == "qa" and isinstance(value.get("question"), str):
             value = {key: v for key, v in value.items() if key != "data_type"}  # of later stages
         elif records.is_scp(value) and isinstance(value.get("answers"), str):
@@ -54,7 +53,7 @@ def clara(path: str, left: Left) -> Iterator[Row]:
 
 def teacher(path: str, left: Left) -> Iterator[Row]:
     """Questions with retrieved documents and the answer that a teacher gave to them."""
-    for value, origin in _lines(path):
+    for value, origin in records.lines(path):
         question = _first(value, _QUESTION_KEYS, origin)
         documents = _first(value, _DOCUMENT_KEYS, origin)
         answer = _first(value, _LABEL_KEYS, origin)
@@ -89,18 +88,16 @@ def squad(path: str, left: Left) -> Iterator[Row]:
 
 def _flat(path: str, left: Left) -> Iterator[Row]:
     """Rows of one question each; those of one paragraph that follow each other are one record."""
-    group: list[dict[str, Any]] = []
-    first = ""
-    for value, origin in _lines(path):
+
+    def context(row: Row) -> str:
+        value, origin = row
         if not isinstance(value.get("context"), str):
             raise UserError(f"{origin}: context must be a text")
-        if group and group[0]["context"] != value["context"]:
-            yield from _paragraph(group[0].get("title"), group[0], group, left, first)
-            group = []
-        first = first if group else origin
-        group.append(value)
-    if group:
-        yield from _paragraph(group[0].get("title"), group[0], group, left, first)
+        return value["context"]
+
+    for _, group in itertools.groupby(records.lines(path), context):
+        values, origins = zip(*group, strict=True)
+        yield from _paragraph(values[0].get("title"), values[0], values, left, origins[0])
 
 
 def _paragraph(
@@ -123,12 +120,11 @@ def _paragraph(
     if not isinstance(context, str):
         raise UserError(f"{origin}: context must be a text")
     title = title.replace("_", " ").strip() if isinstance(title, str) else ""
-    document = " ".join(context.split())
     record = {
         "data_type": "qa",
         "question": questions,
         "answers": answers,
-        "docs": [f"{title}\n{document}" if title else document],
+        "docs": [whole(title, " ".join(context.split()))],
     }
     yield record | ({"aliases": aliases} if any(aliases) else {}), origin
 
@@ -144,17 +140,15 @@ def _answers(value: Any, origin: str) -> list[str]:
     return list(dict.fromkeys(text for text in texts if text.strip()))
 
 
-def _plain(document: str) -> str:
-    match = _RELEASE_DOCUMENT.fullmatch(document)
-    return f"{match[1]}\n{match[2]}" if match else document
+def _plain(document: Any) -> Any:
+    return records.plain(document) if isinstance(document, str) else document
 
 
 def _joined(document: Any) -> Any:
     if not isinstance(document, dict):
-        return _plain(document) if isinstance(document, str) else document
+        return _plain(document)
     text = document.get("text", document.get("content", document.get("contents")))
-    title = document.get("title")
-    return f"{title}\n{text}" if title and isinstance(text, str) else text
+    return whole(document.get("title"), text) if isinstance(text, str) else text
 
 
 def _first(value: dict[str, Any], keys: tuple[str, ...], origin: str) -> Any:
@@ -165,21 +159,10 @@ def _first(value: dict[str, Any], keys: tuple[str, ...], origin: str) -> Any:
 
 
 def _list(value: Any, key: str, origin: str) -> list[Any]:
-    found = value.get(key) if isinstance(value, dict) else None
-    if not isinstance(found, list):
+    values = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(values, list):
         raise UserError(f"{origin}: {key} must be a list")
-    return found
-
-
-def _lines(path: str) -> Iterator[Row]:
-    try:
-        with open(files.local(path), "rb") as f:
-            for number, line in enumerate(f, 1):
-                if line.strip():
-                    origin = f"{path}:{number}"
-                    yield records.parse_line(line, origin), origin
-    except OSError as e:
-        raise UserError(f"{path}: cannot be read ({e.strerror})") from e
+    return values
 
 
 def _benchmark(kind: str, path: str, left: Left) -> Iterator[Row]:
@@ -196,7 +179,7 @@ KINDS: dict[str, Importer] = {"clara": clara, "teacher": teacher, "squad": squad
 
 
 def convert(kind: str, source: str, output: str) -> tuple[int, Left]:
-    """Writes a file of records; returns how many, and what was left out.
+    """Writes a file of records; returns their number, and what was left out.
 
     Raises:
         UserError: a record is not of this kind, with its line; nothing is written then.
@@ -226,11 +209,9 @@ def _unfit(value: dict[str, Any]) -> str:
     documents = value.get("docs", value.get("context", value.get("content")))
     if documents == []:
         return NO_DOCUMENT
-    keys = (
-        ("answers",)
-        if value.get("data_type") == "paraphrase"
-        else ("question", "answer", "answers")
-    )
+    keys = ["answers"]
+    if value.get("data_type") != "paraphrase":
+        keys += ["question", "answer"]
     texts = [text for key in keys if key in value for text in _each(value[key])]
     texts += _each(documents) if records.is_scp(value) else []
     return EMPTY if any(isinstance(text, str) and not text.strip() for text in texts) else ""

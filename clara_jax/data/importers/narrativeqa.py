@@ -11,7 +11,6 @@ download script writes; HTML's tags are taken out, stories that are not there ar
 import argparse
 import csv
 import html
-import json
 import os
 import re
 import sys
@@ -20,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from clara_jax import files
 from clara_jax.data import records
 from clara_jax.errors import UserError, command
+from clara_jax.text.chunks import whole
 
 SETS = ("train", "valid", "test")
 _HIDDEN = re.compile(r"<(script|style)\b.*?</\1\s*>|<!--.*?-->", re.DOTALL | re.IGNORECASE)
@@ -38,20 +38,20 @@ def convert(folder: str, part: str, stories: str = "") -> Iterator[dict]:
         UserError: a table cannot be read or lacks a column, or no document of the set is there.
     """
     titles = dict(_rows(folder, "documents.csv", part, ("document_id", "wiki_title")))
-    asked: dict[str, list[tuple[str, ...]]] = {}
+    questions: dict[str, list[tuple[str, ...]]] = {}
     columns = ("document_id", "question", "answer1", "answer2")
     for document, *texts in _rows(folder, "qaps.csv", part, columns):
         question, first, second = (text.strip() for text in texts)
         if question and first:
-            asked.setdefault(document, []).append((question, first, second))
+            questions.setdefault(document, []).append((question, first, second))
     if stories:
-        texts = ((document, _story(stories, document)) for document in asked)
+        texts = ((document, _story(stories, document)) for document in questions)
     else:
         table = os.path.join("third_party", "wikipedia", "summaries.csv")
         texts = _rows(folder, table, part, ("document_id", "summary"))
     empty = True
     for document, text in texts:
-        pairs, text = asked.get(document, []), " ".join(text.split())
+        pairs, text = questions.get(document, []), " ".join(text.split())
         if pairs and text:
             empty = False
             title = " ".join(titles.get(document, "").split())
@@ -60,7 +60,7 @@ def convert(folder: str, part: str, stories: str = "") -> Iterator[dict]:
                 "question": [question for question, _, _ in pairs],
                 "answers": [first for _, first, _ in pairs],
                 "aliases": [[second] if second else [] for _, _, second in pairs],
-                "docs": [f"{title}\n{text}" if title else text],
+                "docs": [whole(title, text)],
             }
     if empty:
         raise UserError(f"{stories or folder}: no document of the set {part} with questions")
@@ -104,16 +104,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--stories", default="", help="folder of ID.content files")
     parser.add_argument("--output", default="narrativeqa.jsonl", help="(default %(default)s)")
     args = parser.parse_args(argv)
-    found = list(convert(args.folder, args.set, args.stories))
-    for number, value in enumerate(found, 1):
+    values = list(convert(args.folder, args.set, args.stories))
+    for number, value in enumerate(values, 1):
         records.parse_scp(value, f"{args.folder}: record {number}")
-    lines = [json.dumps(value, ensure_ascii=False) for value in found]
     try:
-        files.write(args.output, "".join(f"{line}\n" for line in lines))
+        records.write(args.output, values)
     except OSError as e:
         raise UserError(f"{args.output}: cannot be written ({e.strerror})") from e
-    questions = sum(len(value["question"]) for value in found)
-    print(f"{args.output}: {len(found)} documents, {questions} questions")
+    questions = sum(len(value["question"]) for value in values)
+    print(f"{args.output}: {len(values)} documents, {questions} questions")
     return 0
 
 

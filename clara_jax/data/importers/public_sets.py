@@ -19,6 +19,7 @@ from typing import Any
 from clara_jax import files
 from clara_jax.data import records
 from clara_jax.errors import UserError
+from clara_jax.text.chunks import whole
 
 Row = tuple[dict[str, Any], str]
 
@@ -38,9 +39,11 @@ def hotpotqa(value: dict[str, Any], origin: str) -> dict[str, Any]:
     gold = [i for i, title in enumerate(titles) if title in supporting]
     documents = [_document(title, " ".join(_texts(sentences))) for title, sentences in context]
     return {
-        "question": value["question"], "docs": documents, "answer": value["answer"],
+        "question": value["question"],
+        "docs": documents,
+        "answer": value["answer"],
         **_gold(gold, supporting <= set(titles)),
-    }  # fmt: skip
+    }
 
 
 def musique(value: dict[str, Any], origin: str) -> dict[str, Any] | None:
@@ -49,11 +52,12 @@ def musique(value: dict[str, Any], origin: str) -> dict[str, Any] | None:
         return None
     paragraphs = value["paragraphs"]
     return {
-        "question": value["question"], "answer": value["answer"],
+        "question": value["question"],
+        "answer": value["answer"],
         "docs": [_document(p["title"], p["paragraph_text"]) for p in paragraphs],
         "aliases": _texts(value.get("answer_aliases")),
         **_gold([i for i, p in enumerate(paragraphs) if _true(p.get("is_supporting"))], True),
-    }  # fmt: skip
+    }
 
 
 def nq(value: dict[str, Any], origin: str) -> dict[str, Any] | None:
@@ -66,10 +70,12 @@ def nq(value: dict[str, Any], origin: str) -> dict[str, Any] | None:
         passages = [(p, key == _GROUPS[0]) for key in _GROUPS for p in value.get(key) or ()]
         random.Random(value["question"]).shuffle(passages)
     return {
-        "question": value["question"], "answer": answers[0], "aliases": answers[1:],
+        "question": value["question"],
+        "answer": answers[0],
+        "aliases": answers[1:],
         "docs": [_document(p.get("title", ""), p["text"]) for p, _ in passages],
         **_gold([i for i, (_, is_gold) in enumerate(passages) if is_gold], True),
-    }  # fmt: skip
+    }
 
 
 def pubmedqa(value: dict[str, Any], origin: str) -> dict[str, Any]:
@@ -79,14 +85,16 @@ def pubmedqa(value: dict[str, Any], origin: str) -> dict[str, Any]:
     contexts = contexts["contexts"] if isinstance(contexts, dict) else contexts
     name = lower.get("pubid", "")
     return {
-        "data_type": "qa", "question": [lower["question"]], "answers": [lower["final_decision"]],
+        "data_type": "qa",
+        "question": [lower["question"]],
+        "answers": [lower["final_decision"]],
         "docs": [_document(f"PubMed {name}" if name else "", " ".join(_texts(contexts)))],
-    }  # fmt: skip
+    }
 
 
 KINDS: dict[str, Callable[[dict[str, Any], str], dict[str, Any] | None]] = {
-    "hotpotqa": hotpotqa, "musique": musique, "nq": nq, "pubmedqa": pubmedqa,
-}  # fmt: skip
+    function.__name__: function for function in (hotpotqa, musique, nq, pubmedqa)
+}
 
 
 def read(kind: str, path: str) -> Iterator[Row | None]:
@@ -110,18 +118,18 @@ def _values(path: str) -> Iterable[Row]:
         raise UserError(f"{path}: cannot be read ({e.strerror or e})") from e
     first, _, rest = text.partition("\n")
     if not _is_whole(text, first, rest):
-        lines = ((line, f"{path}:{n}") for n, line in enumerate(text.splitlines(), 1))
-        return ((records.parse_line(t, origin), origin) for t, origin in lines if t.strip())
+        return records.lines(path)
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as e:
         raise UserError(f"{path}: not JSON ({e})") from e
     if isinstance(value, dict):  # by name, as PubMedQA is
         value = [v | {"pubid": name} if isinstance(v, dict) else v for name, v in value.items()]
-    for n, each in enumerate(value):
+    rows = [(each, f"{path}: record {n}") for n, each in enumerate(value)]
+    for each, origin in rows:
         if not isinstance(each, dict):
-            raise UserError(f"{path}: record {n} must be a JSON object")
-    return ((each, f"{path}: record {n}") for n, each in enumerate(value))
+            raise UserError(f"{origin} must be a JSON object")
+    return rows
 
 
 def _is_whole(text: str, first: str, rest: str) -> bool:
@@ -158,7 +166,7 @@ def _true(value: Any) -> bool:
 
 
 def _document(title: str, text: str) -> str:
-    return "\n".join(" ".join(part.split()) for part in (title, text) if part.strip())
+    return whole(*(" ".join(part.split()) for part in (title, text))).strip()
 
 
 def _gold(positions: list[int], complete: bool) -> dict[str, list[int]]:

@@ -40,6 +40,7 @@ from clara_jax.evaluation.fidelity import text as text_lib
 from clara_jax.evaluation.fidelity.pieces import Pieces
 from clara_jax.evaluation.journal import Journal
 from clara_jax.runs import abilities
+from clara_jax.runs.setup import Loaded
 from clara_jax.text import wording
 
 PARTS = ("facts", "order", "text", "similarity")
@@ -112,13 +113,13 @@ def measure(
     Raises:
         UserError: there is nothing to measure on, or the model cannot do it.
     """
-    setup = clara.setup
-    abilities.can(setup, "compress")
+    model, trees = clara.model, clara.trees
+    abilities.can(model, trees, "compress")
     # Before the long work: what is missing is told.
     compare = spacy_lib.comparer(options.spacy) if options.spacy else wording.compare
     similar = None
     # The made-up facts' words do not make up an instruction to paraphrase.
-    if "text" in options.parts and setup.config.model.tokenizer == "facts":
+    if "text" in options.parts and model.config.model.tokenizer == "facts":
         options = _without("text", options, strict, (
             "text: the made-up facts' words do not make up an instruction to paraphrase"
         ))  # fmt: skip
@@ -130,13 +131,13 @@ def measure(
     if "text" in options.parts:
         text_lib.rouge_scorer()
         similar = text_lib.bert_scores(options.encoder) if options.encoder else None
-    sides = {"unseen": unseen(setup.config, options)}
+    sides = {"unseen": unseen(model.config, options)}
     if {"facts", "text"} & set(options.parts):
-        sides["seen"] = seen(setup.config, options)
+        sides["seen"] = seen(model.config, options)
     asked = {name: [r for r in side if r.data_type == "qa"] for name, side in sides.items()}
     if {"facts", "order"} & set(options.parts) and not asked["unseen"]:
         raise UserError(
-            f"{options.documents or setup.config.data.sources}: no qa record; ask for "
+            f"{options.documents or model.config.data.sources}: no qa record; ask for "
             "--parts=text,similarity alone"
         )
     if "similarity" in options.parts:
@@ -147,22 +148,22 @@ def measure(
     if options.pairs:
         pairs = similarity.read_pairs(options.pairs, options.count)
     found: dict[str, Any] = {
-        "step": setup.step,
-        "stage": setup.config.stage,
-        "memory_tokens": len(setup.extra.memory),
-        "rate": setup.config.data.document_length / len(setup.extra.memory),
+        "step": model.step,
+        "stage": model.config.stage,
+        "memory_tokens": len(model.extra.memory),
+        "rate": model.config.data.document_length / len(model.extra.memory),
     }
     if "facts" in options.parts:
         found["facts"], found["answers"] = {}, {}
         for name, records in asked.items():
             if records:
-                facts, rate = facts_lib.ask(setup, records, pieces, f"facts, {name}")
+                facts, rate = facts_lib.ask(model, trees, records, pieces, f"facts, {name}")
                 found["rate"] = found["rate"] if name == "seen" else rate
                 found["facts"][name] = facts_lib.summary(facts)
                 found["answers"][name] = [dataclasses.asdict(fact) for fact in facts]
     if "order" in options.parts:
-        found["order"] = order_lib.shuffled(setup, asked["unseen"], pieces)
-        found["which_first"] = order_lib.which_first(setup, asked["unseen"], pieces)
+        found["order"] = order_lib.shuffled(model, trees, asked["unseen"], pieces)
+        found["which_first"] = order_lib.which_first(model, trees, asked["unseen"], pieces)
     if "text" in options.parts:
         found["text"] = {
             name: text_lib.read_back(
@@ -172,9 +173,9 @@ def measure(
             if records
         }  # fmt: skip
     if "similarity" in options.parts:
-        found["similarity"] = similarity.changed_copies(setup, sides["unseen"], pieces)
+        found["similarity"] = similarity.changed_copies(model, trees, sides["unseen"], pieces)
     if options.pairs:
-        found["human_scores"] = similarity.human_scores(setup, pairs, pieces)
+        found["human_scores"] = similarity.human_scores(model, trees, pairs, pieces)
     return found
 
 
@@ -247,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs = {}
     for label, workdir in zip(labels(workdirs), workdirs, strict=True):
         clara = api.load(workdir, args.base)
-        pieces = Pieces(journal, clara.setup, files.absolute(workdir), label)
+        pieces = Pieces(journal, Loaded(clara.model, clara.trees), files.absolute(workdir), label)
         runs[label] = {"workdir": workdir} | measure(
             clara, options, pieces, strict=args.parts is not None
         )

@@ -27,7 +27,8 @@ from clara_jax.data.records import ScpRecord, digest
 from clara_jax.evaluation import asking, metrics, statistics
 from clara_jax.evaluation.fidelity.pieces import Pieces
 from clara_jax.evaluation.journal import Piece
-from clara_jax.runs.setup import Setup
+from clara_jax.models.clara import Trees
+from clara_jax.runs.setup import Model
 
 STATES = ("kept", "altered", "lost")
 SURE = 0.5  # the probability of an answer's tokens from which on it counts as sure
@@ -80,17 +81,22 @@ def locate(text: str, accepted: Sequence[str]) -> float | None:
 
 
 def ask(
-    setup: Setup, records: Sequence[ScpRecord], pieces: Pieces | None = None, part: str = "facts"
+    model: Model,
+    trees: Trees,
+    records: Sequence[ScpRecord],
+    pieces: Pieces | None = None,
+    part: str = "facts",
 ) -> tuple[list[Fact], float]:
     """All facts of qa records, and the realised rate of their documents.
 
     Args:
-        setup: the model.
+        model: the model.
+        trees: its weights.
         records: with the questions.
         pieces: keep what is finished.
         part: their name.
     """
-    found = (pieces or Pieces()).each(part, records, functools.partial(_ask, setup))
+    found = (pieces or Pieces()).each(part, records, functools.partial(_ask, model, trees))
     facts = [
         Fact(**(fact | {"accepted": tuple(fact["accepted"])}))
         for piece in found
@@ -100,17 +106,17 @@ def ask(
     return facts, float(np.average([piece["rate"] for piece in found], weights=memories))
 
 
-def _ask(setup: Setup, records: Sequence[ScpRecord]) -> Piece:
+def _ask(model: Model, trees: Trees, records: Sequence[ScpRecord]) -> Piece:
     """A piece of `ask`: the facts, and the rate with the number of memories that it is over."""
-    given, rate = asking.read(setup, [record.document for record in records])
+    given, rate = asking.read(model, trees, [record.document for record in records])
     asked = [
         (question, accepted, record.document, one)
         for record, one in zip(records, given, strict=True)
         for question, accepted in zip(record.questions, record.accepted, strict=True)
     ]
     questions, reads = [each[0] for each in asked], [each[3] for each in asked]
-    answers = asking.answer(setup, questions, reads)
-    costs, tokens = asking.nats(setup, questions, reads, answers)
+    answers = asking.answer(model, trees, questions, reads)
+    costs, tokens = asking.nats(model, trees, questions, reads, answers)
     sure = np.exp(-costs / np.maximum(tokens, 1))
     facts = []
     for (question, accepted, text, one), answer, p in zip(asked, answers, sure, strict=True):

@@ -21,7 +21,8 @@ from clara_jax.evaluation import asking, metrics, statistics
 from clara_jax.evaluation.fidelity import copies
 from clara_jax.evaluation.fidelity.pieces import Pieces
 from clara_jax.evaluation.journal import Piece
-from clara_jax.runs.setup import Setup
+from clara_jax.models.clara import Trees
+from clara_jax.runs.setup import Model
 from clara_jax.text import mentions, normalise
 
 _ORDER = re.compile(
@@ -37,7 +38,11 @@ def depends_on_order(question: str) -> bool:
 
 
 def shuffled(
-    setup: Setup, records: Sequence[ScpRecord], pieces: Pieces | None = None, seed: int = 0
+    model: Model,
+    trees: Trees,
+    records: Sequence[ScpRecord],
+    pieces: Pieces | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """What becomes of the answers when the documents' sentences are shuffled.
 
@@ -55,7 +60,7 @@ def shuffled(
         return {}
     documents = [each[0] for each in asked for _ in each[2]]  # a question's, drawn together
     questions, accepted = ([text for each in asked for text in each[i]] for i in (2, 3))
-    found = (pieces or Pieces()).each("sentences shuffled", asked, partial(_answers, setup))
+    found = (pieces or Pieces()).each("sentences shuffled", asked, partial(_answers, model, trees))
     answers = [[text for piece in found for text in piece["answers"][i]] for i in range(2)]
     right = [metrics.values(texts, accepted)["cover_exact_match"] for texts in answers]
     changed = [float(normalise(a) != normalise(b)) for a, b in zip(*answers, strict=True)]
@@ -80,15 +85,17 @@ def shuffled(
     return found
 
 
-def _answers(setup: Setup, asked: Sequence[tuple[str, str, Sequence[str], Any]]) -> Piece:
+def _answers(
+    model: Model, trees: Trees, asked: Sequence[tuple[str, str, Sequence[str], Any]]
+) -> Piece:
     """A piece of `shuffled`: the answers from the documents, and from the copies."""
     questions = [question for each in asked for question in each[2]]
-    given = [_read(setup, [each[i] for each in asked for _ in each[2]]) for i in range(2)]
-    return {"answers": [asking.answer(setup, questions, one) for one in given]}
+    given = [_read(model, trees, [each[i] for each in asked for _ in each[2]]) for i in range(2)]
+    return {"answers": [asking.answer(model, trees, questions, one) for one in given]}
 
 
 def which_first(
-    setup: Setup, records: Sequence[ScpRecord], pieces: Pieces | None = None
+    model: Model, trees: Trees, records: Sequence[ScpRecord], pieces: Pieces | None = None
 ) -> dict[str, Any]:
     """How often the generator knows which of two names a document has first.
 
@@ -105,7 +112,9 @@ def which_first(
         names = (case[2], case[3]) if i % 2 else (case[3], case[2])
         text = f"Which of the two does the document mention first, {' or '.join(names)}?"
         asked.append((*case, text))
-    found = (pieces or Pieces()).each("which comes first", asked, partial(_says_first, setup))
+    found = (pieces or Pieces()).each(
+        "which comes first", asked, partial(_says_first, model, trees)
+    )
     says_first = [np.concatenate([piece["says_first"][i] for piece in found]) for i in range(2)]
     values = {
         "in_order": says_first[0],
@@ -122,23 +131,25 @@ def which_first(
     }
 
 
-def _says_first(setup: Setup, asked: Sequence[tuple[str, str, str, str, str]]) -> Piece:
+def _says_first(
+    model: Model, trees: Trees, asked: Sequence[tuple[str, str, str, str, str]]
+) -> Piece:
     """A piece of `which_first`: whether the first name is likelier, in order and reversed."""
     questions, says_first = [each[4] for each in asked], []
     for place in range(2):
-        given = _read(setup, [each[place] for each in asked])
+        given = _read(model, trees, [each[place] for each in asked])
         costs = [
-            asking.nats(setup, questions, given, [each[name] for each in asked])[0]
+            asking.nats(model, trees, questions, given, [each[name] for each in asked])[0]
             for name in (2, 3)
         ]
         says_first.append((costs[0] < costs[1]).tolist())
     return {"says_first": says_first}
 
 
-def _read(setup: Setup, texts: Sequence[str]) -> list[asking.Read]:
+def _read(model: Model, trees: Trees, texts: Sequence[str]) -> list[asking.Read]:
     """Each distinct text is compressed once."""
     distinct = list(dict.fromkeys(texts))
-    found = dict(zip(distinct, asking.read(setup, distinct)[0], strict=True))
+    found = dict(zip(distinct, asking.read(model, trees, distinct)[0], strict=True))
     return [found[text] for text in texts]
 
 

@@ -7,7 +7,7 @@ from clara_jax.data.records import digest
 from clara_jax.evaluation.journal import Journal, Piece
 from clara_jax.progress import Progress
 from clara_jax.runs.fingerprint import model_hash
-from clara_jax.runs.setup import Setup
+from clara_jax.runs.setup import Loaded
 
 _SIZE = 16  # documents of a piece where no model says its batch
 
@@ -19,7 +19,7 @@ class Pieces:
 
     Args:
         journal: keeps what is finished; None keeps nothing.
-        setup: of the run, whose step and hash tell its pieces from others.
+        loaded: the run, whose step and hash tell its pieces from others.
         workdir: the run's.
         label: what the progress calls it.
     """
@@ -27,13 +27,13 @@ class Pieces:
     def __init__(
         self,
         journal: Journal | None = None,
-        setup: Setup | None = None,
+        loaded: Loaded | None = None,
         workdir: str = "",
         label: str = "",
     ):
         self._journal = journal or Journal(None, {})
-        self._size = setup.config.eval.batch if setup else _SIZE
-        self._key = f"{workdir} {setup.step} {model_hash(setup)}" if setup else workdir
+        self._size = loaded.model.config.eval.batch if loaded else _SIZE
+        self._key = f"{workdir} {loaded.model.step} {model_hash(*loaded)}" if loaded else workdir
         self._label = f"{label}: " if label else ""
 
     def each(

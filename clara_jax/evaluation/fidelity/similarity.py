@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from clara_jax import files
 from clara_jax.corpus.search.words import bm25_scores
 from clara_jax.data import records as records_lib
 from clara_jax.data.records import ScpRecord
-from clara_jax.data.tfds_source import decode, open_rows
+from clara_jax.data.tfds_source import open_rows, read_row
 from clara_jax.errors import UserError
 from clara_jax.evaluation import asking, statistics
 from clara_jax.evaluation.fidelity import copies
@@ -26,7 +25,8 @@ from clara_jax.evaluation.fidelity.pieces import Pieces
 from clara_jax.evaluation.journal import Piece
 from clara_jax.inference import rank
 from clara_jax.inference.encode import compress
-from clara_jax.runs.setup import Setup
+from clara_jax.models.clara import Trees
+from clara_jax.runs.setup import Model
 
 SCORERS = ("memory", "base mean", "BM25")
 COPIES = ("paraphrase", "reordered", "one fact exchanged", "another document")
@@ -40,10 +40,12 @@ Pair = tuple[str, str, float]
 
 
 def pair_scores(
-    setup: Setup, pairs: Sequence[tuple[str, str]], pieces: Pieces | None, part: str
+    model: Model, trees: Trees, pairs: Sequence[tuple[str, str]], pieces: Pieces | None, part: str
 ) -> dict[str, list]:
     """How close the texts of each pair are, by each of SCORERS; `part` is for the progress."""
-    found = (pieces or Pieces()).each(part, pairs, partial(_vector_scores, setup), times=_TIMES)
+    found = (pieces or Pieces()).each(
+        part, pairs, partial(_vector_scores, model, trees), times=_TIMES
+    )
     # Their weights are of all words, whatever the pieces.
     words = bm25_scores([first for first, _ in pairs], pairs)
     return {
@@ -52,14 +54,14 @@ def pair_scores(
     }
 
 
-def _vector_scores(setup: Setup, pairs: Sequence[tuple[str, str]]) -> Piece:
+def _vector_scores(model: Model, trees: Trees, pairs: Sequence[tuple[str, str]]) -> Piece:
     """A piece of `pair_scores`, by what needs the model."""
     distinct = list(dict.fromkeys(text for pair in pairs for text in pair))
     row = {text: i for i, text in enumerate(distinct)}
-    memories_nMD = compress(setup, distinct, setup.config.eval.batch).memories
-    means_nD = asking.base_means(setup, distinct)
+    memories_nMD = compress(model, trees, distinct, model.config.eval.batch).memories
+    means_nD = asking.base_means(model, trees, distinct)
     means_nD /= np.maximum(np.linalg.norm(means_nD, axis=1, keepdims=True), 1e-12)
-    kind = setup.config.select.score
+    kind = model.config.select.score
     index = [(row[a], row[b]) for a, b in pairs]
     return {
         "memory": [float(rank.scores(memories_nMD[a], memories_nMD[[b]], kind)[0])
@@ -83,7 +85,11 @@ def changed(records: Sequence[ScpRecord], seed: int = 0) -> list[tuple[str, str,
 
 
 def changed_copies(
-    setup: Setup, records: Sequence[ScpRecord], pieces: Pieces | None = None, seed: int = 0
+    model: Model,
+    trees: Trees,
+    records: Sequence[ScpRecord],
+    pieces: Pieces | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Closeness of documents to their changed copies.
 
@@ -101,7 +107,7 @@ def changed_copies(
              for number, copy in enumerate(COPIES, 1) if texts[number]]  # fmt: skip
     kinds, pairs = zip(*named, strict=True)
     scores: dict[str, dict[str, list[float]]] = {}
-    for name, values in pair_scores(setup, pairs, pieces, "changed copies").items():
+    for name, values in pair_scores(model, trees, pairs, pieces, "changed copies").items():
         scores[name] = {copy: [] for copy in COPIES if copy in kinds}
         for copy, value in zip(kinds, values, strict=True):
             scores[name][copy].append(value)
@@ -122,12 +128,12 @@ def changed_copies(
 
 
 def human_scores(
-    setup: Setup, pairs: Sequence[Pair], pieces: Pieces | None = None, seed: int = 0
+    model: Model, trees: Trees, pairs: Sequence[Pair], pieces: Pieces | None = None, seed: int = 0
 ) -> dict[str, Any]:
     """Spearman's rank correlation of each of SCORERS with people's scores, with its interval."""
     scores = [score for *_, score in pairs]
     texts = [(first, second) for first, second, _ in pairs]
-    ours = pair_scores(setup, texts, pieces, "pairs that people scored")
+    ours = pair_scores(model, trees, texts, pieces, "pairs that people scored")
     return {
         "pairs": len(pairs),
         "spearman": {name: spearman(values, scores) for name, values in ours.items()},
@@ -167,14 +173,9 @@ def read_pairs(name: str, count: int) -> list[Pair]:
     """
     if name.startswith("tfds:"):
         rows = open_rows(name.removeprefix("tfds:"))
-        values = ((decode(rows[i]), f"{name}:{i}") for i in range(len(rows)))
+        values = ((read_row(rows, i, name), f"{name}:{i}") for i in range(len(rows)))
     else:
-        try:
-            lines = files.read(name).splitlines()
-        except OSError as e:
-            raise UserError(f"{name}: cannot be read ({e.strerror or e})") from e
-        origins = ((line, f"{name}:{i}") for i, line in enumerate(lines, 1) if line.strip())
-        values = ((records_lib.parse_line(line, origin), origin) for line, origin in origins)
+        values = records_lib.lines(name)
     pairs = [_pair(value, origin) for value, origin in itertools.islice(values, count)]
     if len(pairs) < 3 or len({score for _, _, score in pairs}) < 2:
         raise UserError(f"{name}: three pairs or more, of differing scores, are needed")

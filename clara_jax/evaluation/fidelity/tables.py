@@ -6,6 +6,7 @@ from typing import Any
 from clara_jax.evaluation.fidelity import facts
 from clara_jax.evaluation.fidelity.facts import STATES
 from clara_jax.evaluation.paper import paper
+from clara_jax.text.markdown import table
 
 _SAMPLES = 3  # paraphrases that are shown
 _TEXT = {
@@ -155,12 +156,6 @@ def _similarity(runs: Runs) -> str:
             + table(["run", "pairs", *scorers], rows)
         )
     return "\n\n".join(parts)
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
-    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
 
 
 def _copies(runs: Runs) -> list[str]:

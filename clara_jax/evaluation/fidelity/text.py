@@ -84,9 +84,8 @@ def read_back(
     Returns:
         `documents`, `means`, `intervals`, `samples`.
     """
-    setup = clara.setup
-    limit = setup.config.data.document_length
-    read = [setup.tokenizer.head(record.document, limit) for record in records]
+    model = clara.model
+    read = [model.layout.head(record.document) for record in records]
     wanted = [
         record.answers[0] if record.data_type == "paraphrase" else text
         for record, text in zip(records, read, strict=True)

@@ -23,12 +23,13 @@ from clara_jax.evaluation.compare import labels
 from clara_jax.evaluation.inside import attention, counterfactual, data, lens, slots
 from clara_jax.evaluation.inside import map as map_lib
 from clara_jax.evaluation.inside.data import Given
+from clara_jax.models.clara import Trees
 from clara_jax.plotting import pyplot, save
 from clara_jax.runs import abilities
 from clara_jax.runs.load import load_setup
-from clara_jax.runs.setup import Setup
+from clara_jax.runs.setup import Loaded, Model
 
-# Name → heading and module, which has measure(setup, given), draw(found) and text(found).
+# Name → heading and module, which has measure(model, trees, given), draw(found) and text(found).
 PARTS: dict[str, tuple[str, ModuleType]] = {
     "slots": ("Which slot carries which fact", slots),
     "lens": ("The words that vectors say", lens),
@@ -61,12 +62,13 @@ def chosen(only: str, has_questions: bool) -> list[str]:
 
 
 def look(
-    setup: Setup, given: Given, names: Sequence[str], output: str, strict: bool = True
+    model: Model, trees: Trees, given: Given, names: Sequence[str], output: str, strict: bool = True
 ) -> dict[str, Any]:
     """Measures and draws parts, and writes all into a folder.
 
     Args:
-        setup: the model.
+        model: the model.
+        trees: its weights.
         given: what is looked at.
         names: of PARTS.
         output: the folder, made if it is not there.
@@ -81,10 +83,10 @@ def look(
             `strict`.
     """
     answering = not set(names) <= {*OF_TEXTS, "lens"}
-    for model in (setup, *([given.other] if given.other else [])):
-        abilities.can(model, "compress")
+    for loaded in filter(None, (Loaded(model, trees), given.other)):
+        abilities.can(*loaded, "compress")
     if answering:
-        abilities.can(setup, "answer")
+        abilities.can(model, trees, "answer")
     pyplot()  # missing, it is told before any work
     files.make_folder(output)
     found: dict[str, Any] = {}
@@ -93,7 +95,7 @@ def look(
     for name in names:
         heading, part = PARTS[name]
         try:
-            found[name] = part.measure(setup, given)
+            found[name] = part.measure(model, trees, given)
         except UserError as e:
             left.append(f"{name}: {str(e).removeprefix(f'{name}: ')}")
             print(f"{heading}: left out: {e}", end="\n\n", flush=True)
@@ -142,20 +144,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.replace and "slots" not in names:
         raise UserError("--replace is for slots, which are left out")
     workdirs = [files.normal(w) for w in (args.workdir, args.compare) if w]
-    setup = load_setup(workdirs[0], args.base)
+    model, trees = load_setup(workdirs[0], args.base)
     if args.documents:
         given = Given(read_documents(args.documents)[: args.count])
     else:
-        sources = args.questions or setup.config.eval.sources
+        sources = args.questions or model.config.eval.sources
         if not sources:
             raise UserError("give --questions or --documents: the run names no config.eval.sources")
-        given = data.read(setup, sources, args.count)
+        given = data.read(model, sources, args.count)
     other = load_setup(workdirs[1], args.base) if args.compare else None
     given = dataclasses.replace(
         given, other=other, names=labels(workdirs), replace=args.replace or "mean"
     )
     output = args.output or os.path.join(workdirs[0], "inside")
-    look(setup, given, names, output, strict=bool(args.only))
+    look(model, trees, given, names, output, strict=bool(args.only))
     print(f"pictures and numbers: {output}")
     return 0
 

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clara_jax.data import prompts
 from clara_jax.data.batches import encoder_batches
 from clara_jax.errors import UserError
 from clara_jax.evaluation.inside.data import Given
@@ -22,7 +21,7 @@ from clara_jax.models.config import ModelConfig
 from clara_jax.models.decoder import Decoder, Layer
 from clara_jax.models.layers import RMSNorm, rotary_tables, rotate
 from clara_jax.plotting import FONT, heat_map, pyplot, shortened, slot_labels
-from clara_jax.runs.setup import Setup
+from clara_jax.runs.setup import Model
 
 _PARTS = 20  # of a document at most, where documents differ in length
 _LINE = 52  # tokens of the example beside each other
@@ -103,7 +102,7 @@ def weights(
     return seen_LBMS.mean(0), norm.apply({"params": trees["base"]["norm"]}, x_BTD)
 
 
-def measure(setup: Setup, given: Given) -> dict[str, Any]:
+def measure(model: Model, trees: Trees, given: Given) -> dict[str, Any]:
     """Attention of every slot to the tokens of documents, [slots, tokens].
 
     What falls on the frame (ENC, bos, eos), on which much of it rests, and on other memory tokens
@@ -113,25 +112,22 @@ def measure(setup: Setup, given: Given) -> dict[str, Any]:
     Raises:
         UserError: no document has a token.
     """
-    length, M = setup.config.data.document_length, len(setup.extra.memory)
-    front = 1 + (setup.tokenizer.bos_id is not None)
-    encoded = [
-        prompts.document_ids(setup.tokenizer, setup.extra, text, length)[0]
-        for text in given.documents
-    ]
-    encoded = [ids for ids in encoded if _end(setup, ids, M) > front]
+    M = len(model.extra.memory)
+    front = 1 + (model.tokenizer.bos_id is not None)
+    encoded = [model.layout.document_ids(text)[0] for text in given.documents]
+    encoded = [ids for ids in encoded if _end(model, ids, M) > front]
     if not encoded:
         raise UserError("attention: no document has a token; give others")
-    trees = generate.needed(setup.trees, "compressor")
-    spread = setup.config.memory.positions == "spread"
-    rows = generate.rows_for(len(encoded), min(setup.config.eval.batch, 8))
+    trees = generate.needed(trees, "compressor")
+    spread = model.config.memory.positions == "spread"
+    rows = generate.rows_for(len(encoded), min(model.config.eval.batch, 8))
     seen: list[np.ndarray] = [np.empty(0)] * len(encoded)
     for batch in encoder_batches(encoded, rows):
-        arrays = [generate.put(setup, x) for x in (batch.tokens, batch.positions, batch.segments)]
-        found, _ = weights(setup.decoder, trees, *arrays, spread=spread)
-        for row, i in zip(generate.to_host(setup, found), batch.index, strict=False):
+        arrays = [generate.put(model, x) for x in (batch.tokens, batch.positions, batch.segments)]
+        found, _ = weights(model.decoder, trees, *arrays, spread=spread)
+        for row, i in zip(generate.to_host(model, found), batch.index, strict=False):
             seen[i] = row[:, : len(encoded[i])]
-    texts = [slice(front, _end(setup, ids, M)) for ids in encoded]
+    texts = [slice(front, _end(model, ids, M)) for ids in encoded]
     own = [row[:, place] for row, place in zip(seen, texts, strict=True)]
     memories = np.mean([row[:, -M:].sum(1) for row in seen], 0)
     on_text = np.mean([row.sum(1) for row in own], 0)
@@ -139,7 +135,7 @@ def measure(setup: Setup, given: Given) -> dict[str, Any]:
     if len(lengths) == 1:
         tokens = np.array([ids[place] for ids, place in zip(encoded, texts, strict=True)])
         same = (tokens == tokens[:1]).all(0) & (len(tokens) > 1)
-        labels = [_word(setup, t) if s else _DIFFERS for t, s in zip(tokens[0], same, strict=True)]
+        labels = [_word(model, t) if s else _DIFFERS for t, s in zip(tokens[0], same, strict=True)]
         average = np.mean(own, 0)
     else:
         parts = min(_PARTS, *lengths)
@@ -156,19 +152,19 @@ def measure(setup: Setup, given: Given) -> dict[str, Any]:
         },
         "average": {"labels": labels, "weights": average.tolist()},
         "example": {
-            "labels": [_word(setup, t) for t in encoded[example][texts[example]]],
+            "labels": [_word(model, t) for t in encoded[example][texts[example]]],
             "weights": own[example].tolist(),
         },
     }
 
 
-def _end(setup: Setup, ids: list[int], M: int) -> int:
+def _end(model: Model, ids: list[int], M: int) -> int:
     """Where the text ends: before the memory tokens, and before eos unless that was cut."""
-    return len(ids) - M - (ids[-M - 1] == setup.tokenizer.eos_id)
+    return len(ids) - M - (ids[-M - 1] == model.tokenizer.eos_id)
 
 
-def _word(setup: Setup, token: int) -> str:
-    return shortened(setup.tokenizer.decode([int(token)]), 12) or "␣"
+def _word(model: Model, token: int) -> str:
+    return shortened(model.tokenizer.decode([int(token)]), 12) or "␣"
 
 
 def _in_parts(row_MT: np.ndarray, parts: int) -> np.ndarray:

@@ -9,26 +9,27 @@ from typing import Any
 import numpy as np
 
 from clara_jax import api
-from clara_jax.data import prompts
 from clara_jax.errors import UserError
 from clara_jax.evaluation import metrics, statistics
 from clara_jax.evaluation.asking import prompt
 from clara_jax.evaluation.inside import data
 from clara_jax.evaluation.inside.data import Given
 from clara_jax.inference import answers as answers_lib
+from clara_jax.models.clara import Trees
 from clara_jax.plotting import FONT, pyplot
-from clara_jax.runs.setup import Setup
+from clara_jax.runs.setup import Model
 
 KINDS = ("new", "old", "other")  # follows the changed document, the old one, neither
 _COLOURS = {"new": "#0072b2", "old": "#e69f00", "other": "#bbbbbb"}
 _EXAMPLES = 5
 
 
-def measure(setup: Setup, given: Given, seed: int = 0) -> dict[str, Any]:
+def measure(model: Model, trees: Trees, given: Given, seed: int = 0) -> dict[str, Any]:
     """Answers from memories and from texts of documents as they were and with a fact changed.
 
     Args:
-        setup: the model.
+        model: the model.
+        trees: its weights.
         given: documents and facts.
         seed: of what facts are changed to.
 
@@ -48,7 +49,7 @@ def measure(setup: Setup, given: Given, seed: int = 0) -> dict[str, Any]:
     kept: dict[str, list[str]] = {}
     for what, documents in texts.items():
         for form in ("memory", "text"):
-            answers = _answers(setup, [fact.question for fact in facts], documents, form)
+            answers = _answers(model, trees, [fact.question for fact in facts], documents, form)
             said = [
                 follows(answer, new, fact.answer)
                 for answer, (fact, new, _) in zip(answers, changes, strict=True)
@@ -84,21 +85,20 @@ def follows(answer: str, new: str, old: str) -> str:
 
 
 def _answers(
-    setup: Setup, questions: Sequence[str], documents: Sequence[str], form: str
+    model: Model, trees: Trees, questions: Sequence[str], documents: Sequence[str], form: str
 ) -> list[str]:
-    batch = setup.config.eval.batch
+    batch = model.config.eval.batch
     if form == "memory":
         distinct = list(dict.fromkeys(documents))
-        memories = api.compress(setup, distinct, batch).memories
+        memories = api.compress(model, trees, distinct, batch).memories
         row = {text: i for i, text in enumerate(distinct)}
-        docs = [(prompts.slots(setup.extra), memories[row[text]]) for text in documents]
+        docs = [(model.layout.slots(), memories[row[text]]) for text in documents]
     else:
-        length = setup.config.data.document_length
-        docs = [([setup.tokenizer.head(text, length)], None) for text in documents]
+        docs = [([model.layout.head(text)], None) for text in documents]
     asked = [
-        prompt(setup, question, *doc)[0] for question, doc in zip(questions, docs, strict=True)
+        prompt(model, question, *doc)[0] for question, doc in zip(questions, docs, strict=True)
     ]
-    return answers_lib.answers(setup, asked, setup.config.eval.max_new_tokens, batch=batch)
+    return answers_lib.answers(model, trees, asked, model.config.eval.max_new_tokens, batch=batch)
 
 
 def draw(found: dict[str, Any]) -> Any:

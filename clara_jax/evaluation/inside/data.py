@@ -10,7 +10,8 @@ from clara_jax.data import sources
 from clara_jax.data.records import QaRecord, ScpRecord
 from clara_jax.errors import UserError
 from clara_jax.evaluation.asking import occurrence, place
-from clara_jax.runs.setup import Setup
+from clara_jax.runs.setup import Loaded, Model
+from clara_jax.stages import STAGES
 
 _KINDS = 12  # most questions that are told apart
 
@@ -48,16 +49,16 @@ class Given:
     documents: Sequence[str]
     facts: Sequence[Fact] = ()
     questions: Sequence[QaRecord] = ()
-    other: Setup | None = None
+    other: Loaded | None = None
     names: Sequence[str] = ("",)
     replace: str = "mean"
 
 
-def read(setup: Setup, names: str, count: int) -> Given:
+def read(model: Model, names: str, count: int) -> Given:
     """The first records of sources.
 
     Args:
-        setup: the model; after scp it is asked as in scp, else as in the later stages.
+        model: the model; after scp it is asked as in scp, else as in the later stages.
         names: sources as of `config.eval.sources`.
         count: most records of either form.
 
@@ -76,7 +77,7 @@ def read(setup: Setup, names: str, count: int) -> Given:
         one = own[row % len(own)]  # of each document another one
         questions.append(QaRecord(one.question, (document,), (one.answer,), (0,), ""))
         facts += own
-    if setup.config.stage != "scp":
+    if STAGES[model.config.stage].records != "scp":
         source = sources.open_sources(names, form="qa")
         opened = (source[i] for i in range(len(source)))
         questions = list(itertools.islice((q for q in opened if q.gold), count))

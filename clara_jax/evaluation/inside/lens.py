@@ -16,8 +16,9 @@ from clara_jax.evaluation import statistics
 from clara_jax.evaluation.inside.data import Given
 from clara_jax.inference import lens
 from clara_jax.inference.lens import Word
+from clara_jax.models.clara import Trees
 from clara_jax.plotting import FONT, pyplot, shortened, slot_labels
-from clara_jax.runs.setup import Setup
+from clara_jax.runs.setup import Model
 from clara_jax.text import wording
 
 WORDS = 6  # a slot
@@ -35,15 +36,17 @@ _FUNCTION = frozenset(
 )
 
 
-def by_slot(setup: Setup, memories_nMD: np.ndarray, count: int = WORDS) -> list[list[list[Word]]]:
+def by_slot(
+    model: Model, trees: Trees, memories_nMD: np.ndarray, count: int = WORDS
+) -> list[list[list[Word]]]:
     """The words of every slot of each memory, the highest first: [n][M][<= count]."""
     n, M, D = memories_nMD.shape
     # Twice as many tokens, for some are no words.
-    found = lens.words(setup, memories_nMD.reshape(n * M, 1, D), 2 * count)
+    found = lens.words(model, trees, memories_nMD.reshape(n * M, 1, D), 2 * count)
     return [[words[:count] for words in found[i * M : (i + 1) * M]] for i in range(n)]
 
 
-def measure(setup: Setup, given: Given) -> dict[str, Any]:
+def measure(model: Model, trees: Trees, given: Given) -> dict[str, Any]:
     """Words of queries and of their gold documents, and how many of them say more than was asked.
 
     A word counts that is a word of the gold document (or starts one) and none of the question. The
@@ -51,11 +54,13 @@ def measure(setup: Setup, given: Given) -> dict[str, Any]:
     """
     asked = given.questions
     documents = [[record.documents[i] for i in record.gold] for record in asked]
-    batch = setup.config.eval.batch
+    batch = model.config.eval.batch
     distinct = list(dict.fromkeys(text for texts in documents for text in texts))
-    memories = by_slot(setup, api.compress(setup, distinct, batch).memories)
+    memories = by_slot(model, trees, api.compress(model, trees, distinct, batch).memories)
     of_document = dict(zip(distinct, memories, strict=True))
-    of_query = by_slot(setup, api.encode_query(setup, [r.question for r in asked], batch))
+    of_query = by_slot(
+        model, trees, api.encode_query(model, trees, [r.question for r in asked], batch)
+    )
     out, counts = [], {"query": [], "memory": []}
     for n, (record, texts, query) in enumerate(zip(asked, documents, of_query, strict=True)):
         said = {"query": query, "memory": of_document[texts[0]]}
@@ -74,7 +79,7 @@ def measure(setup: Setup, given: Given) -> dict[str, Any]:
         })  # fmt: skip
     return {
         "questions": len(asked),
-        "role": "compressor" if setup.trees.get("reasoner") is None else "reasoner",
+        "role": "compressor" if trees.get("reasoner") is None else "reasoner",
         "counts": {name: _against_control(pairs) for name, pairs in counts.items()},
         "words": out,
     }

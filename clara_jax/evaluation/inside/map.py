@@ -16,7 +16,6 @@ import numpy as np
 from absl import logging
 
 from clara_jax import api
-from clara_jax.data import prompts
 from clara_jax.data.batches import encoder_batches
 from clara_jax.errors import UserError
 from clara_jax.evaluation import statistics
@@ -26,33 +25,34 @@ from clara_jax.models import clara
 from clara_jax.models.clara import Trees
 from clara_jax.models.decoder import Decoder
 from clara_jax.plotting import FONT, pyplot
-from clara_jax.runs.setup import Setup
+from clara_jax.runs.setup import Model
+from clara_jax.stages import STAGES
 
 _FEWEST = 3
 
 
-def text_means(setup: Setup, documents: Sequence[str], role: str | None = None) -> np.ndarray:
+def text_means(
+    model: Model, trees: Trees, documents: Sequence[str], role: str | None = None
+) -> np.ndarray:
     """Means float32 [n, D] of the last states over each document's text, by the plain base or role.
 
     Args:
-        setup: the model.
+        model: the model.
+        trees: its weights.
         documents: texts.
         role: whose adapter reads them; None: the plain base.
     """
-    length, M = setup.config.data.document_length, len(setup.extra.memory)
-    encoded = [
-        prompts.document_ids(setup.tokenizer, setup.extra, text, length)[0][:-M]
-        for text in documents
-    ]
-    trees = generate.needed(setup.trees, role)
-    out = np.zeros((len(encoded), setup.model.d_model), np.float32)
-    rows = generate.rows_for(len(encoded), setup.config.eval.batch)
+    M = len(model.extra.memory)
+    encoded = [model.layout.document_ids(text)[0][:-M] for text in documents]
+    trees = generate.needed(trees, role)
+    out = np.zeros((len(encoded), model.architecture.d_model), np.float32)
+    rows = generate.rows_for(len(encoded), model.config.eval.batch)
     for batch in encoder_batches(encoded, rows):
         tokens, positions, segments = (
-            generate.put(setup, x) for x in (batch.tokens, batch.positions, batch.segments)
+            generate.put(model, x) for x in (batch.tokens, batch.positions, batch.segments)
         )
         means = generate.to_host(
-            setup, _means(setup.decoder, role, trees, tokens, positions, segments)
+            model, _means(model.decoder, role, trees, tokens, positions, segments)
         )
         out[batch.index] = means[: len(batch.index)]
     return out
@@ -96,7 +96,7 @@ def tsne(points: np.ndarray, seed: int = 0) -> np.ndarray | None:
     return made.fit_transform(points)
 
 
-def measure(setup: Setup, given: Given) -> dict[str, Any]:
+def measure(model: Model, trees: Trees, given: Given) -> dict[str, Any]:
     """Coordinates of both kinds of means, and how far apart they lie.
 
     Raises:
@@ -106,13 +106,13 @@ def measure(setup: Setup, given: Given) -> dict[str, Any]:
         raise UserError(
             f"map: {len(given.documents)} documents are too few; give {_FEWEST} or more"
         )
-    models = [setup] if given.other is None else [setup, given.other]
+    compared = [(model, trees), *([given.other] if given.other else [])]
     found = {}
-    for name, model in zip(given.names, models, strict=True):
-        texts = text_means(model, given.documents)
-        own = text_means(model, given.documents, "compressor")
+    for name, (model, trees) in zip(given.names, compared, strict=True):
+        texts = text_means(model, trees, given.documents)
+        own = text_means(model, trees, given.documents, "compressor")
         batch = model.config.eval.batch
-        memories = api.compress(model, given.documents, batch).memories.mean(1)
+        memories = api.compress(model, trees, given.documents, batch).memories.mean(1)
         both = np.concatenate([texts, memories])
         flat, shares = pca(both)
         curved = tsne(both)
@@ -127,10 +127,9 @@ def measure(setup: Setup, given: Given) -> dict[str, Any]:
     return {"documents": len(given.documents), "models": found}
 
 
-def _mse_weight(setup: Setup) -> float | None:
+def _mse_weight(model: Model) -> float | None:
     """Of the alignment loss; None where the run did not train the compressor."""
-    trains = setup.config.stage in ("scp", "instruct")
-    return setup.config.train.mse_weight if trains else None
+    return model.config.train.mse_weight if STAGES[model.config.stage].compresses else None
 
 
 def apart(texts: np.ndarray, memories: np.ndarray) -> dict[str, Any]:

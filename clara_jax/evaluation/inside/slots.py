@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from clara_jax import api
-from clara_jax.data import prompts
 from clara_jax.evaluation import statistics
 from clara_jax.evaluation.asking import prompt
 from clara_jax.evaluation.inside.data import Fact, Given, kinds
@@ -25,7 +24,7 @@ from clara_jax.models import clara
 from clara_jax.models.clara import Trees
 from clara_jax.models.decoder import Decoder, head_logits
 from clara_jax.plotting import FONT, heat_map, pyplot, shortened, slot_labels
-from clara_jax.runs.setup import Setup
+from clara_jax.runs.setup import Model
 from clara_jax.training.losses import IGNORE
 
 PLACES = 5  # parts of a document by where a fact's answer stands
@@ -40,12 +39,13 @@ def kept_slots(M: int) -> np.ndarray:
 
 
 def scores(
-    setup: Setup, facts: Sequence[Fact], memories_NMD: np.ndarray, mean_MD: np.ndarray
+    model: Model, trees: Trees, facts: Sequence[Fact], memories_NMD: np.ndarray, mean_MD: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of every fact's answer with every choice of slots.
 
     Args:
-        setup: the model.
+        model: the model.
+        trees: its weights.
         facts: what is asked.
         memories_NMD: of the documents.
         mean_MD: what stands in place of a slot that does not stay.
@@ -54,15 +54,15 @@ def scores(
         Log-probability in nats, and whether each token of it is the likeliest; both [n, 2 + 2 M],
         in the order of `kept_slots`.
     """
-    slots = prompts.slots(setup.extra)
-    rows = [prompt(setup, f.question, slots, memories_NMD[f.row], f.answer) for f in facts]
+    slots = model.layout.slots()
+    rows = [prompt(model, f.question, slots, memories_NMD[f.row], f.answer) for f in facts]
     kept_AM = kept_slots(len(mean_MD))
     nats_nA = np.zeros((len(rows), len(kept_AM)))
     right_nA = np.zeros((len(rows), len(kept_AM)), bool)
     width = max(place.stop - place.start for _, place in rows)
-    trees = generate.needed(setup.trees, "generator")
+    trees = generate.needed(trees, "generator")
     asked = [row for row, _ in rows]
-    for index, batch in generate.prompt_batches(asked, setup.extra, setup.config.eval.batch):
+    for index, batch in generate.prompt_batches(asked, model.extra, model.config.eval.batch):
         places = np.zeros((len(batch.tokens_BT), width), np.int32)
         targets = np.full_like(places, IGNORE)
         for i, n in enumerate(index):
@@ -70,10 +70,10 @@ def scores(
             length = where.stop - where.start
             places[i, :length] = np.arange(where.start - 1, where.stop - 1)
             targets[i, :length] = asked[n].tokens[where]
-        arrays = [generate.put(setup, x) for x in (batch, places, targets)]
-        nats, right = _ablate(setup.decoder, trees, *arrays, mean_MD, kept_AM)
-        nats_nA[index] = generate.to_host(setup, nats).T[: len(index)]
-        right_nA[index] = generate.to_host(setup, right).T[: len(index)]
+        arrays = [generate.put(model, x) for x in (batch, places, targets)]
+        nats, right = _ablate(model.decoder, trees, *arrays, mean_MD, kept_AM)
+        nats_nA[index] = generate.to_host(model, nats).T[: len(index)]
+        right_nA[index] = generate.to_host(model, right).T[: len(index)]
     return nats_nA, right_nA
 
 
@@ -106,11 +106,11 @@ def _ablate(
     return jax.lax.map(one, kept_AM)
 
 
-def measure(setup: Setup, given: Given) -> dict[str, Any]:
+def measure(model: Model, trees: Trees, given: Given) -> dict[str, Any]:
     """Needs and gains [slots, columns] in nats, by question, by place and for one document."""
-    memories_NMD = api.compress(setup, given.documents, setup.config.eval.batch).memories
+    memories_NMD = api.compress(model, trees, given.documents, model.config.eval.batch).memories
     mean_MD = memories_NMD.mean(0) if given.replace == "mean" else np.zeros_like(memories_NMD[0])
-    nats_nA, right_nA = scores(setup, given.facts, memories_NMD, mean_MD)
+    nats_nA, right_nA = scores(model, trees, given.facts, memories_NMD, mean_MD)
     M = len(mean_MD)
     needs_nM = nats_nA[:, :1] - nats_nA[:, 2 : 2 + M]
     gains_nM = nats_nA[:, 2 + M :] - nats_nA[:, 1:2]

@@ -30,7 +30,7 @@ from clara_jax.endpoint import client as endpoint_lib
 from clara_jax.endpoint.asker import Asker
 from clara_jax.endpoint.client import Endpoint, Failed, Unavailable
 from clara_jax.endpoint.prompts import Prompts
-from clara_jax.endpoint.replies import Store
+from clara_jax.endpoint.replies import Replies
 from clara_jax.errors import UserError, command
 from clara_jax.evaluation import evaluated
 from clara_jax.evaluation.judge import cases as cases_lib
@@ -75,7 +75,7 @@ def judge(
     # In the keys, not in the basis: another judge may use the same folder.
     own = [options.model, options.max_tokens, prompts.hash]
     groups = [*(cases for _, cases in answers.values()), *paraphrases.values()]
-    with Store(folder, {"replies of": "clara_jax.evaluation.judge"}) as store:
+    with Replies(folder, {"replies of": "clara_jax.evaluation.judge"}) as store:
         distinct = {case.key(own): case for cases in groups for case in cases if case.asked}
         left = asyncio.run(_work(distinct, options, prompts, store))
 
@@ -101,7 +101,7 @@ def judge(
 
 
 async def _work(
-    cases: dict[str, Case], options: Synthesis, prompts: Prompts, store: Store
+    cases: dict[str, Case], options: Synthesis, prompts: Prompts, store: Replies
 ) -> collections.Counter[str]:
     """Judges what the store does not hold; returns why some could not be, with their numbers."""
     left: collections.Counter[str] = collections.Counter()
@@ -144,7 +144,7 @@ async def _ask(case: Case, ask: Asker) -> dict[str, Any]:
     return found
 
 
-def _reply(case: Case, key: str, store: Store) -> dict[str, Any]:
+def _reply(case: Case, key: str, store: Replies) -> dict[str, Any]:
     if not case.asked:
         return case.known
     error = {"error": "left undone by errors of the endpoint"}
@@ -218,8 +218,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"written: {args.output}.md, {args.output}.json; replies: {folder}")
     if left:
         why = ", ".join(f"{n} {what}" for what, n in left.most_common(3)).replace(_PREFIX, "--")
-        print(f"clara_jax: {left.total()} left undone by errors of the endpoint ({why}); "
-              "run the same command again", file=sys.stderr)  # fmt: skip
+        text = f"{left.total()} left undone by errors of the endpoint ({why})"
+        print(f"clara_jax: {text}; run the same command again", file=sys.stderr)
     return LEFT if left else 0
 
 

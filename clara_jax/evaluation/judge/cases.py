@@ -32,10 +32,14 @@ KINDS = {
     ),
     "faithfulness": Kind(
         ("reference", "text"),
-        {"faithfulness": ("faithful", "unfaithful"), "completeness": ("complete", "incomplete"),
-         "wrong": [str], "left_out": [str]},
+        {
+            "faithfulness": ("faithful", "unfaithful"),
+            "completeness": ("complete", "incomplete"),
+            "wrong": [str],
+            "left_out": [str],
+        },
     ),
-}  # fmt: skip
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,9 +96,11 @@ def answers(run: Run, condition: str, count: int, sources: str = "") -> list[Cas
             "equivalence": question | {"accepted": numbered(accepted)},
         }
         told = {
-            "origin": line.get("origin"), **question, "answers": accepted,
+            "origin": line.get("origin"),
+            **question,
+            "answers": accepted,
             "exact_match": line["values"][condition]["exact_match"],
-        }  # fmt: skip
+        }
         known = {"support": {"support": "absent"}, "equivalence": {"equivalence": "different"}}
         found.append(Case(asked, told) if answer.strip() else Case({}, told, known))
     return found
@@ -154,9 +160,8 @@ def _read(run: Run, condition: str, sources: str) -> Iterator[Sequence[str]]:
     predictions = run.result["predictions"]
     for number, (line, prediction) in enumerate(zip(run.lines, predictions, strict=False), 1):
         record = next(found, None)
-        if record is None or (record.question, record.answers[0]) != (
-            line["question"], line["answer"]
-        ):  # fmt: skip
+        asked = line["question"], line["answer"]
+        if record is None or (record.question, record.answers[0]) != asked:
             raise UserError(
                 f"{run.workdir}: question {number} is not that of the records now (at "
                 f"{record.origin if record else 'their end'}); evaluate again, or say with "

@@ -6,9 +6,32 @@ from typing import Any
 import numpy as np
 
 from clara_jax.evaluation import statistics
-from clara_jax.evaluation.fidelity.tables import table
 from clara_jax.evaluation.judge.cases import Case
+from clara_jax.text.markdown import table
 
+_ANSWERS = {
+    "supported": "supported",
+    "contradicted": "contradicted",
+    "equivalent": "equivalent",
+    "exact_match": "exact match",
+    "agreement": "judge agrees with exact match",
+    "exact_equivalent": "exact matches judged equivalent",
+}
+_ANSWERS_NOTE = (
+    "Supported by the documents that the answer was read from, equivalent to an accepted answer. "
+    "The judge read the documents whole, the model up to its limit. Shares are of what was judged; "
+    "empty answers count as neither."
+)
+_PARAPHRASES = {
+    "faithful": "faithful",
+    "complete": "complete",
+    "wrong": "things added or changed",
+    "left_out": "things left out",
+}
+_PARAPHRASES_NOTE = (
+    "Faithful: nothing added or changed. Complete: nothing left out. Shares, and things in a text, "
+    "are of what was judged; empty texts count as neither faithful nor complete."
+)
 _COUNTS = ("wrong", "left_out")  # things in a text; all else are shares
 Replies = Mapping[str, Mapping[str, Any]]  # by prompt; one that failed has only `error`
 
@@ -44,14 +67,13 @@ def of_paraphrases(cases: Sequence[Case], replies: Sequence[Replies]) -> dict[st
 
     `wrong` and `left_out` are how many things a text adds or changes, and leaves out, in the mean.
     """
-    found = [reply["faithfulness"] for reply in replies if "error" not in reply["faithfulness"]]
+    verdicts = [r["faithfulness"] for r in replies if "error" not in r["faithfulness"]]
     values = {
-        "faithful": [float(reply["faithfulness"] == "faithful") for reply in found],
-        "complete": [float(reply["completeness"] == "complete") for reply in found],
-        "wrong": [float(len(reply["wrong"])) for reply in found],
-        "left_out": [float(len(reply["left_out"])) for reply in found],
+        "faithful": [float(each["faithfulness"] == "faithful") for each in verdicts],
+        "complete": [float(each["completeness"] == "complete") for each in verdicts],
+        **{name: [float(len(each[name])) for each in verdicts] for name in _COUNTS},
     }
-    missing = len(cases) - len(found)
+    missing = len(cases) - len(verdicts)
     return {"paraphrases": len(cases)} | _summary(cases, replies, values, missing)
 
 
@@ -62,44 +84,21 @@ def markdown(result: Mapping[str, Any]) -> str:
         "# Judged by a model",
         f"Judge: {judge['model']} at {judge['endpoint']}, prompts {judge['prompts']['version']}.",
     ]
-    if found := result["answers"]:
-        columns = {
-            "supported": "supported",
-            "contradicted": "contradicted",
-            "equivalent": "equivalent",
-            "exact_match": "exact match",
-            "agreement": "judge agrees with exact match",
-            "exact_equivalent": "exact matches judged equivalent",
-        }
-        note = (
-            "Supported by the documents that the answer was read from, equivalent to an accepted "
-            "answer. The judge read the documents whole, the model up to its limit. Shares are of "
-            "what was judged; empty answers count as neither."
-        )
+    if answers := result["answers"]:
         rows = [
-            [name, each["condition"], f"{each['answers']}", *_cells(each, columns)]
-            for name, each in found.items()
+            [run, numbers["condition"], numbers["answers"], *_cells(numbers, _ANSWERS)]
+            for run, numbers in answers.items()
         ]
-        head = ["run", "condition", "answers", *columns.values(), "not judged"]
-        parts += ["## Answers", note, table(head, rows)]
-    if found := result["paraphrases"]:
-        columns = {
-            "faithful": "faithful",
-            "complete": "complete",
-            "wrong": "things added or changed",
-            "left_out": "things left out",
-        }
-        note = (
-            "Faithful: nothing added or changed. Complete: nothing left out. Shares, and things in "
-            "a text, are of what was judged; empty texts count as neither faithful nor complete."
-        )
+        head = ["run", "condition", "answers", *_ANSWERS.values(), "not judged"]
+        parts += ["## Answers", _ANSWERS_NOTE, table(head, rows)]
+    if paraphrases := result["paraphrases"]:
         rows = [
-            [name, side, f"{each['paraphrases']}", *_cells(each, columns)]
-            for name, sides in found.items()
-            for side, each in sides.items()
+            [run, side, numbers["paraphrases"], *_cells(numbers, _PARAPHRASES)]
+            for run, sides in paraphrases.items()
+            for side, numbers in sides.items()
         ]
-        head = ["run", "documents", "number", *columns.values(), "not judged"]
-        parts += ["## Paraphrases read back", note, table(head, rows)]
+        head = ["run", "documents", "number", *_PARAPHRASES.values(), "not judged"]
+        parts += ["## Paraphrases read back", _PARAPHRASES_NOTE, table(head, rows)]
     return "\n\n".join(parts)
 
 
@@ -127,10 +126,9 @@ def _summary(
     }
 
 
-def _cells(found: Mapping[str, Any], columns: Mapping[str, str]) -> list[str]:
-    cells = [
-        "{:.3f} [{:.3f}, {:.3f}]".format(found[name], *found["intervals"][name])
-        if name in found else ""
-        for name in columns
-    ]  # fmt: skip
-    return [*cells, f"{found['not_judged']}"]
+def _cells(numbers: Mapping[str, Any], columns: Mapping[str, str]) -> list[str]:
+    cells = []
+    for name in columns:
+        ends = numbers["intervals"].get(name)
+        cells.append("{:.3f} [{:.3f}, {:.3f}]".format(numbers[name], *ends) if ends else "")
+    return [*cells, str(numbers["not_judged"])]

@@ -8,11 +8,10 @@ the first accepted one alone, and its cover exact match takes the words of it in
 import functools
 import itertools
 import math
+import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-
-from clara_jax.evaluation.paper import tables
 
 NAME = "arXiv 2511.18659v3"
 MODELS = {"mistral_7b": "Mistral-7B", "phi4_mini": "Phi4-mini"}  # by our preset
@@ -21,15 +20,18 @@ DATA = ("nq", "hotpotqa", "musique", "2wiki")
 PAIR = ("hotpotqa", "2wiki")  # of Tables 13 and 14
 RECALL = ("recall@1", "recall@3", "recall@5")
 Rows = Mapping[tuple[str, ...], Sequence[float]]
+_TABLES = pathlib.Path(__file__).with_name("tables.tsv")
 
 
 @functools.cache
-def rows(text: str) -> Rows:
-    """A table of tables.py: the numbers as printed, by the columns before the bar."""
-    head, *lines = text.strip().splitlines()
-    names = len(head.partition("|")[0].split())
-    words = [line.split() for line in lines]
-    return {tuple(row[:names]): [float(x) for x in row[names:]] for row in words}
+def tables() -> dict[str, Rows]:
+    """Numbers as printed by table and by what a row is of, the first two columns of tables.tsv."""
+    found: dict[str, dict[tuple[str, ...], Sequence[float]]] = {}
+    for line in _TABLES.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            name, key, *printed = line.split("\t")
+            found.setdefault(name, {})[tuple(key.split())] = [float(x) for x in printed]
+    return found
 
 
 def numbers(
@@ -57,20 +59,20 @@ def numbers(
     found: dict[str, float] = {}
     if stage == "instruct":
         key = (model, change, rate) if change else (model, rate)
-        text = tables.COMPRESSOR_ABLATIONS if change else tables.COMPRESSOR
-        printed = rows(text).get(key, ())
+        table = "compressor_ablations" if change else "compressor"
+        printed = tables()[table].get(key, ())
         printed = printed[:4] if setting == "normal" else printed[4:]
         found |= _of(printed, ("cover_exact_match",), data, DATA)
     if stage == "e2e" and change:
         # All that these tables have started from scp.
-        printed = rows(tables.JOINT_ABLATIONS).get((model, change, setting, rate), ())
+        printed = tables()["joint_ablations"].get((model, change, setting, rate), ())
         found |= _of(printed if start == "scp" else (), ("f1", "exact_match"), data, PAIR)
     elif stage == "e2e":
-        printed = rows(tables.JOINT).get((start, model, setting, rate), ())
+        printed = tables()["joint"].get((start, model, setting, rate), ())
         found |= _of(printed, ("f1", "exact_match"), data, DATA)
     if stage in ("e2e", "contrastive") and setting == "oracle" and not change:
         reasoner = "e2e" if stage == "e2e" else "sup"
-        printed = rows(tables.RECALL).get((start, reasoner, model, rate), ())
+        printed = tables()["recall"].get((start, reasoner, model, rate), ())
         found |= _of(printed, RECALL, data, DATA)
     return found
 
@@ -112,11 +114,11 @@ def seconds(rates: Sequence[int]) -> tuple[list[str], list[list[str]]]:
     """Head and cells of Table 15: wall-clock seconds of a question, full text first."""
     head = ["model", "", "compress 20, s", "query, s", "answer from 5, s", "faster than text"]
     cells = []
-    for (model, rate), times in rows(tables.EFFICIENCY).items():
+    for (model, rate), times in tables()["efficiency"].items():
         if rate != "text" and int(rate) not in rates:
             continue
         compress, query, answer = (ms / 1000 for ms in times)
-        text = rows(tables.EFFICIENCY)[model, "text"][-1]
+        text = tables()["efficiency"][model, "text"][-1]
         name = "full text" if rate == "text" else f"{rate}x"
         shown = [f"{value:.3g}" if value else "" for value in (compress, query, answer)]
         cells.append([MODELS[model], name, *shown, f"{text / 1000 / (query + answer):.2f}x"])
@@ -130,7 +132,7 @@ def fidelity(rates: Sequence[float]) -> tuple[list[str], list[list[str]]]:
     cells = [
         [MODELS[model], side, f"{rate}x", *(f"{value / 100:.3f}" for value in printed[part])]
         for side, part in (("seen", slice(0, 4)), ("unseen", slice(4, 8)))
-        for (model, rate), printed in rows(tables.FIDELITY).items()
+        for (model, rate), printed in tables()["fidelity"].items()
         if int(rate) in near
     ]
     return head, cells

@@ -30,13 +30,18 @@ from clara_jax.evaluation.sweep.cost import cost_table
 from clara_jax.evaluation.sweep.plan import Planned, Stage
 from clara_jax.runs.checkpoint import has_checkpoint, newest_step
 from clara_jax.runs.workdir import newest_path
-from clara_jax.text.markdown import markdown
+from clara_jax.text import markdown
 from clara_jax.training import train
 
 METRICS = {
-    "f1": "F1", "exact_match": "EM", "cover_exact_match": "cover EM", "recall@1": "recall@1",
-    "recall@3": "recall@3", "recall@5": "recall@5", "mrr": "MRR",
-}  # fmt: skip
+    "f1": "F1",
+    "exact_match": "EM",
+    "cover_exact_match": "cover EM",
+    "recall@1": "recall@1",
+    "recall@3": "recall@3",
+    "recall@5": "recall@5",
+    "mrr": "MRR",
+}
 Record = dict[str, Any]
 
 
@@ -90,17 +95,15 @@ def _numbers(stage: Stage) -> Record:
     """Of the evaluation just written: means and intervals of the model itself."""
     path = newest_path(stage.workdir)
     found = evaluated.read(stage.workdir, path, "")
-    values = found.values
+    means = {name: predictions.mean(found.lines, found.own, name) for name in found.values}
     return {
         "workdir": stage.workdir,
         "evaluation": os.path.basename(path),
         "stage": stage.config.stage,
         "questions": found.result["questions"],
         "rate": found.result["compression_rate"],
-        "metrics": {name: sum(each) / len(each) for name, each in values.items()},
-        "intervals": {
-            name: list(predictions.interval(found.lines, found.own, name)) for name in values
-        },
+        "metrics": {name: each.mean for name, each in means.items()},
+        "intervals": {name: [each.low, each.high] for name, each in means.items()},
     }
 
 
@@ -197,9 +200,7 @@ def table(
         row = [record["name"], record.get("stage", "")]
         row.append(f"{record['rate']:.1f}x" if "rate" in record else "")
         row += [
-            f"{numbers[n]:.3f} ({intervals[n][0]:.3f}-{intervals[n][1]:.3f})"
-            if n in numbers
-            else ""
+            predictions.with_interval(numbers[n], intervals[n]) if n in numbers else ""
             for n in shown
         ]
         if tested:
@@ -209,9 +210,9 @@ def table(
             record["paper"] = {"comparable": comparable, **theirs}
         row += [f"{theirs[n]:g}" if n in theirs else "" for n in beside]
         row.append(f"{record['seconds'] / 60:.1f}" if "seconds" in record else "")
-        error = record.get("error", "").replace("|", "\\|")
+        error = record.get("error")
         cells.append([*row, f"failed: {error}" if error else record["status"]])
-    text = markdown(head, cells)
+    text = markdown.table(head, cells)
     if source:
         text += f"\n\nPaper: {source}."
     if tested:
@@ -247,9 +248,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry_run", action="store_true", help="only print runs, parameters, cost")
     parser.add_argument("--only", default="", help="names of runs, with commas; * and ? match")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE",
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
         help="an option of all runs, as data.sources=x.jsonl or e2e:select.k=3",
-    )  # fmt: skip
+    )
     parser.add_argument("--chip", choices=CHIPS, default="v5e", help="that --dry_run counts in")
     args = parser.parse_args(argv)
     sweep, folder = plan.load(args.config)

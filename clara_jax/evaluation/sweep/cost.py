@@ -16,7 +16,7 @@ from clara_jax.errors import UserError
 from clara_jax.evaluation.sweep.plan import Planned
 from clara_jax.models.config import PRESETS
 from clara_jax.runs import setup as setup_lib
-from clara_jax.text.markdown import markdown
+from clara_jax.text.markdown import table
 
 UTILISATION = 0.4  # of a chip's peak, which the hours suppose
 
@@ -53,23 +53,23 @@ def cost(config: Config) -> Cost:
             raise UserError(f"config.model.preset={config.model.preset!r} is unknown")
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, base=""))
     mesh = sharding.make_mesh(Mesh(data=1, fsdp=1, tensor=1), jax.devices()[:1])
-    setup = setup_lib.abstract(config, mesh)
-    batch = programs.batch_shapes(setup)
+    model, trees = setup_lib.abstract(config, mesh)
+    batch = programs.batch_shapes(model)
     tokens = sum(math.prod(x.shape) for name, x in batch.items() if name.endswith("_tokens"))
     steps = config.train.steps
     return Cost(
-        programs.parameters(setup),
-        sum(_count(setup.trees[name]) for name in config.trained if name in setup.trees),
+        programs.parameters(model),
+        sum(_count(trees[name]) for name in config.trained if name in trees),
         steps * tokens,
-        steps * programs.train_flops(setup, batch),
-        sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(setup.trees["base"])),
+        steps * programs.train_flops(model, batch),
+        sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(trees["base"])),
     )
 
 
 def cost_table(planned: Sequence[Planned], chip: str) -> str:
     """The runs with parameters and cost, as Markdown; a stage that runs share is counted once."""
-    head = ["run", "stages to train", "base", "base GiB", "trained", "tokens", "PFLOP",
-            f"{chip} hours"]  # fmt: skip
+    head = ["run", "stages to train", "base", "base GiB", "trained", "tokens", "PFLOP"]
+    head.append(f"{chip} hours")
     cells, counted, total = [], set(), 0.0
     for run in planned:
         new = [stage for stage in run.stages if stage.workdir not in counted]
@@ -78,19 +78,21 @@ def cost_table(planned: Sequence[Planned], chip: str) -> str:
         last = found[-1] if found else cost(run.stages[-1].config)
         flops = sum(each.flops for each in found)
         total += flops
-        cells.append([
-            run.name,
-            ", ".join(stage.config.stage for stage in new) or "none: shared",
-            _short(last.base),
-            f"{last.base_bytes / 2**30:.1f}",
-            _short(max((each.trained for each in found), default=last.trained)),
-            _short(sum(each.tokens for each in found)),
-            f"{flops / 1e15:,.3g}",
-            f"{_hours(flops, chip):,.3g}",
-        ])  # fmt: skip
+        cells.append(
+            [
+                run.name,
+                ", ".join(stage.config.stage for stage in new) or "none: shared",
+                _short(last.base),
+                f"{last.base_bytes / 2**30:.1f}",
+                _short(max((each.trained for each in found), default=last.trained)),
+                _short(sum(each.tokens for each in found)),
+                f"{flops / 1e15:,.3g}",
+                f"{_hours(flops, chip):,.3g}",
+            ]
+        )
     cells.append(["all", "", "", "", "", "", f"{total / 1e15:,.3g}", f"{_hours(total, chip):,.3g}"])
     return (
-        f"{markdown(head, cells)}\n\nTraining alone, parameters times tokens; hours of one "
+        f"{table(head, cells)}\n\nTraining alone, parameters times tokens; hours of one "
         f"{chip} at {UTILISATION:.0%} of its peak. Nothing is measured."
     )
 

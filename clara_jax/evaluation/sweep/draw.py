@@ -5,19 +5,19 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from clara_jax.evaluation.evaluated import p_value
-from clara_jax.plotting import COLOURS, pyplot, save, tidy
+from clara_jax.plotting import COLOURS, intervals, pyplot, save, ticks_at, tidy
 
 Record = Mapping[str, Any]
 # Panels of an axis's picture, each with the metrics of its lines.
 PANELS = {
     "answers": {"f1": "F1", "exact_match": "EM"},
     "ranking of the candidates": {
-        "recall@1": "recall@1", "recall@3": "recall@3", "recall@5": "recall@5",
+        "recall@1": "recall@1",
+        "recall@3": "recall@3",
+        "recall@5": "recall@5",
     },
-}  # fmt: skip
+}
 # What the axes of configs/sweep.py are of; others go by their own names.
 AXES = {
     "rate": "rate: tokens a memory vector, of a document of full length",
@@ -25,9 +25,8 @@ AXES = {
     "document": "most tokens of a document",
 }
 _MARKERS = "os^Dv"
-_TICKS = 12  # of more points matplotlib chooses them
 _FAR = 16  # from the first point to the last, so that the axis is logarithmic
-_ASIDE = 0.012  # of the width: lines stand beside each other, or their intervals would hide
+_ASIDE = 4  # points: intervals of lines are beside each other, or some would be hidden
 
 
 def draw(records: Sequence[Record], folder: str) -> list[str]:
@@ -57,10 +56,8 @@ def draw(records: Sequence[Record], folder: str) -> list[str]:
         written.append(f"sweep_{axis.replace('/', '_')}.png")
         own = records[0].get("at", {}).get(axis) if records[0] in done else None
         save(_curves(axis, points, own), os.path.join(folder, written[-1]))
-    others = [
-        record for record in done
-        if len(record["at"]) == 1 and record is not records[0] and not {*record["at"]} & {*curves}
-    ]  # fmt: skip
+    single = [r for r in done if len(r["at"]) == 1 and r is not records[0]]
+    others = [record for record in single if not {*record["at"]} & {*curves}]
     if others:
         written.append("sweep_others.png")
         base = records[0] if records[0] in done else None
@@ -88,20 +85,15 @@ def _curves(axis: str, points: Mapping[float, Record], base: float | None) -> An
     powers = all(at > 0 and math.log2(at).is_integer() for at in x)
     log = powers or (x[0] > 0 and x[-1] >= _FAR * x[0])
     for ax, (title, lines) in zip(axes[0], has.items(), strict=True):
-        if log:
-            ax.set_xscale("log", base=2)
-        if len(x) <= _TICKS:
-            ax.set_xticks(x, [f"{at:g}" for at in x])
-            ax.minorticks_off()
+        ticks_at(ax, x, log)
         for number, metric in enumerate(lines):
-            shown = [at for at in x if metric in points[at]["metrics"]]
-            y = np.array([points[at]["metrics"][metric] for at in shown])
-            ends = np.array([points[at]["intervals"][metric] for at in shown])
-            ax.errorbar(
-                [_aside(at, x, number - (len(lines) - 1) / 2, log) for at in shown], y,
-                yerr=np.maximum(np.abs(ends.T - y), 0), capsize=3, lw=1.6, elinewidth=1,
-                color=COLOURS[number], marker=_MARKERS[number], label=PANELS[title][metric],
-            )  # fmt: skip
+            shown = [points[at] | {"x": at} for at in x if metric in points[at]["metrics"]]
+            line = [(record["x"], record["metrics"][metric]) for record in shown]
+            ends = [record["intervals"][metric] for record in shown]
+            style = {"color": COLOURS[number], "marker": _MARKERS[number]}
+            ax.plot(*zip(*line, strict=True), lw=1.6, label=PANELS[title][metric], **style)
+            aside = _ASIDE * (number - (len(lines) - 1) / 2)
+            intervals(ax, line, ends, aside=aside, capsize=3, elinewidth=1, color=COLOURS[number])
         if base is not None:
             ax.axvline(base, color="grey", ls=":", lw=1.2, zorder=0, label="the base")
         ax.set(xlabel=AXES.get(axis, axis), title=title)
@@ -111,12 +103,6 @@ def _curves(axis: str, points: Mapping[float, Record], base: float | None) -> An
             fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, frameon=False
         )
     return figure
-
-
-def _aside(at: float, x: Sequence[float], steps: float, log: bool) -> float:
-    if log:
-        return at * (x[-1] / x[0]) ** (_ASIDE * steps)
-    return at + (x[-1] - x[0]) * _ASIDE * steps
 
 
 def _bars(records: Sequence[Record], base: Record | None) -> Any:
@@ -135,14 +121,10 @@ def _bars(records: Sequence[Record], base: Record | None) -> Any:
         colour = "#4D4D4D" if axis is None else COLOURS[axes.index(axis) % len(COLOURS)]
         mean, (low, high) = record["metrics"]["f1"], record["intervals"]["f1"]
         other = record.get("same_questions") is False
-        ax.barh(
-            y, mean, height=0.75, color=colour, alpha=0.45 if other else 0.85,
-            hatch="///" if other else None, edgecolor="white",
-        )  # fmt: skip
-        ax.errorbar(
-            mean, y, xerr=[[max(mean - low, 0)], [max(high - mean, 0)]], color="black", capsize=3,
-            elinewidth=1,
-        )  # fmt: skip
+        style = {"alpha": 0.45, "hatch": "///"} if other else {"alpha": 0.85}
+        ax.barh(y, mean, height=0.75, color=colour, edgecolor="white", **style)
+        errors = [[max(mean - low, 0)], [max(high - mean, 0)]]
+        ax.errorbar(mean, y, xerr=errors, color="black", capsize=3, elinewidth=1)
         # Beyond the plot, where no bar or interval is.
         note = "other questions" if other else less_base(record)
         ax.annotate(note, (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=9)

@@ -18,20 +18,38 @@ import ml_collections
 
 from clara_jax import config as config_lib
 from clara_jax.config import Config
+from clara_jax.config_checks import DRAW, METHOD, SCHEDULE
 from clara_jax.data.records import digest
 from clara_jax.errors import UserError, reason
+from clara_jax.stages import STAGES
 
 Options = Mapping[str, Any]
 EVALUATION = "evaluate"  # in place of a stage's name
-# Of a stage, what changes nothing of its weights, or says only where things lie.
-_FREE = ("eval", "init_from", "mesh", "profile", "synthesis", "serve", "store", "search")
+# Groups of options that a stage's weights depend on.
+_DECIDING = {n.split(".")[0] for n in config_lib.tied(METHOD, DRAW, SCHEDULE)} - {"init_from"}
 # What a run is comparable under, whatever it is: starts of options.
 _COMPUTED = (
-    "seed", "mesh.", "profile", "model.tokenizer", "model.remat", "model.attention", "data.sources",
-    "data.memories", "data.workers", "data.shards", "eval.sources", "eval.batch", "eval.store",
-    "train.accumulate", "train.loss_chunks", "train.log_every", "train.checkpoint_every",
-    "train.keep_checkpoints", "train.eval_every", "train.tensorboard",
-)  # fmt: skip
+    "seed",
+    "mesh.",
+    "profile",
+    "model.tokenizer",
+    "model.remat",
+    "model.attention",
+    "data.sources",
+    "data.memories",
+    "data.workers",
+    "data.shards",
+    "eval.sources",
+    "eval.batch",
+    "eval.store",
+    "train.accumulate",
+    "train.loss_chunks",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.eval_every",
+    "train.tensorboard",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,9 +215,8 @@ def only(planned: Sequence[Planned], patterns: str) -> list[Planned]:
         if not any(fnmatch.fnmatch(run.name, pattern) for run in planned):
             names = ", ".join(run.name for run in planned)
             raise UserError(f"--only: no run fits {pattern!r}; there are {names}")
-    return [run for run in planned if not wanted or any(
-        fnmatch.fnmatch(run.name, pattern) for pattern in wanted
-    )]  # fmt: skip
+    wanted = wanted or ["*"]
+    return [r for r in planned if any(fnmatch.fnmatch(r.name, pattern) for pattern in wanted)]
 
 
 def _plan(
@@ -224,7 +241,7 @@ def _plan(
         config = bases[stage].copy_and_resolve_references()
         _set_all(config, options, ("", stage), name)
         config.init_from = stages[-1].workdir if stages else config.init_from
-        if config.stage in ("e2e", "contrastive") and stages and not config.data.memories:
+        if STAGES[config.stage].ranks and stages and not config.data.memories:
             # Of the same compressor they are the same: computed once for all runs of it.
             config.data.memories = os.path.join(output, "memories", key)
         frozen = config_lib.freeze(config)
@@ -241,7 +258,7 @@ def _plan(
 
 def _key(config: Config, before: str) -> str:
     """What tells a stage's training from any other."""
-    tree = {k: v for k, v in dataclasses.asdict(config).items() if k not in _FREE}
+    tree = {k: v for k, v in dataclasses.asdict(config).items() if k in _DECIDING}
     tree["data"].pop("memories")
     if not before:
         tree["init_from"] = config.init_from

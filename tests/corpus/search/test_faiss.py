@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from clara_jax import config as config_lib
-from clara_jax.corpus.search import build
+from clara_jax.corpus.format import StorePart
 from clara_jax.corpus.search.faiss import export
 from clara_jax.corpus.search.keys import Basis
 from clara_jax.errors import UserError
@@ -22,8 +22,7 @@ class Memories:
         self.path, self.rows = str(path / "store"), ROWS
         self.values = 1 + np.random.default_rng(0).standard_normal((ROWS, M, D), np.float32)
         self.alive_R = np.arange(ROWS) % 5 != 2
-        self.manifest = types.SimpleNamespace(parts=())
-        self.manifest.parts = (config_lib.Data(),)  # any dataclass will do for what is told of it
+        self.parts = (StorePart("0", ROWS, ROWS, 0, 0, 0),)
         (path / "store" / "parts" / "0").mkdir(parents=True)
 
     def memories(self, rows):
@@ -37,9 +36,7 @@ class Memories:
 
 
 @pytest.fixture
-def exported(tmp_path, monkeypatch):
-    place = build.Place("0", 0, ROWS, ())
-    monkeypatch.setattr(build, "places", lambda store: [place])
+def exported(tmp_path):
     store = Memories(tmp_path)
     export(store, OPTIONS, "cosine", str(tmp_path / "out"))
     return store, tmp_path / "out"

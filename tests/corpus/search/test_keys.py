@@ -60,9 +60,9 @@ def test_recall_counts_block_by_block():
     exact[:, ~alive] = -np.inf
     exact[0, 3] = exact[2, 20] = -np.inf
     best = np.argsort(-exact, 1)[:, :6]
-    np.testing.assert_array_equal(recall.best, best)
+    np.testing.assert_array_equal(recall.best_nb, best)
     assert recall.of(best) == 1
     assert recall.of(np.concatenate([best[:, :3], np.full((4, 3), -1)], 1)) == 0.5
     few = Recall(QUERIES, own, "cosine", 6)
     few.add(0, DOCUMENTS[:2], alive[:2])
-    assert (few.best[:, 2:] == -1).all() and few.of(few.best[:, :2]) == 1
+    assert (few.best_nb[:, 2:] == -1).all() and few.of(few.best_nb[:, :2]) == 1

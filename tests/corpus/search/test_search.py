@@ -9,6 +9,7 @@ import pytest
 
 from clara_jax import config as config_lib
 from clara_jax.config import Mesh
+from clara_jax.corpus.format import StorePart
 from clara_jax.corpus.search import build
 from clara_jax.corpus.search.keys import all_scores
 from clara_jax.corpus.search.search import Hit, Search, fused
@@ -19,11 +20,8 @@ M, D, ROWS = 3, 16, 90
 WORDS = ["river", "castle", "opera", "comet", "violin", "harbour", "desert", "senate"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
-    name: str
-    rows: int
-    fed: int = 0
+def part(number, rows, fed=0):
+    return StorePart(f"{number:05}", rows, rows, fed, 0, 0)
 
 
 class Memories:
@@ -32,10 +30,9 @@ class Memories:
     def __init__(self, path, memories, texts, parts=(50, 40)):
         self.path, self._memories, self._texts = str(path), memories, texts
         self.rows, self.alive_R = len(memories), np.ones(len(memories), bool)
-        named = [Part(f"{i:05}", rows) for i, rows in enumerate(parts)]
-        self.manifest = types.SimpleNamespace(parts=tuple(named))
-        for part in named:
-            (path / "parts" / part.name).mkdir(parents=True, exist_ok=True)
+        self.parts = tuple(part(i, rows) for i, rows in enumerate(parts))
+        for part_ in self.parts:
+            (path / "parts" / part_.name).mkdir(parents=True, exist_ok=True)
         self.read = []
 
     def memories(self, rows):
@@ -100,11 +97,11 @@ def test_recall_is_measured_and_told(make, queries):
     store = make()
     search = Search(store, dataclasses.replace(KEYS, key=2), ONE)
     text = search.describe()
-    info = search._state.info
+    info = search._snapshot.info
     assert 0.2 < info["recall"] < 0.95, "two numbers of 48 cannot be all there is"
     assert f"{info['recall']:.1%} are among 20 candidates" in text
     whole = Search(make(), dataclasses.replace(KEYS, key=64), ONE)
-    assert whole._state.info["recall"] == 1.0
+    assert whole._snapshot.info["recall"] == 1.0
 
 
 def test_keys_are_made_once(make, monkeypatch):
@@ -120,9 +117,9 @@ def test_a_store_that_has_grown_gets_another_basis(make):
     first = Search(make(30, (30,)), KEYS, ONE)
     store = make()
     second = Search(store, KEYS, ONE)
-    assert second._state.nearest.basis.name != first._state.nearest.basis.name
+    assert second._snapshot.nearest.basis.name != first._snapshot.nearest.basis.name
     names = sorted(p.name for p in build._folders(store))
-    assert names == [second._state.nearest.basis.name], "the first one is forgotten"
+    assert names == [second._snapshot.nearest.basis.name], "the first one is forgotten"
 
 
 @pytest.mark.parametrize("by", ["keys", "bm25", "fused"])
@@ -151,7 +148,7 @@ def test_refresh(make, queries, by):
 def test_compacting_is_noticed(make, queries):
     search = Search(make(), dataclasses.replace(KEYS, by="fused"), ONE)
     compacted = make()  # as many rows, but others
-    compacted.manifest.parts = (Part("00000", 50), Part("00001", 40, fed=1))
+    compacted.parts = (part(0, 50), part(1, 40, fed=1))
     compacted._memories = compacted._memories[::-1].copy()
     compacted._texts = compacted._texts[::-1]
     for path in (build.files.path(compacted.path) / "parts").glob("*/keys-*"):
@@ -203,7 +200,7 @@ def test_two_hops(make, queries):
         asked.extend(texts)
         return queries[1:2]
 
-    (hits,) = search.search_twice(queries[:1], ["who ?"], encode, 5)
+    (hits,) = search.search(queries[:1], ["who ?"], 5, encode)
     scores, order = best(store, queries)
     first = order[0, :3].tolist()
     others = [row for row in order[1].tolist() if row not in first][:2]
@@ -221,7 +218,8 @@ def test_fewer_documents_than_are_asked_for(make, queries):
     store.alive_R[:] = False
     search.refresh(store)
     assert search.search(queries, [""] * 3, 5) == [[], [], []]
-    assert search.search_twice(queries, ["a"] * 3, lambda texts: queries, 5) == [[], [], []]
+    search.options = dataclasses.replace(KEYS, hops=2)
+    assert search.search(queries, ["a"] * 3, 5, lambda texts: queries) == [[], [], []]
     with pytest.raises(UserError, match="holds no document"):
         Search(store, KEYS, ONE)
 

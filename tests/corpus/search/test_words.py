@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from etils import epath
 
 from clara_jax.corpus.search.words import Words
 
@@ -43,10 +44,10 @@ def test_when_to_build_anew():
 @pytest.mark.parametrize("texts", [TEXTS, ["", "?!"]])
 def test_saved_and_read_back(tmp_path, texts):
     words = Words.build(texts)
-    words.save(str(tmp_path / "w"), {"parts": [["a", 1]]})
-    other, info = Words.load(str(tmp_path / "w"))
+    words.save(epath.Path(tmp_path / "w"), {"parts": [["a", 1]]})
+    other, info = Words.load(epath.Path(tmp_path / "w"))
     assert info == {"parts": [["a", 1]]} and other.rows == len(texts)
     np.testing.assert_array_equal(other.scores("w3 w5"), words.scores("w3 w5"))
-    assert Words.load(str(tmp_path / "none")) is None
+    assert Words.load(epath.Path(tmp_path / "none")) is None
     (tmp_path / "w" / "words.json").write_text("{")
-    assert Words.load(str(tmp_path / "w")) is None
+    assert Words.load(epath.Path(tmp_path / "w")) is None

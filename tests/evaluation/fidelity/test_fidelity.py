@@ -26,6 +26,7 @@ from clara_jax.evaluation.fidelity.pieces import Pieces
 from clara_jax.evaluation.journal import Journal
 from clara_jax.runs import setup as setup_lib
 from clara_jax.sharding import make_mesh
+from tests.fixtures.models import altered
 
 CONFIG = Config(
     stage="scp",
@@ -51,7 +52,7 @@ def setup():
     keys = iter(jax.random.split(jax.random.key(5), 1000))
     noise = lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape)  # noqa: E731
     trees = {k: v if k == "base" else jax.tree.map(noise, v) for k, v in made.trees.items()}
-    return dataclasses.replace(made, trees=trees, step=9)
+    return altered(made, trees=trees, step=9)
 
 
 def test_facts_are_kept_altered_or_lost():
@@ -106,33 +107,31 @@ def test_knee_is_where_most_is_lost_for_each_doubling():
 @pytest.mark.parametrize("stage", ["scp", "instruct"])
 def test_nats_are_those_of_the_answers(setup, stage):
     """The same sum as the evaluation's, and each answer's own probability."""
-    setup = dataclasses.replace(setup, config=dataclasses.replace(setup.config, stage=stage))
+    setup = altered(setup, config=dataclasses.replace(setup.model.config, stage=stage))
     record = dataclasses.replace(
         RECORDS[0], questions=RECORDS[0].questions[:2], answers=RECORDS[0].answers[:2]
     )
-    given, rate = asking.read(setup, [record.document])
+    given, rate = asking.read(*setup, [record.document])
     assert given[0].memories.shape == (1, 3, 128) and rate == pytest.approx(25 / 3)
-    costs, tokens = asking.nats(setup, record.questions, given * 2, record.answers)
+    costs, tokens = asking.nats(*setup, record.questions, given * 2, record.answers)
     end = int(stage != "scp")  # the later stages' turns hold the end token
     assert tokens.tolist() == [len(text.split()) + end for text in record.answers]
     assert len(costs) == 2 and (costs > 0).all()
     if stage == "scp":
-        from clara_jax.data import prompts
-
-        rows = labelled_rows(setup, record, prompts.slots(setup.extra), given[0].memories[0])
-        total = cross_entropies(setup, rows, "generator", lambda n: None)[0][1]
+        rows = labelled_rows(setup.model, record, setup.model.layout.slots(), given[0].memories[0])
+        total = cross_entropies(*setup, rows, "generator", lambda n: None)[0][1]
         assert costs.sum() == pytest.approx(total, rel=1e-4)
     words = ["cat", "dog", "owl", "fox"]
-    each = asking.nats(setup, ["which animal ?"] * 4, given * 4, words)[0]
+    each = asking.nats(*setup, ["which animal ?"] * 4, given * 4, words)[0]
     assert np.exp(-each).sum() < 1 and len(set(each.tolist())) == 4
 
 
 def test_long_documents_are_read_in_pieces(setup):
     text = "red . " * 30 + "the animal is owl . " + "blue . " * 30
-    one = asking.read(setup, [text])[0][0]
+    one = asking.read(*setup, [text])[0][0]
     assert len(one.texts) > 2 and len(one.memories) == len(one.texts)
     record = ScpRecord("qa", ("which animal ?",), ("owl",), text, "t")
-    fact = facts_lib.ask(setup, [record])[0][0]
+    fact = facts_lib.ask(*setup, [record])[0][0]
     assert fact.pieces == len(one.texts)
     assert "owl" in one.texts[fact.piece] and not any("owl" in t for t in one.texts[: fact.piece])
     assert 0 < fact.probability < 1 and fact.place == pytest.approx(text.index("owl") / len(text))
@@ -140,9 +139,9 @@ def test_long_documents_are_read_in_pieces(setup):
 
 def test_base_means_are_of_the_text_alone(setup):
     texts = ["red blue", "red blue green black white", "red blue"]
-    means = asking.base_means(setup, texts)
+    means = asking.base_means(*setup, texts)
     assert np.allclose(means[0], means[2]) and not np.allclose(means[0], means[1], atol=1e-2)
-    alone = asking.base_means(setup, texts[:1])
+    alone = asking.base_means(*setup, texts[:1])
     assert np.allclose(means[0], alone[0], atol=1e-5)
     # States are normalised: their mean is no longer than each. Padding adds nothing to it.
     assert 0.1 < np.sqrt(np.square(means).mean(1)).max() < 1.01
@@ -241,19 +240,19 @@ def test_order_words():
 
 def test_the_answer_to_which_first_turns_round_with_the_document(setup, monkeypatch):
     records = [ScpRecord("qa", ("q",), ("a",), text, "t") for text in (STORY, STORY + " So.")]
-    monkeypatch.setattr(order, "_read", lambda setup, texts: texts)
+    monkeypatch.setattr(order, "_read", lambda model, trees, texts: texts)
     reads = lambda s, questions, given, told: np.array(  # noqa: E731
         [text.index(name) for text, name in zip(given, told, strict=True)]
     )[None]
     monkeypatch.setattr(asking, "nats", reads)
-    found = order.which_first(setup, records)
+    found = order.which_first(*setup, records)
     assert found["documents"] == 2
     assert found["shares"] == {"in_order": 1.0, "reversed": 1.0, "both": 1.0, "same": 0.0}
     blind = lambda s, questions, given, told: np.array(  # noqa: E731
         [question.index(name) for question, name in zip(questions, told, strict=True)]
     )[None]
     monkeypatch.setattr(asking, "nats", blind)  # the question's first name
-    shares = order.which_first(setup, records)["shares"]
+    shares = order.which_first(*setup, records)["shares"]
     assert shares == {"in_order": 0.5, "reversed": 0.5, "both": 0.0, "same": 1.0}
 
 
@@ -267,7 +266,7 @@ def test_spearman_is_that_of_scipy():
 
 
 def test_copies_are_told_apart_by_words_and_another_document_is_farther(setup):
-    found = similarity.changed_copies(setup, RECORDS)
+    found = similarity.changed_copies(*setup, RECORDS)
     assert found["documents"] == 6 and "paraphrase" not in found["scores"]["memory"]
     words = found["scores"]["BM25"]
     assert words["reordered"] == pytest.approx([1.0] * 6, abs=1e-5)
@@ -276,7 +275,7 @@ def test_copies_are_told_apart_by_words_and_another_document_is_farther(setup):
     assert all(-1 <= v <= 1.001 for v in found["scores"]["base mean"]["reordered"])
     # A paraphrase that is the document itself is nearer than any copy.
     own = [dataclasses.replace(r, data_type="paraphrase", answers=(r.document,)) for r in RECORDS]
-    found = similarity.changed_copies(setup, own)
+    found = similarity.changed_copies(*setup, own)
     assert found["scores"]["memory"]["paraphrase"] == pytest.approx([1.0] * 6, abs=1e-5)
     assert found["told_apart"]["memory"]["mean"] == 1.0
 
@@ -289,7 +288,7 @@ def test_pairs_with_peoples_scores(setup, tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     pairs = similarity.read_pairs(str(path), 10)
     assert pairs[1] == (texts[0], texts[1], 0.0) and len(pairs) == 4
-    found = similarity.human_scores(setup, pairs)
+    found = similarity.human_scores(*setup, pairs)
     assert found["pairs"] == 4 and all(0.7 < v < 0.8 for v in found["spearman"].values())
     with pytest.raises(UserError, match="three pairs"):
         similarity.read_pairs(str(path), 2)
@@ -302,7 +301,7 @@ def test_pairs_with_peoples_scores(setup, tmp_path):
 
 
 def test_command(setup, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(api, "load", lambda workdir, base: api.Clara(setup))
+    monkeypatch.setattr(api, "load", lambda workdir, base: api.Clara(*setup))
     output = str(tmp_path / "f")
     assert fidelity.main(["a", "b", "--count=4", f"--output={output}"]) == 0
     result = json.loads((tmp_path / "f.json").read_text())
@@ -318,12 +317,12 @@ def test_command(setup, tmp_path, monkeypatch, capsys):
     for name in ("facts", "places", "similarity"):
         assert (tmp_path / f"f_{name}.png").stat().st_size > 10_000
     # A model with a real vocabulary is asked for paraphrases too.
-    model = dataclasses.replace(setup.config.model, tokenizer="")
-    config = dataclasses.replace(setup.config, model=model)
+    model = dataclasses.replace(setup.model.config.model, tokenizer="")
+    config = dataclasses.replace(setup.model.config, model=model)
     none = {kind: (4, ("x",)) for kind in text_lib.KINDS}
     monkeypatch.setattr(spacy, "comparer", lambda name: lambda text, other: none)
     options = fidelity.Options(("text",), "facts:3:1", 2, spacy="en_own", tokens=4)
-    clara = api.Clara(dataclasses.replace(setup, config=config))
+    clara = api.Clara(*altered(setup, config=config))
     found = fidelity.measure(clara, options)
     assert found["text"]["unseen"]["documents"] == found["text"]["seen"]["documents"] == 2
     assert found["text"]["seen"]["means"]["dates_kept"] == 0.75
@@ -333,7 +332,7 @@ def test_command(setup, tmp_path, monkeypatch, capsys):
 
 
 def test_parts_that_cannot_be_done_lose_no_other(setup, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(api, "load", lambda workdir, base: api.Clara(setup))
+    monkeypatch.setattr(api, "load", lambda workdir, base: api.Clara(*setup))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     command = ["a", "--count=1", f"--output={tmp_path / 'new' / 'f'}"]
     assert fidelity.main([*command, "--encoder=/nonexist"]) == 0
@@ -357,11 +356,11 @@ def test_parts_that_cannot_be_done_lose_no_other(setup, tmp_path, monkeypatch, c
 
 def test_a_command_that_was_killed_goes_on_to_the_same_numbers(setup, tmp_path, monkeypatch):
     config = dataclasses.replace(
-        setup.config,
-        model=dataclasses.replace(setup.config.model, tokenizer=""),  # so that it paraphrases
-        eval=dataclasses.replace(setup.config.eval, batch=2),
+        setup.model.config,
+        model=dataclasses.replace(setup.model.config.model, tokenizer=""),  # so that it paraphrases
+        eval=dataclasses.replace(setup.model.config.eval, batch=2),
     )
-    clara = api.Clara(dataclasses.replace(setup, config=config))
+    clara = api.Clara(*altered(setup, config=config))
     monkeypatch.setattr(api, "load", lambda workdir, base: clara)
     monkeypatch.setattr(fidelity, "draw", lambda runs, output: [])
     command = ["run", "--count=4", "--documents=facts:4:1", "--tokens=2"]
@@ -397,13 +396,13 @@ def test_other_documents_or_steps_are_other_pieces(setup, tmp_path):
     counted = lambda items: {"items": list(items)}  # noqa: E731
     for step, items in ((9, "abc"), (9, "abd"), (10, "abc")):
         journal = Journal(str(tmp_path), {})
-        pieces = Pieces(journal, dataclasses.replace(setup, step=step), "w")
+        pieces = Pieces(journal, altered(setup, step=step), "w")
         assert "".join(p["items"][0] for p in pieces.each("part", [items], counted)) == items
     (path,) = tmp_path.iterdir()
     assert len(path.read_text().splitlines()) == 1 + 3
     # Trained anew to the same step: the generator alone differs.
     trees = dict(setup.trees, generator=jax.tree.map(lambda x: 1.01 * x, setup.trees["generator"]))
-    Pieces(Journal(str(tmp_path), {}), dataclasses.replace(setup, step=10, trees=trees), "w").each(
+    Pieces(Journal(str(tmp_path), {}), altered(setup, step=10, trees=trees), "w").each(
         "part", ["abc"], counted
     )
     assert len(path.read_text().splitlines()) == 1 + 4
@@ -418,7 +417,7 @@ def test_seen_are_documents_that_were_compressed():
 
 
 def test_mistakes(setup, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(api, "load", lambda workdir, base: api.Clara(setup))
+    monkeypatch.setattr(api, "load", lambda workdir, base: api.Clara(*setup))
     monkeypatch.chdir(tmp_path)
     assert fidelity.main(["a", "a/"]) == 2
     assert "named twice" in capsys.readouterr().err

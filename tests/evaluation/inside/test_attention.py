@@ -113,8 +113,8 @@ def test_one_layer_by_hand():
 
 
 def test_shares_and_labels(random_model):
-    given = data.read(random_model, "facts:3:1", 3)
-    found = attention.measure(random_model, given)
+    given = data.read(random_model.model, "facts:3:1", 3)
+    found = attention.measure(*random_model, given)
     total = sum(np.array(found["share"][name]) for name in found["share"])
     np.testing.assert_allclose(total, 1, rtol=1e-5)
     assert (np.array(found["share"]["ENC, bos, eos"]) > 0).all()
@@ -129,11 +129,11 @@ def test_shares_and_labels(random_model):
 def test_documents_of_several_lengths_are_shown_in_parts(random_model):
     long = "the dog is red . " * 5
     given = data.Given((long + "the cat", long + "the owl is blue ."))
-    found = attention.measure(random_model, given)
+    found = attention.measure(*random_model, given)
     assert len(found["average"]["labels"]) == 20 and found["average"]["labels"][1] == "5 %"
     own = np.array(found["average"]["weights"]).sum(1)
     np.testing.assert_allclose(own, found["share"]["document"], rtol=1e-5)
-    short = attention.measure(random_model, data.Given((long, "the fox")))
+    short = attention.measure(*random_model, data.Given((long, "the fox")))
     assert short["average"]["labels"] == ["0 %", "50 %"]
     assert " ".join(found["example"]["labels"]) + " " == (long + "the owl is blue . ")
     pyplot().close(attention.draw(found))
@@ -142,7 +142,7 @@ def test_documents_of_several_lengths_are_shown_in_parts(random_model):
 def test_documents_without_a_token_are_left_out(random_model):
     full = data.Given(("the cat is red .", "the owl"))
     given = data.Given(("", *full.documents, " "))
-    found = attention.measure(random_model, given)
-    assert found["documents"] == 2 and found == attention.measure(random_model, full)
+    found = attention.measure(*random_model, given)
+    assert found["documents"] == 2 and found == attention.measure(*random_model, full)
     with pytest.raises(UserError, match="no document has a token"):
-        attention.measure(random_model, data.Given(("", " ")))
+        attention.measure(*random_model, data.Given(("", " ")))

@@ -3,20 +3,20 @@ import dataclasses
 import numpy as np
 import pytest
 
-from clara_jax.data import prompts
 from clara_jax.errors import UserError
 from clara_jax.evaluation.asking import place, prompt
 from clara_jax.evaluation.inside import data
 from clara_jax.evaluation.inside.data import Fact, Given, changed, form, kinds
+from tests.fixtures.models import altered
 
 
 @pytest.fixture(scope="module")
 def given(random_model):
-    return data.read(random_model, "facts:16:1", 16)
+    return data.read(random_model.model, "facts:16:1", 16)
 
 
 def later(setup):
-    return dataclasses.replace(setup, config=dataclasses.replace(setup.config, stage="e2e"))
+    return altered(setup, config=dataclasses.replace(setup.model.config, stage="e2e"))
 
 
 def test_facts_are_those_of_the_documents(given):
@@ -37,7 +37,7 @@ def test_kinds_are_questions_that_documents_answer_differently():
 
 
 def test_later_stages_are_asked_over_candidates(random_model):
-    given = data.read(later(random_model), "facts:6:1", 4)
+    given = data.read(later(random_model).model, "facts:6:1", 4)
     assert len(given.questions) == 4 and len(given.questions[0].documents) == 20
     assert len(given.documents) == 4
 
@@ -46,7 +46,7 @@ def test_sources_without_questions(random_model, tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text('{"data_type": "paraphrase", "question": [], "answers": ["b"], "docs": ["a"]}')
     with pytest.raises(UserError, match="no question about a document"):
-        data.read(random_model, str(path), 4)
+        data.read(random_model.model, str(path), 4)
 
 
 def test_places_and_forms():
@@ -59,11 +59,11 @@ def test_places_and_forms():
 @pytest.mark.parametrize("stage", ["scp", "e2e"])
 def test_prompts_hold_the_answer_at_their_end(random_model, stage):
     setup = random_model if stage == "scp" else later(random_model)
-    slots, vectors = prompts.slots(setup.extra), np.zeros((4, 128), np.float32)
-    told, where = prompt(setup, "which city ?", slots, vectors, "bogton")
-    opened, nothing = prompt(setup, "which city ?", slots, vectors)
+    slots, vectors = setup.model.layout.slots(), np.zeros((4, 128), np.float32)
+    told, where = prompt(setup.model, "which city ?", slots, vectors, "bogton")
+    opened, nothing = prompt(setup.model, "which city ?", slots, vectors)
     assert told.tokens[: where.start] == opened.tokens and told.vectors is vectors
-    assert setup.tokenizer.decode(told.tokens[where]).split()[0] == "bogton"
+    assert setup.model.tokenizer.decode(told.tokens[where]).split()[0] == "bogton"
     assert nothing == slice(len(opened.tokens), len(opened.tokens))
 
 

@@ -18,12 +18,12 @@ def saying(random_model, monkeypatch):
     table = np.asarray(random_model.trees["base"]["embed"]["embedding"])
 
     def vectors(texts):
-        ids = [random_model.tokenizer.encode(" ".join(text.split()[:4])) for text in texts]
+        ids = [random_model.model.tokenizer.encode(" ".join(text.split()[:4])) for text in texts]
         return table[np.array(ids)]
 
     def use(queries):
         monkeypatch.setattr(
-            api, "compress", lambda setup, texts, batch: Compressed(vectors(texts), 0, 1.0)
+            api, "compress", lambda model, trees, texts, batch: Compressed(vectors(texts), 0, 1.0)
         )
         monkeypatch.setattr(api, "encode_query", lambda *_: vectors(queries))
 
@@ -37,7 +37,7 @@ def test_each_slot_says_its_own_word(random_model, saying):
         QaRecord(q, documents[::-1], ("x",), (1 - i,), "") for i, q in enumerate(questions)
     ])  # fmt: skip
     saying(["horse city goat owl", "figs drum mule crow"])
-    found = lens.measure(random_model, given)
+    found = lens.measure(*random_model, given)
     first = found["words"][0]
     assert first["document"] == documents[0]
     assert [words[0][0] for words in first["memory"]] == ["red", "horse", "city", "baker"]

@@ -6,26 +6,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clara_jax.data import prompts
 from clara_jax.errors import UserError
 from clara_jax.evaluation.inside import map as map_lib
 from clara_jax.evaluation.inside.data import Given
 from clara_jax.models import clara
 from clara_jax.plotting import pyplot
+from tests.fixtures.models import altered
 
 DOCUMENTS = ("this is bela loka .", "the dog is red . the city is bogton .", "the owl")
 
 
 @pytest.mark.parametrize("role", [None, "compressor"])
 def test_text_means_are_of_the_text_alone(random_model, role):
-    found = map_lib.text_means(random_model, DOCUMENTS, role)
+    found = map_lib.text_means(*random_model, DOCUMENTS, role)
     run = jax.jit(clara.run, static_argnums=(0, 2))
     for row, text in zip(found, DOCUMENTS, strict=True):
-        ids, _ = prompts.document_ids(random_model.tokenizer, random_model.extra, text, 40)
+        ids, _ = random_model.model.layout.document_ids(text)
         tokens = jnp.asarray(ids[:-4])[None]
         positions = jnp.arange(tokens.shape[1])[None]
-        x = clara.embed(random_model.model, random_model.trees, tokens)
-        hidden, _ = run(random_model.decoder, random_model.trees, role, x, positions)
+        x = clara.embed(random_model.model.architecture, random_model.trees, tokens)
+        hidden, _ = run(random_model.model.decoder, random_model.trees, role, x, positions)
         np.testing.assert_allclose(row, hidden[0, 1:].mean(0), rtol=1e-4, atol=1e-5)
 
 
@@ -62,7 +62,7 @@ def test_without_scikit_learn_there_is_pca_alone(random_model, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     given = Given(DOCUMENTS, names=("a", "b"), other=random_model)
-    found = map_lib.measure(random_model, given)
+    found = map_lib.measure(*random_model, given)
     assert list(found["models"]) == ["a", "b"] and found["models"]["a"]["tsne"] is None
     assert found["models"]["a"] == found["models"]["b"]
     assert len(found["models"]["a"]["pca"]["points"]) == 6
@@ -82,11 +82,11 @@ def test_tsne_keeps_clusters_apart():
 
 
 def test_the_weight_is_told_only_of_a_run_that_trained_the_compressor(random_model):
-    assert map_lib._mse_weight(random_model) == 0.1
-    config = dataclasses.replace(random_model.config, stage="e2e")
-    assert map_lib._mse_weight(dataclasses.replace(random_model, config=config)) is None
+    assert map_lib._mse_weight(random_model.model) == 0.1
+    config = dataclasses.replace(random_model.model.config, stage="e2e")
+    assert map_lib._mse_weight(altered(random_model, config=config).model) is None
 
 
 def test_too_few_documents(random_model):
     with pytest.raises(UserError, match="2 documents are too few"):
-        map_lib.measure(random_model, Given(DOCUMENTS[:2]))
+        map_lib.measure(*random_model, Given(DOCUMENTS[:2]))

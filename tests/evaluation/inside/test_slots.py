@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from clara_jax import api
-from clara_jax.data import prompts
 from clara_jax.evaluation import asking
 from clara_jax.evaluation.inside import data
 from clara_jax.evaluation.inside import slots as slots_lib
@@ -17,27 +16,29 @@ from clara_jax.plotting import pyplot
 
 @pytest.fixture(scope="module")
 def given(random_model):
-    return data.read(random_model, "facts:3:1", 3)
+    return data.read(random_model.model, "facts:3:1", 3)
 
 
 def by_hand(setup, fact, memory_MD):
     """Log-probability of the fact's answer: one row without padding."""
-    slots = prompts.slots(setup.extra)
-    prompt, where = asking.prompt(setup, fact.question, slots, memory_MD, fact.answer)
+    slots = setup.model.layout.slots()
+    prompt, where = asking.prompt(setup.model, fact.question, slots, memory_MD, fact.answer)
     tokens = np.asarray(prompt.tokens)
-    x_BTD = np.array(clara.embed(setup.model, setup.trees, jnp.asarray(tokens)[None]))
-    x_BTD[0, setup.extra.is_memory(tokens)] = memory_MD
+    x_BTD = np.array(clara.embed(setup.model.architecture, setup.trees, jnp.asarray(tokens)[None]))
+    x_BTD[0, setup.model.extra.is_memory(tokens)] = memory_MD
     positions = jnp.arange(len(tokens))[None]
     run = jax.jit(clara.run, static_argnums=(0, 2))
-    hidden, _ = run(setup.decoder, setup.trees, "generator", jnp.asarray(x_BTD), positions)
-    log_probs = jax.nn.log_softmax(head_logits(setup.model, setup.trees["base"], hidden[0]))
+    hidden, _ = run(setup.model.decoder, setup.trees, "generator", jnp.asarray(x_BTD), positions)
+    log_probs = jax.nn.log_softmax(
+        head_logits(setup.model.architecture, setup.trees["base"], hidden[0])
+    )
     return sum(float(log_probs[i - 1, tokens[i]]) for i in range(where.start, where.stop))
 
 
 def test_scores_are_those_of_memories_with_a_slot_replaced(random_model, given):
-    memories = api.compress(random_model, given.documents).memories
+    memories = api.compress(*random_model, given.documents).memories
     mean = memories.mean(0)
-    nats, right = slots_lib.scores(random_model, given.facts, memories, mean)
+    nats, right = slots_lib.scores(*random_model, given.facts, memories, mean)
     assert nats.shape == right.shape == (15, 10)
     for n in (0, 7, 14):
         fact = given.facts[n]
@@ -59,7 +60,7 @@ def test_kept_slots():
 def test_panels_are_means_over_the_facts_of_a_column(random_model, given, monkeypatch):
     facts, M = given.facts, 4
 
-    def scores(setup, facts, memories, mean):
+    def scores(model, trees, facts, memories, mean):
         assert (mean == 0).all()
         nats = np.full((len(facts), 2 + 2 * M), -10.0)
         nats[:, 0] = -1
@@ -71,7 +72,7 @@ def test_panels_are_means_over_the_facts_of_a_column(random_model, given, monkey
         return nats, nats > -5
 
     monkeypatch.setattr(slots_lib, "scores", scores)
-    found = slots_lib.measure(random_model, dataclasses.replace(given, replace="zero"))
+    found = slots_lib.measure(*random_model, dataclasses.replace(given, replace="zero"))
     panel = found["panels"]["by question"]
     who = panel["columns"].index("who ?")
     needed, suffices = np.array(panel["needed"]), np.array(panel["suffices"])

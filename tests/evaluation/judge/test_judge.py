@@ -133,7 +133,7 @@ def test_nothing_is_asked_twice(url, workdir, tmp_path):
 
 
 def test_conditions_have_their_own_documents(workdir):
-    (loaded,) = judge.runs.load([workdir])
+    (loaded,) = judge.evaluated.load([workdir])
     shown = {
         name: [case.asked["support"]["documents"][4:9] for case in
                cases_lib.answers(loaded, name, 0) if case.asked]
@@ -156,7 +156,7 @@ def test_candidates_of_a_search_are_found_again(tmp_path, data):
     assert len(source[0].documents) > 2
     settings = {"holdout": 0.0} | dataclasses.asdict(config.eval)
     write(tmp_path / "s", source, settings)
-    (loaded,) = judge.runs.load([str(tmp_path / "s")])
+    (loaded,) = judge.evaluated.load([str(tmp_path / "s")])
     first, *_ = cases_lib.answers(loaded, "reasoner", 0)
     assert first.asked["support"]["documents"] == f"[1] {source[0].documents[source[0].gold[0]]}"
 
@@ -175,7 +175,7 @@ def test_scp_has_one_document(tmp_path):
         "settings": {"holdout": 0.1} | dataclasses.asdict(config.eval),
     }  # fmt: skip
     results.write(result, str(tmp_path))
-    (loaded,) = judge.runs.load([str(tmp_path)])
+    (loaded,) = judge.evaluated.load([str(tmp_path)])
     cases = cases_lib.answers(loaded, "memory", 0)
     shown = [case.asked["support"] for case in cases]
     assert [(places["documents"], places["question"]) for places in shown] == [
@@ -247,7 +247,7 @@ def test_mistakes_are_one_line(url, workdir, tmp_path, capsys, monkeypatch, argu
 
 
 def test_records_that_changed_are_noticed(workdir, data):
-    (loaded,) = judge.runs.load([workdir])
+    (loaded,) = judge.evaluated.load([workdir])
     rows = data.read_text().splitlines(keepends=True)
     data.write_text("".join([rows[0], rows[2], rows[1], rows[3]]))
     with pytest.raises(UserError, match=r"question 2 is not that of the records now .*dev.jsonl:2"):

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -13,8 +14,9 @@ from clara_jax import config as config_lib
 from clara_jax.config import Config
 from clara_jax.evaluation import results
 from clara_jax.evaluation.page import __main__ as page
-from clara_jax.evaluation.page import chart
-from clara_jax.evaluation.page.chart import Series
+from clara_jax.evaluation.page import charts
+from clara_jax.evaluation.page.charts import Series
+from clara_jax.plotting import pyplot
 
 
 def result(rate, right):
@@ -75,7 +77,8 @@ def test_the_page_has_everything_and_needs_nothing_else(workdirs, tmp_path, caps
     assert "0.750 (" in html and "+0.500" in html  # with interval; the paired difference
     assert html.count("<svg") == 6 and "prefers-color-scheme" in html and "@media print" in html
     # Nothing is fetched: no links, scripts, pictures or fonts from elsewhere.
-    assert not re.search(r"<(script|link|img|iframe)|url\(|@import|src=", html)
+    assert not re.search(r"<(script|link|img|iframe)|url\((?!#)|@import|src=", html)
+    assert set(re.findall(r'href="(.)', html)) == {"#"}  # marks of a chart in itself
     assert html.count('class="right"') == 3 + 1 and html.count('class="wrong"') == 1 + 3
     assert '<span class="gold">gold</span> the &lt;gold&gt; text' in html
 
@@ -130,7 +133,15 @@ def test_one_run_without_curves_or_environment(workdirs, tmp_path, capsys):
         page.main(["x.pdf", workdirs[0]])
 
 
-def test_time_and_memory_are_on_the_page_too(workdirs, tmp_path, capsys):
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were drawn."""
+    figures, svg = [], charts.svg
+    monkeypatch.setattr(charts, "svg", lambda f, title: figures.append(f) or svg(f, title))
+    return figures
+
+
+def test_time_and_memory_are_on_the_page_too(workdirs, drawn, tmp_path, capsys):
     rows = [{"name": n, "compress": 0.5, "query": 0.1, "prompt": 0.2, "whole": w, "program_gib": 1,
              "peak_gib": 1, "stored": 2048, "cache": 1} for n, w in (("full text", 4), ("16x", 0.7),
             ("4x", 0.9))]  # fmt: skip
@@ -139,49 +150,46 @@ def test_time_and_memory_are_on_the_page_too(workdirs, tmp_path, capsys):
     assert page.main(arguments) == 0
     html = (tmp_path / "r.html").read_text()
     assert "faster than text" in html and "5.12x" in html  # 4.1 / 0.8
-    memories, text = places(html.split("Seconds of an answer")[-1])
-    assert memories[0][0] < memories[1][0] and memories[0][1] < memories[1][1]
-    assert text[0][1] == text[1][1] < memories[0][1]  # the text takes longer
+    memories, text = (line.get_xydata().tolist() for line in drawn[-1].axes[0].get_lines())
+    assert memories == [[4, 1.0], [16, pytest.approx(0.8)]] and text == [[4, 4.1], [16, 4.1]]
     (tmp_path / "e.json").write_text("[]")
     assert page.main(arguments) == 2
     assert "no table of evaluation.efficiency" in capsys.readouterr().err
 
 
-def places(svg):
-    lines = re.findall(r'<polyline points="([^"]+)"', svg)
-    return [[tuple(map(float, p.split(","))) for p in line.split()] for line in lines]
-
-
-def test_points_are_where_their_values_say():
-    up, down = Series("up", [(1, 0.0), (10, 1.0), (100, 2.0)]), Series("down", [(1, 2), (100, 0)])
-    svg = chart.chart("t", "x", [up, down], log_x=True)
-    (first, middle, last), (high, low) = places(svg)
-    assert first[0] < middle[0] < last[0] and first[1] > middle[1] > last[1]
-    assert middle[0] == pytest.approx((first[0] + last[0]) / 2, abs=0.2)  # a decade each
-    assert middle[1] == pytest.approx((first[1] + last[1]) / 2, abs=0.2)
-    assert (high[1], low[1]) == (last[1], first[1])
-    assert all(0 <= x <= chart.WIDTH and 0 <= y <= chart.HEIGHT
-               for line in places(svg) for x, y in line)  # fmt: skip
-    ElementTree.fromstring(chart.alone(svg))
+def test_without_matplotlib_there_is_a_page_without_charts(workdirs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert page.main([str(tmp_path / "report.html"), *workdirs]) == 0
+    error = capsys.readouterr().err
+    assert error == "no charts: plots need matplotlib: pip install 'clara-jax[plot]'\n"
+    html = (tmp_path / "report.html").read_text()
+    assert (
+        "<svg" not in html and "Differences" in html and not (tmp_path / "report_charts").exists()
+    )
 
 
 def test_lines_of_all_conditions_are_told_apart_and_named():
     points, ends = [(4, 0.2), (8, 0.4)], [(0.1, 0.3), (0.3, 0.5)]
-    names = [f"condition {i}" for i in range(11)]
-    svg = chart.chart("t", "x", [Series(name, points, ends, True) for name in names])
-    lines = re.findall(r"<polyline points=\S+ \S+ (.*)/>", svg)
-    assert len(set(lines)) == len(lines) == 11
-    first_nine = re.findall(r"<polyline.*stroke=\"(\S+)\"", svg)[:9]
-    assert len(set(first_nine)) == 9  # by colour alone
-    marks = set(re.findall(r'class="mark" d="([^"]+)".*fill="([^"]+)"', svg))
-    assert len(marks) == 11
-    intervals = re.findall(r'class="interval" x1="([^"]+)"', svg)
-    assert len(set(intervals)) == len(intervals) == 22
-    assert all(f">{name}</text>" in svg for name in names)
-    low = max(float(y) for y in re.findall(r' y="([^"]+)"', svg))
-    assert low < float(re.search(r'viewBox="0 0 \d+ (\d+)"', svg)[1])
-    for style in (chart.STYLE, chart.alone(svg)):
-        assert style.count("--c8:") == 3  # light, dark and paper
+    names = [f"condition {i} <$x$>" for i in range(11)]
+    figure = charts.chart("t", "x", [Series(name, points, ends, True) for name in names])
+    (ax,) = figure.axes
+    lines = ax.get_lines()
+    assert [line.get_xydata().tolist() for line in lines] == [[list(p) for p in points]] * 11
+    assert len({line.get_color() for line in lines[:9]}) == 9  # by colour alone
+    assert len({(line.get_marker(), line.get_color()) for line in lines}) == 11
+    figure.canvas.draw()
+    bars = [bar for (bar,) in (container[2] for container in ax.containers)]
+    assert len({bar.get_transform().transform((4, 0.2))[0] for bar in bars}) == 11
+    assert ax.get_ylim()[0] <= 0.1 and ax.get_ylim()[1] >= 0.5  # intervals are whole
+    element = charts.svg(figure, "t")
+    assert not pyplot().fignum_exists(figure.number)
+    assert all(name.replace("<", "&lt;").replace(">", "&gt;") in element for name in names)
+    assert (
+        all(f"var(--c{number}, " in element for number in range(9)) and ' id="line' not in element
+    )
+    # In a file of its own it has the colours of the dark too.
+    ElementTree.fromstring(charts.alone(element))
+    assert all(charts.STYLE.count(f"--c{number}:") == 1 for number in range(9))
 
 
 @pytest.mark.parametrize(
@@ -190,8 +198,13 @@ def test_lines_of_all_conditions_are_told_apart_and_named():
      ([(1, 2.01), (2, 2.02)], True), ([(1, 1e-5), (2, 1e4)], True), ([(0, 0.0)], False)],
 )  # fmt: skip
 def test_axes_of_any_range(points, log):
-    svg = chart.chart("t", "x", [Series("a", points, [(y, y) for _, y in points])], log_y=log)
-    assert "nan" not in svg and 2 <= svg.count('class="grid"') <= 12
+    figure = charts.chart("t", "x", [Series("a", points, [(y, y) for _, y in points])], log_y=log)
+    figure.canvas.draw()
+    (ax,) = figure.axes
+    low, high = ax.get_ylim()
+    ticks = [label for label in ax.get_yticklabels() if low <= label.get_position()[1] <= high]
+    assert 2 <= len(ticks) <= 16 and all(label.get_text() for label in ticks)
+    assert "nan" not in charts.svg(figure, "t")
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")

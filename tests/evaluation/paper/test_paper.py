@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from clara_jax.evaluation.paper import paper, tables
+from clara_jax.evaluation.paper import paper
 from clara_jax.evaluation.sweep import plan
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -16,18 +16,18 @@ SWEEPS = (
 
 @pytest.mark.parametrize(
     ("name", "count", "width"),
-    [("COMPRESSOR", 16, 8), ("COMPRESSOR_ABLATIONS", 18, 8), ("JOINT", 48, 8),
-     ("JOINT_ABLATIONS", 12, 4), ("RECALL", 49, 12), ("FIDELITY", 12, 8)],
+    [("compressor", 16, 8), ("compressor_ablations", 18, 8), ("joint", 48, 8),
+     ("joint_ablations", 12, 4), ("recall", 49, 12), ("fidelity", 12, 8)],
 )  # fmt: skip
 def test_tables_are_whole_and_percentages(name, count, width):
-    found = paper.rows(getattr(tables, name))
+    found = paper.tables()[name]
     assert len(found) == count
-    assert {len(row) for row in found.values()} <= {width, 4 if name == "COMPRESSOR" else width}
+    assert {len(row) for row in found.values()} <= {width, 4 if name == "compressor" else width}
     assert all(0 <= value <= 100 for row in found.values() for value in row)
-    if name == "RECALL":  # the more documents, the more are found
+    if name == "recall":  # the more documents, the more are found
         for row in found.values():
             assert all(row[i] < row[i + 1] < row[i + 2] for i in range(0, 12, 3))
-    if name == "JOINT":
+    if name == "joint":
         for row in found.values():
             assert all(f1 > exact for f1, exact in zip(row[::2], row[1::2], strict=True))
 

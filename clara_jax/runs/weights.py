@@ -1,0 +1,128 @@
+"""The architecture and the weights that a run begins with: the base, and fresh adapters."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from clara_jax import sharding
+from clara_jax.config import Config
+from clara_jax.errors import UserError
+from clara_jax.interop import base as base_lib
+from clara_jax.models import clara
+from clara_jax.models.clara import Trees
+from clara_jax.models.config import PRESETS, ModelConfig
+from clara_jax.models.decoder import init_params
+from clara_jax.models.lora import init_adapter
+from clara_jax.stages import ADAPTERS
+
+
+def model_config(config: Config, platform: str = "cpu") -> ModelConfig:
+    """The architecture: the base checkpoint's own, or the preset's; and how it is computed.
+
+    Args:
+        config: of the run.
+        platform: of the devices; it decides on the attention where the config says `auto`.
+
+    Raises:
+        UserError: no architecture is given, the preset is unknown, or the devices or the positions
+            of memory tokens do not allow the attention.
+    """
+    model = _architecture(config)
+    attention = config.model.attention
+    # The kernel counts a window's tokens by their order in the row, which `spread` departs from.
+    window = model.sliding_window
+    longest = config.data.document_length + config.memory_tokens
+    ordered = not config.spread or window is None or window >= longest
+    if attention == "auto":
+        attention = "splash" if platform == "tpu" and ordered else "xla"
+    if attention == "splash" and not ordered:
+        raise UserError(
+            "config.model.attention=splash cannot spread positions over documents longer than the "
+            f"model's window of {window} tokens; set auto"
+        )
+    if attention == "cudnn" and platform != "gpu":
+        raise UserError(
+            f"config.model.attention=cudnn needs a GPU, these devices are of a {platform}; set auto"
+        )
+    return dataclasses.replace(model, attention=attention)
+
+
+def _architecture(config: Config) -> ModelConfig:
+    how = {k: getattr(config.model, k) for k in ("dtype", "param_dtype", "remat")}
+    if config.model.base:
+        return dataclasses.replace(base_lib.read_config(config.model.base), **how)
+    if config.model.preset not in PRESETS:
+        raise UserError(
+            f"config.model.preset={config.model.preset!r} is unknown; known: {', '.join(PRESETS)}"
+        )
+    if config.model.vocab_size:
+        how["vocab_size"] = config.model.vocab_size
+    return dataclasses.replace(PRESETS[config.model.preset], **how)
+
+
+def load_base(
+    config: Config, model: ModelConfig, mesh: Mesh, seed: int = 0, parts: Sequence[str] = ()
+) -> Any:
+    """The base weights, read or, by the seed, drawn straight into their sharding.
+
+    Args:
+        config: of the run.
+        model: the architecture.
+        mesh: that they are sharded over.
+        seed: of the draw.
+        parts: the only ones wanted, such as `embed` and `head`; all if none is named.
+    """
+    if config.model.base:
+        return base_lib.load_params(
+            config.model.base,
+            model,
+            lambda path, shape: sharding.array_sharding(mesh, f"base/{path}", shape),
+            parts,
+        )
+
+    def draw(rng: jax.Array) -> Any:
+        params = init_params(model, rng)
+        return {name: tree for name, tree in params.items() if not parts or name in parts}
+
+    rng = jax.random.key(seed)
+    shardings = sharding.shardings(mesh, "base", jax.eval_shape(draw, rng))
+    return jax.jit(draw, out_shardings=shardings)(rng)
+
+
+def fresh_trees(
+    config: Config, model: ModelConfig, base: Any, mesh: Mesh, adapters: Sequence[str], seed: int
+) -> Trees:
+    """Zero-effect adapters of these names and new memory embeddings, on the mesh."""
+    make = jax.jit(lambda base: fresh(config, model, base, adapters, seed))
+    out = make(base)
+    return put(mesh, out)
+
+
+def fresh(
+    config: Config, model: ModelConfig, base: Any, adapters: Sequence[str], seed: int
+) -> Trees:
+    """What `fresh_trees` makes, before it is placed on the mesh; arguments as there."""
+    rngs = jax.random.split(jax.random.key(config.seed + 1), len(ADAPTERS) + 1)
+    memory, added = clara.init_memory(
+        base,
+        config.memory_tokens,
+        jax.random.split(jax.random.key(seed + 1), len(ADAPTERS) + 1)[-1],
+        config.memory.init,
+        config.memory.init_noise,
+    )
+    fresh = {
+        name: init_adapter(model, config.lora, rngs[ADAPTERS.index(name)]) for name in adapters
+    }
+    return jax.tree.map(jnp.asarray, {**fresh, "memory": memory, "added": added})
+
+
+def put(mesh: Mesh, trees: Trees) -> Trees:
+    """Trees of host arrays, adapters and memory embeddings, on the mesh."""
+    return {
+        name: jax.device_put(tree, sharding.shardings(mesh, name, tree))
+        for name, tree in trees.items()
+    }
