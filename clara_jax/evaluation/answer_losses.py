@@ -2,32 +2,32 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
 from clara_jax.data import prompts
+from clara_jax.data.prompts import NO_LABEL
 from clara_jax.data.records import ScpRecord
-from clara_jax.data.tokenizer import Parts
+from clara_jax.evaluation import asking
 from clara_jax.inference import generate
 from clara_jax.inference.generate import Prompt, PromptBatch
 from clara_jax.models import clara
 from clara_jax.models.clara import Trees
 from clara_jax.models.decoder import Decoder
 from clara_jax.runs.setup import Model
-from clara_jax.training.losses import IGNORE, cross_entropy_sum
+from clara_jax.training.losses import cross_entropy_sum
 
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """A row for the losses: where the whole turn begins and where the answer lies, if there is one.
+    """A row for the losses.
 
     Attributes:
         prompt: prompt and answer.
-        turn: labels of the assistant's turn, as `slice` of the tokens; None: not counted.
-        answer: labels of one answer; None: not counted.
+        turn: tokens of the assistant's whole turn; None: not counted.
+        answer: tokens of one answer; None: not counted.
     """
 
     prompt: Prompt
@@ -35,35 +35,24 @@ class Labelled:
     answer: slice | None = None
 
 
-def labelled_rows(
-    model: Model, record: ScpRecord, docs: Parts, vectors: np.ndarray | None
-) -> list[Labelled]:
+def labelled_rows(model: Model, record: ScpRecord, given: asking.Documents) -> list[Labelled]:
     """Rows of one record: its turn with all questions, and each question with its answer alone.
 
     Where the turn begins with the row of a question, as with a single question, one row does for
     both.
     """
-    tokenizer, layout = model.tokenizer, model.layout
-    system, user = layout.scp_turns(record, docs)
+    docs, vectors = asking.laid_out(model, given)
+    system, user = model.layout.scp_turns(record, docs)
     turn = prompts.qa_text(record.questions, record.answers)
-    whole, start = prompts.dialogue(tokenizer, system, user, turn)
+    whole, start = prompts.dialogue(model.tokenizer, system, user, turn)
     rows = [Labelled(Prompt(whole, vectors), turn=slice(start, len(whole)))]
-    opened = tokenizer.chat(system, user)
     for question, answer in zip(record.questions, record.answers, strict=True):
-        asked = layout.scp_question(docs, question)
-        ids = tokenizer.encode([*opened, prompts.qa_text([question], [answer])])
-        place = slice(prompts.common(asked, ids), len(ids))
-        if rows[0].answer is None and whole[: len(ids)] == ids:
+        prompt, place = asking.prompt(model, question, given, answer)
+        if rows[0].answer is None and whole[: place.stop] == prompt.tokens:
             rows[0] = dataclasses.replace(rows[0], answer=place)
         else:
-            rows.append(Labelled(Prompt(ids, vectors), answer=place))
+            rows.append(Labelled(prompt, answer=place))
     return rows
-
-
-def mean(totals: Sequence[float], counts: Sequence[int]) -> list[float]:
-    """Nats a token of turns and of answers; NaN where no token is labelled."""
-    pairs = zip(totals, counts, strict=True)
-    return [float(total / count) if count else math.nan for total, count in pairs]
 
 
 def cross_entropies(
@@ -73,20 +62,20 @@ def cross_entropies(
     role: str | None,
     report: Callable[[int], None],
 ) -> tuple[list[float], list[int]]:
-    """Sums in nats over the labelled tokens of turns and of answers, and how many these are."""
+    """Sums in nats over the labelled tokens of turns and answers, and their numbers."""
     trees = generate.needed(trees, role)
     totals, counts = np.zeros(2), np.zeros(2, int)
     batch = model.config.eval.batch
     for index, arrays in generate.prompt_batches([r.prompt for r in rows], model.extra, batch):
-        targets = np.full((2, *arrays.tokens_BT.shape), IGNORE, np.int32)
+        targets = np.full((2, *arrays.tokens_BT.shape), NO_LABEL, np.int32)
         for row, i in enumerate(index):
             ids = np.asarray(rows[i].prompt.tokens, np.int32)
             for kind, place in enumerate((rows[i].turn, rows[i].answer)):
                 if place is not None:
-                    targets[kind, row, place.start - 1 : place.stop - 1] = ids[place]
+                    targets[kind, row, : len(ids)] = prompts.labels(ids, place.start, place.stop)
         on_mesh = [generate.put(model, x) for x in (arrays, *targets)]
         totals += np.array(_loss_sums(model.decoder, trees, *on_mesh, role=role), float)
-        counts += (targets != IGNORE).sum((1, 2))
+        counts += (targets != NO_LABEL).sum((1, 2))
         report(len(index))
     return totals.tolist(), counts.tolist()
 

@@ -18,39 +18,28 @@ those that are wanted; if it is empty, all that come before `all`, and `constant
 `config.eval.k`, or as in training.
 """
 
-import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from clara_jax.corpus.search import words
 from clara_jax.corpus.store import open_store
-from clara_jax.data import prompts, sources
+from clara_jax.data import sources
 from clara_jax.data.prompts import FRAME
 from clara_jax.data.records import QaRecord, digest
 from clara_jax.errors import UserError
-from clara_jax.evaluation import metrics, results, retrieval
-from clara_jax.evaluation.answer_losses import Labelled, cross_entropies
-from clara_jax.evaluation.journal import Journal, Piece
-from clara_jax.inference import answers as answers_lib
+from clara_jax.evaluation import asking, driver, metrics, results, retrieval
+from clara_jax.evaluation.answer_losses import Labelled
+from clara_jax.evaluation.driver import Condition, Example, Result
+from clara_jax.evaluation.journal import Journal
 from clara_jax.inference import encode, rank
+from clara_jax.inference.generate import Prompt
 from clara_jax.models.clara import Trees
 from clara_jax.runs.setup import Model
 from clara_jax.training.inputs import compute_memories
-
-
-@dataclasses.dataclass(frozen=True)
-class Condition:
-    """Which documents (a ranking's, gold, none, all), in which form, which adapter reads them."""
-
-    documents: str
-    docs: str
-    role: str | None
-    default: bool = True
-
 
 CONDITIONS = {
     "reasoner": Condition("reasoner", "memory", "generator"),
@@ -84,73 +73,64 @@ def evaluate(
         journal: keeps what is finished, for a run that is killed.
 
     Returns:
-        `records`, `questions`, `candidates` (mean), `documents_cut`, `memory_tokens`,
-        `compression_rate` (realised), `retrieval` (numbers of both rankings by `retrieval.values`,
-        if questions name their gold documents), `conditions` (numbers of each), `intervals` (95 %,
-        of rankings and conditions), `seconds` and `predictions`, one a question.
+        `driver.Result` as a dictionary.
 
     Raises:
         UserError: there is no such condition, or no question.
     """
     options = model.config.eval
     k = options.k or model.config.select.k
-    journal = journal or Journal(None, {})
     begun = time.monotonic()
     count = min(options.records or len(source), len(source))
     records = [source[i] for i in range(count)]
-    found = _compress(model, trees, records)
-    ranked = {
-        "reasoner": _ranked(_reasoner_scores(model, trees, records, found.memories)),
-        "bm25": _ranked(
-            words.bm25_scores([r.question for r in records], [r.choice for r in records])
-        ),
+    memories, cut, rate = _compress(model, trees, records)
+    scores = {
+        "reasoner": _reasoner_scores(model, trees, records, memories),
+        "bm25": words.bm25_scores([r.question for r in records], [r.choice for r in records]),
     }
+    ranked = {name: [retrieval.ranking(row) for row in rows] for name, rows in scores.items()}
     golds = [r.gold for r in records]
     # A document set for each question, by the name that a condition gives it.
     chosen = {name: [order[:k] for order in orders] for name, orders in ranked.items()}
     chosen |= {"gold": [list(gold[:k]) for gold in golds], "none": [[] for _ in records]}
     chosen["all"] = [list(range(len(r.choice))) for r in records]
+
+    def examples(condition: Condition) -> list[Example]:
+        make = functools.partial(_prompts, model, memories, condition.form)
+        return [
+            Example(_asked(record, picked), functools.partial(make, record, picked))
+            for record, picked in zip(records, chosen[condition.documents], strict=True)
+        ]
+
     names = _names(model, trees, all(golds))
+    modelled = {name: CONDITIONS[name] for name in names if name != CONSTANT}
     accepted = [r.answers for r in records]
-    modelled = [name for name in names if name != CONSTANT]
-    report, close = results.reporter(2 * len(modelled) * len(records))
-    conditions, intervals, predictions = {}, {}, {}
-    for name in modelled:
-        condition = CONDITIONS[name]
-        picked = chosen[condition.documents]
-        pieces = [
-            journal.piece(piece_name(name, records[part], picked[part]), functools.partial(
-                _evaluate_condition, model, trees, records[part], condition, picked[part],
-                found.memories, report,
-            ))
-            for part in results.pieces(len(records), options.batch)
-        ]  # fmt: skip
-        conditions[name], intervals[name], predictions[name] = results.together(pieces, accepted)
+    report, close = driver.reporter(2 * len(modelled) * len(records))
+    answered = driver.ask(
+        model, trees, modelled, examples, accepted, groups=None, journal=journal, report=report
+    )
     close()
+    conditions, intervals, answers = answered
     if CONSTANT in names:
-        predictions[CONSTANT] = [metrics.best_constant(accepted)] * len(records)
-        scored = metrics.values(predictions[CONSTANT], accepted)
-        conditions[CONSTANT] = {n: float(np.mean(values)) for n, values in scored.items()}
-        intervals[CONSTANT] = results.intervals(scored)
+        answers[CONSTANT] = [metrics.best_constant(accepted)] * len(records)
+        scored = metrics.values(answers[CONSTANT], accepted)
+        conditions[CONSTANT], intervals[CONSTANT] = results.means(scored), results.intervals(scored)
     rankings = {name: retrieval.values(orders, golds) for name, orders in ranked.items()}
-    intervals |= {f"retrieval {n}": results.intervals(each) for n, each in rankings.items() if each}
-    return {
-        "step": model.step,
-        "records": count,
-        "questions": count,
-        "candidates": float(np.mean([len(r.choice) for r in records])),
-        "documents_cut": found.cut,
-        "memory_tokens": len(model.extra.memory),
-        "compression_rate": found.rate,
-        "retrieval": {
-            name: {metric: float(np.mean(values)) for metric, values in each.items()}
-            for name, each in rankings.items()
-            if each
-        },
-        "conditions": conditions,
-        "intervals": intervals,
-        "seconds": time.monotonic() - begun,
-        "predictions": [
+    rankings = {name: values for name, values in rankings.items() if values}
+    intervals |= {f"retrieval {n}": results.intervals(values) for n, values in rankings.items()}
+    return Result(
+        step=model.step,
+        records=count,
+        questions=count,
+        candidates=float(np.mean([len(r.choice) for r in records])),
+        documents_cut=cut,
+        memory_tokens=len(model.extra.memory),
+        compression_rate=rate,
+        retrieval={name: results.means(values) for name, values in rankings.items()},
+        conditions=conditions,
+        intervals=intervals,
+        seconds=time.monotonic() - begun,
+        predictions=[
             {
                 "origin": record.origin,
                 "question": record.question,
@@ -160,20 +140,34 @@ def evaluate(
                 "chosen": chosen["reasoner"][i],
                 "documents": [record.documents[n][:SHOWN] for n in chosen["reasoner"][i]],
                 "ranked": {name: orders[i] for name, orders in ranked.items()},
-                **{name: texts[i] for name, texts in predictions.items()},
+                **{name: texts[i] for name, texts in answers.items()},
             }
             for i, record in enumerate(records)
         ],
-    }
+    ).as_dict()
 
 
 def piece_name(condition: str, records: Sequence[QaRecord], picked: Sequence[Sequence[int]]) -> str:
-    """Of questions with the documents that stand in their prompts (`results.piece_name`)."""
-    asked = [
-        (record.question, record.answers, [record.documents[i] for i in numbers])
-        for record, numbers in zip(records, picked, strict=True)
-    ]
-    return results.piece_name(condition, asked)
+    """Of questions with the documents that stand in their prompts (`driver.piece_name`)."""
+    pairs = zip(records, picked, strict=True)
+    return driver.piece_name(condition, [_asked(*pair) for pair in pairs])
+
+
+def _asked(record: QaRecord, picked: Sequence[int]) -> tuple[str, Sequence[str], list[str]]:
+    return record.question, record.answers, [record.documents[i] for i in picked]
+
+
+def _prompts(
+    model: Model, memories: Any, form: str, record: QaRecord, picked: Sequence[int]
+) -> tuple[list[Prompt], list[Labelled]]:
+    documents = [record.documents[i] for i in picked]
+    if form == "memory" and documents:
+        given = _stack(memories, documents)
+    else:  # what the compressor sees
+        given = "\n\n".join(model.layout.head(document) for document in documents)
+    opened, _ = asking.prompt(model, record.question, given)
+    whole, answer = asking.prompt(model, record.question, given, record.answers[0])
+    return [opened], [Labelled(whole, answer=answer)]
 
 
 def _names(model: Model, trees: Trees, gold_known: bool) -> list[str]:
@@ -182,10 +176,10 @@ def _names(model: Model, trees: Trees, gold_known: bool) -> list[str]:
     possible = [n for n, c in CONDITIONS.items() if gold_known or c.documents != "gold"]
     if "generator" not in trees:
         possible.remove("no_document_trained")  # without adapters it is no_document
-    if options.conditions.strip() == results.EVERY:
+    if options.conditions.strip() == driver.EVERY:
         return [*possible, CONSTANT]
     if options.conditions:
-        names = results.named(options.conditions, (*CONDITIONS, CONSTANT))
+        names = driver.named(options.conditions, (*CONDITIONS, CONSTANT))
         for name in names:
             if name != CONSTANT and CONDITIONS[name].documents == "gold" and not gold_known:
                 raise UserError(f"config.eval.conditions: {name} needs pos_index in every record")
@@ -195,14 +189,8 @@ def _names(model: Model, trees: Trees, gold_known: bool) -> list[str]:
     return [*(name for name in possible if CONDITIONS[name].default), CONSTANT]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Compressed:
-    memories: Any  # [M, D] by the digest of a document's text
-    cut: int
-    rate: float
-
-
-def _compress(model: Model, trees: Trees, records: Sequence[QaRecord]) -> _Compressed:
+def _compress(model: Model, trees: Trees, records: Sequence[QaRecord]) -> tuple[Any, int, float]:
+    """Memories [M, D] by the digest of a document's text, documents cut, and the realised rate."""
     documents = list(dict.fromkeys(d for record in records for d in record.documents))
     if model.config.eval.store:
         memories = _stored(model, trees, documents)
@@ -214,7 +202,7 @@ def _compress(model: Model, trees: Trees, records: Sequence[QaRecord]) -> _Compr
     M = len(model.extra.memory)
     fed = [model.layout.document_ids(d) for d in documents]
     text = sum(len(ids) - M - FRAME for ids, _ in fed)
-    return _Compressed(memories, sum(cut for _, cut in fed), text / (M * len(fed)))
+    return memories, sum(cut for _, cut in fed), text / (M * len(fed))
 
 
 def _stored(model: Model, trees: Trees, documents: Sequence[str]) -> dict[bytes, np.ndarray]:
@@ -243,40 +231,3 @@ def _reasoner_scores(
 def _stack(memories: Any, documents: Sequence[str]) -> np.ndarray:
     """Memories [n, M, D] of n documents, in float32."""
     return np.stack([np.asarray(memories[digest(d)], np.float32) for d in documents])
-
-
-def _ranked(scores: Sequence[np.ndarray]) -> list[list[int]]:
-    return [retrieval.ranking(row) for row in scores]
-
-
-def _evaluate_condition(
-    model: Model,
-    trees: Trees,
-    records: Sequence[QaRecord],
-    condition: Condition,
-    chosen: Sequence[Sequence[int]],
-    memories: Any,
-    report: Callable[[int], None],
-) -> Piece:
-    begun = time.monotonic()
-    options = model.config.eval
-    given, rows = [], []
-    for record, picked in zip(records, chosen, strict=True):
-        documents = [record.documents[i] for i in picked]
-        is_memory = condition.docs == "memory" and documents
-        heads = [model.layout.head(d) for d in documents]  # what the compressor sees
-        given.append(_stack(memories, documents) if is_memory else heads)
-    asked = answers_lib.answer_prompts(model, [r.question for r in records], given)
-    told = answers_lib.answer_prompts(
-        model, [r.question for r in records], given, [r.answers[0] for r in records]
-    )
-    for opened, whole in zip(asked, told, strict=True):
-        start = prompts.common(opened.tokens, whole.tokens)
-        rows.append(Labelled(whole, answer=slice(start, len(whole.tokens))))
-    answers = answers_lib.answers(
-        model, trees, asked, options.max_new_tokens,
-        role=condition.role, stop="", batch=options.batch, report=report,
-    )  # fmt: skip
-    nats, tokens = cross_entropies(model, trees, rows, condition.role, report)
-    seconds = time.monotonic() - begun
-    return {"answers": answers, "nats": nats, "tokens": tokens, "seconds": seconds}

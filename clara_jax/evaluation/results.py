@@ -1,24 +1,19 @@
-"""What every evaluation has in common: a result's table, its file, and the gap that is closed."""
+"""A result's numbers: means with intervals, the gap that is closed, its table and its file."""
 
 import itertools
 import json
-import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from absl import logging
 
 from clara_jax import files
-from clara_jax.data.records import digest
 from clara_jax.errors import UserError
-from clara_jax.evaluation import answer_losses, metrics, predictions, statistics
-from clara_jax.evaluation.journal import Piece
-from clara_jax.progress import Progress
+from clara_jax.evaluation import predictions, statistics
 
 SMALLEST_GAP = 1e-6
-_BATCHES = 4  # of a piece
 # What the gap between the baselines is taken of, and whether more of it is better.
 GAPS = {"answer_ce": False, "f1": True}
 COLUMNS = {
@@ -59,66 +54,23 @@ def gaps(conditions: dict[str, dict[str, float]], names: tuple[str, str, str]) -
     return {key: gap_closed(*(c[key] for c in three), more) for key, more in GAPS.items()}
 
 
-EVERY = "every"
-
-
-def named(names: str, known: Sequence[str]) -> list[str]:
-    """The conditions of `config.eval.conditions`, each once; `every` is all that are known.
-
-    Raises:
-        UserError: one is not known.
-    """
-    if names.strip() == EVERY:
-        return list(known)
-    found = list(dict.fromkeys(name.strip() for name in names.split(",")))
-    for name in found:
-        if name not in known:
-            raise UserError(
-                f"config.eval.conditions: no condition {name!r}; there are {', '.join(known)}"
-            )
-    return found
-
-
-def pieces(count: int, batch: int) -> list[slice]:
-    """Which examples are evaluated together, and kept together when a run is killed."""
-    size = _BATCHES * batch  # of like length, these fill their batches well
-    return [slice(start, start + size) for start in range(0, count, size)]
-
-
-def piece_name(condition: str, asked: Sequence[Any]) -> str:
-    """By which the journal knows a piece again: its condition and all that is asked in it."""
-    return f"{condition} {digest(repr(asked)).hex()}"
-
-
-def together(
-    found: Sequence[Piece],
-    accepted: Sequence[Sequence[str]],
-    groups: Sequence[str] | None = None,
-) -> tuple[dict[str, float], dict[str, list[float]], list[str]]:
-    """Numbers of a condition, their 95 % intervals, and its answers.
-
-    Args:
-        found: its pieces, with `answers`, `nats` and `tokens` of turns and answers, and `seconds`.
-        accepted: all accepted answers of each question.
-        groups: what questions are about, as for `statistics.interval`.
-    """
-    answers = [answer for piece in found for answer in piece["answers"]]
-    nats, tokens = (np.sum([piece[key] for piece in found], 0) for key in ("nats", "tokens"))
-    losses = zip(("turn_ce", "answer_ce"), answer_losses.mean(nats, tokens), strict=True)
-    scored = metrics.values(answers, accepted)
-    numbers = {
-        **{name: nats for name, nats in losses if not math.isnan(nats)},
-        **{name: float(np.mean(values)) for name, values in scored.items()},
-        "seconds": sum(piece["seconds"] for piece in found),
-    }
-    return numbers, intervals(scored, groups), answers
-
-
 def intervals(
     values: dict[str, list[float]], groups: Sequence[str] | None = None
 ) -> dict[str, list[float]]:
     """95 % intervals of the means, by metric; `groups` as for `statistics.interval`."""
     return {name: list(statistics.interval(each, groups)) for name, each in values.items()}
+
+
+def means(values: dict[str, list[float]]) -> dict[str, float]:
+    """Means, by metric."""
+    return {name: float(np.mean(each)) for name, each in values.items()}
+
+
+def share(values: Sequence[float], groups: Sequence[str] | None = None) -> dict[str, Any]:
+    """`mean` of values and its 95 % `interval`; `groups` as for `statistics.interval`."""
+    values = np.asarray(values, float)
+    interval = list(statistics.interval(values, groups))
+    return {"mean": float(values.mean()), "interval": interval}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -195,15 +147,3 @@ def _settings(path: str) -> Any:
         return json.loads(files.read(path))["settings"]
     except (ValueError, KeyError, TypeError):
         return None
-
-
-def reporter(total: int) -> tuple[Callable[[int], None], Callable[[], None]]:
-    """What to call with the number of examples just finished, and at the end."""
-    progress, done = Progress(total, "evaluating"), 0
-
-    def report(rows: int) -> None:
-        nonlocal done
-        done += rows
-        progress.update(done)
-
-    return report, progress.close

@@ -21,6 +21,7 @@ from clara_jax.evaluation.answer_losses import labelled_rows
 from clara_jax.evaluation.journal import Journal
 from clara_jax.evaluation.results import gap_closed, table, write
 from clara_jax.evaluation.scp import CONDITIONS, evaluate
+from clara_jax.inference import answers as answers_lib
 from clara_jax.inference import generate
 from clara_jax.models import clara
 from clara_jax.models.decoder import head_logits
@@ -127,10 +128,10 @@ def test_losses_equal_a_plain_computation(setup, result, name):
     for record in [result[2][i] for i in range(3)]:
         memory = api.compress(*setup, [record.document]).memories[0]
         docs, vectors = {
-            "memory": (setup.model.layout.slots(), memory),
-            "text": (record.document, None),
-            "nothing": ("", None),
-        }[condition.docs]
+            ("all", "memory"): (setup.model.layout.slots(), memory),
+            ("all", "text"): (record.document, None),
+            ("none", "text"): ("", None),
+        }[condition.documents, condition.form]
 
         def losses(ids, start, end, vectors=vectors):
             """Sum and number of the losses of tokens start to end - 1."""
@@ -156,20 +157,18 @@ def test_losses_equal_a_plain_computation(setup, result, name):
 
 def test_one_row_serves_turn_and_answer(setup):
     record = FactsSource(4, 1)[0]
-    rows = labelled_rows(setup.model, record, record.document, None)
+    rows = labelled_rows(setup.model, record, record.document)
     assert [(row.turn is not None, row.answer is not None) for row in rows] == [
         (True, True), *[(False, True)] * 4
     ]  # fmt: skip
     for row, answer in zip(rows, record.answers, strict=True):
         assert row.prompt.tokens[row.answer] == setup.model.tokenizer.encode(answer)
     single = ScpRecord("qa", ("who ?",), ("red fox",), record.document, "here")
-    (row,) = labelled_rows(setup.model, single, record.document, None)
+    (row,) = labelled_rows(setup.model, single, record.document)
     assert len(row.prompt.tokens[row.answer]) == 2
     # The same question twice: neither is lost.
     double = ScpRecord("qa", ("who ?",) * 2, ("red fox",) * 2, record.document, "here")
-    assert [row.answer is not None for row in labelled_rows(setup.model, double, "", None)] == [
-        True
-    ] * 2
+    assert [row.answer is not None for row in labelled_rows(setup.model, double, "")] == [True] * 2
 
 
 def test_answers_follow_the_memories(setup, result):
@@ -184,7 +183,9 @@ def test_answers_follow_the_memories(setup, result):
 def test_perfect_and_missing_answers_are_scored(setup, monkeypatch):
     record = FactsSource(4, 1)[0]
     monkeypatch.setattr(
-        api, "answers", lambda model, trees, asked, *_, **__: [*record.answers[:-1], "nothing"]
+        answers_lib,
+        "answers",
+        lambda model, trees, asked, *_, **__: [*record.answers[:-1], "nothing"],
     )
     values = evaluate(*setup, [record])["conditions"]["memory"]
     assert values["exact_match"] == values["f1"] == values["cover_exact_match"] == 0.8
@@ -332,7 +333,9 @@ def test_any_accepted_answer_counts_and_text_records_are_passed_over(setup, monk
     record = dataclasses.replace(
         FactsSource(4, 1)[0], questions=("who ?",), answers=("Sir Paul",), aliases=(("Paul",),)
     )
-    monkeypatch.setattr(api, "answers", lambda model, trees, asked, *_, **__: ["paul"] * len(asked))
+    monkeypatch.setattr(
+        answers_lib, "answers", lambda model, trees, asked, *_, **__: ["paul"] * len(asked)
+    )
     result = evaluate(*setup, [record, dataclasses.replace(record, compress=False)])
     assert result["records"] == 1
     assert result["conditions"]["memory"]["exact_match"] == 1.0

@@ -15,7 +15,7 @@ from clara_jax.corpus.search.words import bm25_scores
 from clara_jax.data.facts import FactsQuestions
 from clara_jax.data.tokenizer import load_tokenizer
 from clara_jax.errors import UserError
-from clara_jax.evaluation import compare, evaluate, joint, metrics, results
+from clara_jax.evaluation import candidates, compare, driver, joint, metrics, results
 from clara_jax.evaluation.journal import Journal
 from clara_jax.evaluation.retrieval import ranking, score_rankings
 from clara_jax.inference import answers as answers_lib
@@ -184,7 +184,7 @@ def test_a_kill_in_the_middle_and_a_rerun_give_the_same(setup, tmp_path, monkeyp
     path.write_bytes(b"".join(lines[:2]))  # as if killed after the first of two
     again = run()
     assert again[0] == whole[0] and again[1] != whole[1]
-    monkeypatch.setattr(joint, "_evaluate_condition", lambda *_: pytest.fail("evaluated again"))
+    monkeypatch.setattr(driver, "_piece", lambda *_: pytest.fail("evaluated again"))
     assert run()[0] == whole[0]
 
 
@@ -280,4 +280,4 @@ def test_mistakes_of_a_comparison(runs, capsys):
     assert "no evaluation; run --mode=evaluate" in capsys.readouterr().err
     assert compare.main([str(runs / "e2e"), "--output", str(runs / "e2e/metrics.jsonl/x")]) == 2
     with pytest.raises(UserError, match="nothing to evaluate on"):
-        evaluate.pipeline.open_dev(dataclasses.replace(CONFIG, eval=Eval()))
+        candidates.open_questions(dataclasses.replace(CONFIG, eval=Eval()))

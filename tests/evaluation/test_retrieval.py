@@ -114,11 +114,11 @@ def test_bm25_without_words_is_zero():
 def test_bm25_prints_nothing_even_where_all_is_logged():
     code = """
 import logging, sys
-import clara_jax.evaluation.retrieval as retrieval
+from clara_jax.corpus.search.words import bm25_scores
 assert "bm25s" not in sys.modules
 logging.basicConfig(level=logging.DEBUG)
 logging.getLogger("jax").setLevel(logging.WARNING)
-assert retrieval.bm25_scores(["a"], [["a b", "c"]])[0][0] > 0
+assert bm25_scores(["a"], [["a b", "c"]])[0][0] > 0
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "" and "bm25s" not in done.stderr.lower() and "%|" not in done.stderr

@@ -10,6 +10,7 @@ import numpy as np
 
 from clara_jax.data import documents, facts
 from clara_jax.data.records import ScpRecord
+from clara_jax.evaluation.asking import occurrence
 from clara_jax.text import mentions, sentences
 
 _MADE_UP = re.compile(r"this is \w+ \w+( \. the \w+ is \w+)+ \.")
@@ -66,7 +67,7 @@ def swapped(text: str, other: str, rng: np.random.Generator) -> str | None:
         if not numbers or not strange:
             return None
         old, new = str(rng.choice(numbers)), str(rng.choice(strange))
-    return head + re.sub(rf"(?<!\w){re.escape(old)}(?!\w)", lambda _: new, body)
+    return head + occurrence(old).sub(lambda _: new, body)
 
 
 def copies(

@@ -72,12 +72,9 @@ def judge(answer: str, accepted: Sequence[str], probability: float) -> str:
 
 def locate(text: str, accepted: Sequence[str]) -> float | None:
     """Where the first accepted answer found in a text begins, as a share of it; None: nowhere."""
-    for wanted in accepted:
-        if wanted.strip():
-            found = re.search(rf"(?<!\w){re.escape(wanted.strip())}(?!\w)", text, re.IGNORECASE)
-            if found:
-                return found.start() / len(text)
-    return None
+    wanted = filter(None, map(str.strip, accepted))
+    places = (asking.place(text, answer, re.IGNORECASE) for answer in wanted)
+    return next((place for place in places if place is not None), None)
 
 
 def ask(

@@ -23,7 +23,8 @@ from clara_jax.evaluation.fidelity.pieces import Pieces
 from clara_jax.evaluation.journal import Piece
 from clara_jax.models.clara import Trees
 from clara_jax.runs.setup import Model
-from clara_jax.text import mentions, normalise
+from clara_jax.text import mentions
+from clara_jax.text.normalise import normalise
 
 _ORDER = re.compile(
     r"\b(first|last|before|after|then|next|earlier|later|begin|begins|began|end|ends|ended|"

@@ -59,7 +59,7 @@ def _vector_scores(model: Model, trees: Trees, pairs: Sequence[tuple[str, str]])
     distinct = list(dict.fromkeys(text for pair in pairs for text in pair))
     row = {text: i for i, text in enumerate(distinct)}
     memories_nMD = compress(model, trees, distinct, model.config.eval.batch).memories
-    means_nD = asking.base_means(model, trees, distinct)
+    means_nD = asking.text_means(model, trees, distinct, enc=False)
     means_nD /= np.maximum(np.linalg.norm(means_nD, axis=1, keepdims=True), 1e-12)
     kind = model.config.select.score
     index = [(row[a], row[b]) for a, b in pairs]

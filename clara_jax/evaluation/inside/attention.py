@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clara_jax.data.batches import encoder_batches
 from clara_jax.errors import UserError
+from clara_jax.evaluation.asking import of_documents
 from clara_jax.evaluation.inside.data import Given
 from clara_jax.inference import generate
 from clara_jax.models import clara
@@ -120,13 +120,13 @@ def measure(model: Model, trees: Trees, given: Given) -> dict[str, Any]:
         raise UserError("attention: no document has a token; give others")
     trees = generate.needed(trees, "compressor")
     spread = model.config.memory.positions == "spread"
-    rows = generate.rows_for(len(encoded), min(model.config.eval.batch, 8))
-    seen: list[np.ndarray] = [np.empty(0)] * len(encoded)
-    for batch in encoder_batches(encoded, rows):
-        arrays = [generate.put(model, x) for x in (batch.tokens, batch.positions, batch.segments)]
-        found, _ = weights(model.decoder, trees, *arrays, spread=spread)
-        for row, i in zip(generate.to_host(model, found), batch.index, strict=False):
-            seen[i] = row[:, : len(encoded[i])]
+    seen = of_documents(
+        model,
+        encoded,
+        lambda *arrays: weights(model.decoder, trees, *arrays, spread=spread)[0],
+        min(model.config.eval.batch, 8),
+    )
+    seen = [row[:, : len(ids)] for row, ids in zip(seen, encoded, strict=True)]
     texts = [slice(front, _end(model, ids, M)) for ids in encoded]
     own = [row[:, place] for row, place in zip(seen, texts, strict=True)]
     memories = np.mean([row[:, -M:].sum(1) for row in seen], 0)

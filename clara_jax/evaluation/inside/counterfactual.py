@@ -10,10 +10,11 @@ import numpy as np
 
 from clara_jax import api
 from clara_jax.errors import UserError
-from clara_jax.evaluation import metrics, statistics
+from clara_jax.evaluation import metrics
 from clara_jax.evaluation.asking import prompt
 from clara_jax.evaluation.inside import data
 from clara_jax.evaluation.inside.data import Given
+from clara_jax.evaluation.results import share
 from clara_jax.inference import answers as answers_lib
 from clara_jax.models.clara import Trees
 from clara_jax.plotting import FONT, pyplot
@@ -54,13 +55,7 @@ def measure(model: Model, trees: Trees, given: Given, seed: int = 0) -> dict[str
                 follows(answer, new, fact.answer)
                 for answer, (fact, new, _) in zip(answers, changes, strict=True)
             ]
-            shares[f"{form}, {what}"] = {
-                kind: {
-                    "mean": float(np.mean([s == kind for s in said])),
-                    "interval": list(statistics.interval([s == kind for s in said])),
-                }
-                for kind in KINDS
-            }
+            shares[f"{form}, {what}"] = {kind: share([s == kind for s in said]) for kind in KINDS}
             kept[f"{form}, {what}"] = answers
     return {
         "changed": len(changes),
@@ -92,12 +87,10 @@ def _answers(
         distinct = list(dict.fromkeys(documents))
         memories = api.compress(model, trees, distinct, batch).memories
         row = {text: i for i, text in enumerate(distinct)}
-        docs = [(model.layout.slots(), memories[row[text]]) for text in documents]
+        given = [memories[[row[text]]] for text in documents]
     else:
-        docs = [([model.layout.head(text)], None) for text in documents]
-    asked = [
-        prompt(model, question, *doc)[0] for question, doc in zip(questions, docs, strict=True)
-    ]
+        given = [model.layout.head(text) for text in documents]
+    asked = [prompt(model, *pair)[0] for pair in zip(questions, given, strict=True)]
     return answers_lib.answers(model, trees, asked, model.config.eval.max_new_tokens, batch=batch)
 
 

@@ -6,74 +6,22 @@ of its memory vectors, of one model or of two. The loss itself compares memories
 compressor's own states, which its adapter may move as well: the gap to those is told beside.
 """
 
-import functools
-from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
 from clara_jax import api
-from clara_jax.data.batches import encoder_batches
 from clara_jax.errors import UserError
-from clara_jax.evaluation import statistics
+from clara_jax.evaluation.asking import text_means
 from clara_jax.evaluation.inside.data import Given
-from clara_jax.inference import generate
-from clara_jax.models import clara
+from clara_jax.evaluation.results import share
 from clara_jax.models.clara import Trees
-from clara_jax.models.decoder import Decoder
 from clara_jax.plotting import FONT, pyplot
 from clara_jax.runs.setup import Model
 from clara_jax.stages import STAGES
 
 _FEWEST = 3
-
-
-def text_means(
-    model: Model, trees: Trees, documents: Sequence[str], role: str | None = None
-) -> np.ndarray:
-    """Means float32 [n, D] of the last states over each document's text, by the plain base or role.
-
-    Args:
-        model: the model.
-        trees: its weights.
-        documents: texts.
-        role: whose adapter reads them; None: the plain base.
-    """
-    M = len(model.extra.memory)
-    encoded = [model.layout.document_ids(text)[0][:-M] for text in documents]
-    trees = generate.needed(trees, role)
-    out = np.zeros((len(encoded), model.architecture.d_model), np.float32)
-    rows = generate.rows_for(len(encoded), model.config.eval.batch)
-    for batch in encoder_batches(encoded, rows):
-        tokens, positions, segments = (
-            generate.put(model, x) for x in (batch.tokens, batch.positions, batch.segments)
-        )
-        means = generate.to_host(
-            model, _means(model.decoder, role, trees, tokens, positions, segments)
-        )
-        out[batch.index] = means[: len(batch.index)]
-    return out
-
-
-@functools.partial(jax.jit, static_argnames=("decoder", "role"))
-def _means(
-    decoder: Decoder,
-    role: str | None,
-    trees: Trees,
-    tokens_BT: jax.Array,
-    positions_BT: jax.Array,
-    segments_BT: jax.Array,
-) -> jax.Array:
-    """Means [B, D] of states at tokens of the base's vocabulary; see `text_means`."""
-    config = decoder.config
-    x_BTD = clara.embed(config, trees, tokens_BT)
-    hidden_BTD, _ = clara.run(decoder, trees, role, x_BTD, positions_BT, segments_BT)
-    is_text_BT = (segments_BT > 0) & (tokens_BT < config.vocab_size)
-    total_BD = jnp.where(is_text_BT[..., None], hidden_BTD.astype(jnp.float32), 0.0).sum(1)
-    return total_BD / jnp.maximum(is_text_BT.sum(1), 1)[:, None]
 
 
 def pca(points: np.ndarray) -> tuple[np.ndarray, list[float]]:
@@ -156,7 +104,7 @@ def apart(texts: np.ndarray, memories: np.ndarray) -> dict[str, Any]:
     return {
         "gap": float(gap),
         "cosine": float(cosine),
-        "nearest": {"mean": float(hits.mean()), "interval": list(statistics.interval(hits))},
+        "nearest": share(hits),
         "chance": 1 / len(texts),
     }
 

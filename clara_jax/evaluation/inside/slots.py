@@ -15,17 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from clara_jax import api
-from clara_jax.evaluation import statistics
-from clara_jax.evaluation.asking import prompt
+from clara_jax.evaluation import asking
 from clara_jax.evaluation.inside.data import Fact, Given, kinds
+from clara_jax.evaluation.results import share
 from clara_jax.inference import generate
 from clara_jax.inference.generate import PromptBatch
-from clara_jax.models import clara
 from clara_jax.models.clara import Trees
-from clara_jax.models.decoder import Decoder, head_logits
+from clara_jax.models.decoder import Decoder
 from clara_jax.plotting import FONT, heat_map, pyplot, shortened, slot_labels
 from clara_jax.runs.setup import Model
-from clara_jax.training.losses import IGNORE
 
 PLACES = 5  # parts of a document by where a fact's answer stands
 _EXAMPLE = 8  # most facts of the example
@@ -33,7 +31,7 @@ _NATS = 0.1  # of less a picture shows nothing
 
 
 def kept_slots(M: int) -> np.ndarray:
-    """Which slots stay, bool [2 + 2 M, M]: all; none; all but each; each alone."""
+    """Which slots stay, bool [C = 2 + 2 M, M]: all; none; all but each; each alone."""
     each = np.eye(M, dtype=bool)
     return np.concatenate([np.ones((1, M), bool), np.zeros((1, M), bool), ~each, each])
 
@@ -51,30 +49,21 @@ def scores(
         mean_MD: what stands in place of a slot that does not stay.
 
     Returns:
-        Log-probability in nats, and whether each token of it is the likeliest; both [n, 2 + 2 M],
+        Log-probability in nats, and whether every token is the likeliest; both [n, C = 2 + 2 M],
         in the order of `kept_slots`.
     """
-    slots = model.layout.slots()
-    rows = [prompt(model, f.question, slots, memories_NMD[f.row], f.answer) for f in facts]
-    kept_AM = kept_slots(len(mean_MD))
-    nats_nA = np.zeros((len(rows), len(kept_AM)))
-    right_nA = np.zeros((len(rows), len(kept_AM)), bool)
-    width = max(place.stop - place.start for _, place in rows)
+    rows = [
+        asking.prompt(model, fact.question, memories_NMD[[fact.row]], fact.answer) for fact in facts
+    ]
+    kept_CM = kept_slots(len(mean_MD))
+    nats_nC = np.zeros((len(rows), len(kept_CM)))
+    right_nC = np.zeros((len(rows), len(kept_CM)), bool)
     trees = generate.needed(trees, "generator")
-    asked = [row for row, _ in rows]
-    for index, batch in generate.prompt_batches(asked, model.extra, model.config.eval.batch):
-        places = np.zeros((len(batch.tokens_BT), width), np.int32)
-        targets = np.full_like(places, IGNORE)
-        for i, n in enumerate(index):
-            where = rows[n][1]
-            length = where.stop - where.start
-            places[i, :length] = np.arange(where.start - 1, where.stop - 1)
-            targets[i, :length] = asked[n].tokens[where]
-        arrays = [generate.put(model, x) for x in (batch, places, targets)]
-        nats, right = _ablate(model.decoder, trees, *arrays, mean_MD, kept_AM)
-        nats_nA[index] = generate.to_host(model, nats).T[: len(index)]
-        right_nA[index] = generate.to_host(model, right).T[: len(index)]
-    return nats_nA, right_nA
+    for index, *arrays in asking.answer_batches(model, rows):
+        nats, right = _ablate(model.decoder, trees, *arrays, mean_MD, kept_CM)
+        nats_nC[index] = generate.to_host(model, nats).T[: len(index)]
+        right_nC[index] = generate.to_host(model, right).T[: len(index)]
+    return nats_nC, right_nC
 
 
 @functools.partial(jax.jit, static_argnames="decoder")
@@ -82,38 +71,29 @@ def _ablate(
     decoder: Decoder,
     trees: Trees,
     batch: PromptBatch,
-    places_BK: jax.Array,
-    targets_BK: jax.Array,
+    places_BA: jax.Array,
+    targets_BA: jax.Array,
     mean_MD: jax.Array,
-    kept_AM: jax.Array,
+    kept_CM: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """All ablations of a batch in one program, [A, B] each; see `scores`."""
-    config, counted_BK = decoder.config, targets_BK != IGNORE
-    positions_BT = batch.positions()
+    """All choices of slots of a batch in one program, [C, B] each; see `scores`."""
 
     def one(kept_M: jax.Array) -> tuple[jax.Array, jax.Array]:
         vectors_BMD = jnp.where(kept_M[None, :, None], batch.vectors_BSD, mean_MD[None])
-        x_BTD = batch.replace(vectors_BSD=vectors_BMD).embed(config, trees)
-        hidden_BTD, _ = clara.run(decoder, trees, "generator", x_BTD, positions_BT)
-        hidden_BKD = jnp.take_along_axis(hidden_BTD, places_BK[..., None], axis=1)
-        logits = head_logits(config, trees["base"], hidden_BKD, trees["added"].get("head"))
-        log_probs = jax.nn.log_softmax(logits)
-        wanted_BK1 = jnp.maximum(targets_BK, 0)[..., None]
-        nats_BK = jnp.take_along_axis(log_probs, wanted_BK1, axis=-1)[..., 0]
-        right_BK = (jnp.argmax(logits, axis=-1) == targets_BK) | ~counted_BK
-        return jnp.where(counted_BK, nats_BK, 0.0).sum(1), right_BK.all(1)
+        replaced = batch.replace(vectors_BSD=vectors_BMD)
+        return asking.log_probabilities(decoder, trees, replaced, places_BA, targets_BA)
 
-    return jax.lax.map(one, kept_AM)
+    return jax.lax.map(one, kept_CM)
 
 
 def measure(model: Model, trees: Trees, given: Given) -> dict[str, Any]:
     """Needs and gains [slots, columns] in nats, by question, by place and for one document."""
     memories_NMD = api.compress(model, trees, given.documents, model.config.eval.batch).memories
     mean_MD = memories_NMD.mean(0) if given.replace == "mean" else np.zeros_like(memories_NMD[0])
-    nats_nA, right_nA = scores(model, trees, given.facts, memories_NMD, mean_MD)
+    nats_nC, right_nC = scores(model, trees, given.facts, memories_NMD, mean_MD)
     M = len(mean_MD)
-    needs_nM = nats_nA[:, :1] - nats_nA[:, 2 : 2 + M]
-    gains_nM = nats_nA[:, 2 + M :] - nats_nA[:, 1:2]
+    needs_nM = nats_nC[:, :1] - nats_nC[:, 2 : 2 + M]
+    gains_nM = nats_nC[:, 2 + M :] - nats_nC[:, 1:2]
 
     def panel(columns: dict[str, Sequence[int]]) -> dict[str, Any]:
         columns = {name: list(rows) for name, rows in columns.items() if len(rows)}
@@ -147,13 +127,13 @@ def measure(model: Model, trees: Trees, given: Given) -> dict[str, Any]:
         "documents": len(given.documents),
         "facts": len(given.facts),
         "right": {
-            "all slots": _share(right_nA[:, 0]),
-            "no slot": _share(right_nA[:, 1]),
-            "one slot taken away": _share(right_nA[:, 2 : 2 + M].mean(1)),
-            "one slot alone": _share(right_nA[:, 2 + M :].mean(1)),
-            "its best slot alone": _share(right_nA[:, 2 + M :].any(1)),
+            "all slots": share(right_nC[:, 0]),
+            "no slot": share(right_nC[:, 1]),
+            "one slot taken away": share(right_nC[:, 2 : 2 + M].mean(1)),
+            "one slot alone": share(right_nC[:, 2 + M :].mean(1)),
+            "its best slot alone": share(right_nC[:, 2 + M :].any(1)),
         },
-        "concentration": _share(specific),
+        "concentration": share(specific),
         "concentration_if_even": 1 / M,
         "panels": {
             "by question": panel(by_kind),
@@ -167,12 +147,6 @@ def _concentration(needs_M: np.ndarray) -> float:
     """Share of what is lost over all slots that the most important one loses."""
     lost = np.maximum(needs_M, 0)
     return float(lost.max() / lost.sum()) if lost.sum() > 0 else 1 / len(lost)
-
-
-def _share(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
-    """A mean and its 95 % interval."""
-    values = np.asarray(values, float)
-    return {"mean": float(values.mean()), "interval": list(statistics.interval(values))}
 
 
 def draw(found: dict[str, Any]) -> Any:
@@ -209,9 +183,9 @@ def draw(found: dict[str, Any]) -> Any:
 def text(found: dict[str, Any]) -> list[str]:
     """The numbers, as lines of Markdown."""
     lines = ["| slots that the generator reads | answers right | 95 % |", "|---|---:|---:|"]
-    for name, share in found["right"].items():
-        low, high = share["interval"]
-        lines.append(f"| {name} | {share['mean']:.3f} | {low:.3f}-{high:.3f} |")
+    for name, right in found["right"].items():
+        low, high = right["interval"]
+        lines.append(f"| {name} | {right['mean']:.3f} | {low:.3f}-{high:.3f} |")
     c = found["concentration"]
     return [
         *lines, "",

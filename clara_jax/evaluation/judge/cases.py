@@ -146,12 +146,12 @@ def _paraphrase(sample: dict[str, str]) -> Case:
 def _read(run: Run, condition: str, sources: str) -> Iterator[Sequence[str]]:
     """The documents of each answer, whole."""
     is_joint = "candidates" in run.result
-    kind = "nothing"  # as the constant answer
+    kind = "none"  # as the constant answer
     if is_joint and condition != joint.CONSTANT:
         kind = joint.CONDITIONS[condition].documents
     elif not is_joint:
-        kind = scp.CONDITIONS[condition].docs
-    if kind in ("none", "nothing"):
+        kind = scp.CONDITIONS[condition].documents
+    if kind == "none":
         raise UserError(
             f"{run.workdir}: {condition} had no documents, so that nothing can support its "
             "answers; choose another --condition"

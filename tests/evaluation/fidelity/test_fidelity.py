@@ -118,7 +118,7 @@ def test_nats_are_those_of_the_answers(setup, stage):
     assert tokens.tolist() == [len(text.split()) + end for text in record.answers]
     assert len(costs) == 2 and (costs > 0).all()
     if stage == "scp":
-        rows = labelled_rows(setup.model, record, setup.model.layout.slots(), given[0].memories[0])
+        rows = labelled_rows(setup.model, record, given[0].memories)
         total = cross_entropies(*setup, rows, "generator", lambda n: None)[0][1]
         assert costs.sum() == pytest.approx(total, rel=1e-4)
     words = ["cat", "dog", "owl", "fox"]
@@ -139,9 +139,9 @@ def test_long_documents_are_read_in_pieces(setup):
 
 def test_base_means_are_of_the_text_alone(setup):
     texts = ["red blue", "red blue green black white", "red blue"]
-    means = asking.base_means(*setup, texts)
+    means = asking.text_means(*setup, texts, enc=False)
     assert np.allclose(means[0], means[2]) and not np.allclose(means[0], means[1], atol=1e-2)
-    alone = asking.base_means(*setup, texts[:1])
+    alone = asking.text_means(*setup, texts[:1], enc=False)
     assert np.allclose(means[0], alone[0], atol=1e-5)
     # States are normalised: their mean is no longer than each. Padding adds nothing to it.
     assert 0.1 < np.sqrt(np.square(means).mean(1)).max() < 1.01
@@ -210,7 +210,9 @@ def test_bert_score_of_what_bert_score_cannot_read(tmp_path, bert):
 
 
 def test_paraphrases_read_back(setup):
-    clara = types.SimpleNamespace(setup=setup, paraphrase=lambda texts, _: [texts[0], "", "x"])
+    clara = types.SimpleNamespace(
+        model=setup.model, paraphrase=lambda texts, _: [texts[0], "", "x"]
+    )
     similar = lambda texts, wanted: [float(len(texts) == len(wanted) == 3)] * 3  # noqa: E731
     paraphrase = dataclasses.replace(RECORDS[2], data_type="paraphrase", answers=("x",))
     found = text_lib.read_back(clara, [*RECORDS[:2], paraphrase], 5, similar)
@@ -241,14 +243,14 @@ def test_order_words():
 def test_the_answer_to_which_first_turns_round_with_the_document(setup, monkeypatch):
     records = [ScpRecord("qa", ("q",), ("a",), text, "t") for text in (STORY, STORY + " So.")]
     monkeypatch.setattr(order, "_read", lambda model, trees, texts: texts)
-    reads = lambda s, questions, given, told: np.array(  # noqa: E731
+    reads = lambda m, w, questions, given, told: np.array(  # noqa: E731
         [text.index(name) for text, name in zip(given, told, strict=True)]
     )[None]
     monkeypatch.setattr(asking, "nats", reads)
     found = order.which_first(*setup, records)
     assert found["documents"] == 2
     assert found["shares"] == {"in_order": 1.0, "reversed": 1.0, "both": 1.0, "same": 0.0}
-    blind = lambda s, questions, given, told: np.array(  # noqa: E731
+    blind = lambda m, w, questions, given, told: np.array(  # noqa: E731
         [question.index(name) for question, name in zip(questions, told, strict=True)]
     )[None]
     monkeypatch.setattr(asking, "nats", blind)  # the question's first name

@@ -5,6 +5,7 @@ from clara_jax.errors import UserError
 from clara_jax.evaluation.inside import counterfactual, data
 from clara_jax.evaluation.inside.counterfactual import follows
 from clara_jax.evaluation.inside.data import Fact, Given
+from clara_jax.inference import answers as answers_lib
 from clara_jax.plotting import pyplot
 
 
@@ -21,7 +22,7 @@ def test_a_model_that_repeats_the_text_follows_it(random_model, monkeypatch):
         assert max_new_tokens == 4
         return ["" if p.vectors is not None else model.tokenizer.decode(p.tokens) for p in asked]
 
-    monkeypatch.setattr(api, "answers", repeat)
+    monkeypatch.setattr(answers_lib, "answers", repeat)
     given = data.read(random_model.model, "facts:6:1", 6)
     found = counterfactual.measure(*random_model, given)
     shares = {name: {k: v["mean"] for k, v in s.items()} for name, s in found["shares"].items()}
@@ -34,7 +35,7 @@ def test_a_model_that_repeats_the_text_follows_it(random_model, monkeypatch):
 
 def test_memories_are_those_of_the_changed_documents(random_model, monkeypatch):
     seen = []
-    monkeypatch.setattr(api, "answers", lambda m, t, asked, n, batch: [""] * len(asked))
+    monkeypatch.setattr(answers_lib, "answers", lambda m, t, asked, n, batch: [""] * len(asked))
     compress = api.compress
     monkeypatch.setattr(
         api, "compress", lambda m, w, t, b: seen.append(list(t)) or compress(m, w, t)

@@ -59,10 +59,10 @@ def test_places_and_forms():
 @pytest.mark.parametrize("stage", ["scp", "e2e"])
 def test_prompts_hold_the_answer_at_their_end(random_model, stage):
     setup = random_model if stage == "scp" else later(random_model)
-    slots, vectors = setup.model.layout.slots(), np.zeros((4, 128), np.float32)
-    told, where = prompt(setup.model, "which city ?", slots, vectors, "bogton")
-    opened, nothing = prompt(setup.model, "which city ?", slots, vectors)
-    assert told.tokens[: where.start] == opened.tokens and told.vectors is vectors
+    memories = np.zeros((1, 4, 128), np.float32)
+    told, where = prompt(setup.model, "which city ?", memories, "bogton")
+    opened, nothing = prompt(setup.model, "which city ?", memories)
+    assert told.tokens[: where.start] == opened.tokens and told.vectors.shape == (4, 128)
     assert setup.model.tokenizer.decode(told.tokens[where]).split()[0] == "bogton"
     assert nothing == slice(len(opened.tokens), len(opened.tokens))
 

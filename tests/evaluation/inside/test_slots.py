@@ -21,8 +21,7 @@ def given(random_model):
 
 def by_hand(setup, fact, memory_MD):
     """Log-probability of the fact's answer: one row without padding."""
-    slots = setup.model.layout.slots()
-    prompt, where = asking.prompt(setup.model, fact.question, slots, memory_MD, fact.answer)
+    prompt, where = asking.prompt(setup.model, fact.question, memory_MD[None], fact.answer)
     tokens = np.asarray(prompt.tokens)
     x_BTD = np.array(clara.embed(setup.model.architecture, setup.trees, jnp.asarray(tokens)[None]))
     x_BTD[0, setup.model.extra.is_memory(tokens)] = memory_MD
