@@ -64,3 +64,99 @@ def shared() -> pathlib.Path:
             f"{path} is absent: golden numbers and real data are not part of the repository"
         )
     return path
+
+
+@pytest.fixture(scope="session")
+def release(tmp_path_factory) -> pathlib.Path:
+    """A random base and two checkpoints on it in the PyTorch release's layout, as in shared/golden.
+
+    `base_mistral`, `ckpt_mistral_stage1` and `ckpt_mistral_stage2`, which tests only read.
+    """
+    import json
+
+    import numpy as np
+    import tokenizers
+    from safetensors.numpy import save_file
+    from tokenizers import decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from clara_jax.interop import torch_zip_write
+
+    folder, rng = tmp_path_factory.mktemp("release"), np.random.default_rng(0)
+    base, vocabulary, D, F = folder / "base_mistral", 8192, 64, 128
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    ids = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    ids += [f"unused{i}" for i in range(vocabulary - len(ids))]
+    backend = tokenizers.Tokenizer(models.BPE(vocab={x: i for i, x in enumerate(ids)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(special)
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"
+        "{{ '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, chat_template=template,
+        unk_token=special[0], bos_token=special[1], eos_token=special[2],
+    ).save_pretrained(base)  # fmt: skip
+    (base / "chat_template.jinja").write_text(template)
+    settings = {
+        "architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_size": D,
+        "intermediate_size": F, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": None, "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5, "rope_theta": 1e6, "sliding_window": None, "hidden_act": "silu",
+        "tie_word_embeddings": False, "vocab_size": vocabulary, "bos_token_id": 1,
+        "eos_token_id": 2, "dtype": "float32",
+    }  # fmt: skip
+    (base / "config.json").write_text(json.dumps(settings))
+
+    def random(*shape: int, scale: float) -> np.ndarray:
+        return (scale * rng.standard_normal(shape)).astype(np.float32)
+
+    linears = {
+        "self_attn.q_proj": (D, D), "self_attn.k_proj": (D // 2, D),
+        "self_attn.v_proj": (D // 2, D), "self_attn.o_proj": (D, D), "mlp.gate_proj": (F, D),
+        "mlp.up_proj": (F, D), "mlp.down_proj": (D, F),
+    }  # fmt: skip
+    tables = ("model.embed_tokens.weight", "lm_head.weight")
+    tensors = {name: random(vocabulary, D, scale=0.1) for name in tables}
+    tensors["model.norm.weight"] = 1 + random(D, scale=0.1)
+    for i in range(3):
+        for name, shape in linears.items():
+            tensors[f"model.layers.{i}.{name}.weight"] = random(*shape, scale=0.1)
+        for name in ("input", "post_attention"):
+            scale = 1 + random(D, scale=0.1)
+            tensors[f"model.layers.{i}.{name}_layernorm.weight"] = scale
+    save_file(tensors, base / "model.safetensors")
+    # With the four memory tokens, AE, ENC and SEP, which are never the likeliest.
+    added = {name: random(7, D, scale=x) for name, x in zip(tables, (0.3, 0.01), strict=True)}
+    larger = {name: np.concatenate([tensors[name], added[name]]) for name in tables}
+    adapters = {
+        adapter: {
+            f"model.layers.{i}.{name}.lora_{leaf}.weight": random(*shape, scale=0.05)
+            for i in range(3)
+            for name, (n_out, n_in) in linears.items()
+            for leaf, shape in (("A", (16, n_in)), ("B", (n_out, 16)))
+        }
+        for adapter in ("encoder_adapter", "query_reasoner_adapter", "decoder_adapter")
+    }
+    settings = {
+        "model_type": "CLaRa", "decoder_model_name": "/mnt/models/tiny-mistral-from-the-author",
+        "compr_base_model_name": "mistralai/Mistral-7B-Instruct-v0.2", "compr_model_name": None,
+        "compr_rate": 16, "doc_max_length": 64, "lora": True, "lora_r": 16, "sep": True,
+        "different_mem_tokens": True, "optimize_mem_tokens": True, "kbtc_training": False,
+        "training_form": "both_separately", "quantization": "no", "compr_use_mlp": False,
+    }  # fmt: skip
+    for stage, top_k in (("stage1", 1), ("stage2", 2)):
+        checkpoint = folder / f"ckpt_mistral_{stage}"
+        checkpoint.mkdir()
+        stages = {"training_stage": stage, "generation_top_k": top_k, "stage2_retrieval_top_n": 1}
+        (checkpoint / "config.json").write_text(json.dumps(settings | stages))
+        trained = dict(adapters)
+        if stage == "stage1":  # with both tables in every adapter, as the release writes them
+            del trained["query_reasoner_adapter"]
+            trained = {name: tensors | larger for name, tensors in trained.items()}
+        torch_zip_write.write(checkpoint / "adapters.pth", trained)
+        torch_zip_write.write(checkpoint / "decoder_first_last_layers.pth", larger)
+    return folder

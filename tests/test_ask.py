@@ -94,18 +94,17 @@ def test_options_are_checked_before_work(workdir, file, monkeypatch):
             ask.run(workdir, file, question="who ?", **options)
 
 
-def test_a_release(shared, tmp_path, capsys):
-    golden = shared / "golden"
-    record = json.loads((golden / "texts.json").read_text())["examples"][1]
+def test_a_release(release, tmp_path, capsys):
+    documents = ["The Aven rises in the hills.", "A ferry crossed it.", "Rose kept the old boat."]
     path = tmp_path / "d.jsonl"
-    path.write_text(json.dumps(record))
-    folder, base = str(golden / "ckpt_mistral_stage2"), str(golden / "base_mistral")
-    ask.run(folder, str(path), base, record["question"], max_new_tokens=16)
-    scalars = json.loads((golden / "golden_mistral.json").read_text())
+    path.write_text(json.dumps({"question": "who ?", "answer": "Rose", "docs": documents}))
+    folder, base = str(release / "ckpt_mistral_stage2"), str(release / "base_mistral")
+    ask.run(folder, str(path), base, "who ?", max_new_tokens=4)
+    (expected,) = clara_jax.load(folder, base).ask(["who ?"], [documents], max_new_tokens=4)
     *answer, first, second = capsys.readouterr().out.splitlines()
-    assert "\n".join(answer) == scalars["gen_from_questions/texts"][1].strip()
-    assert first.startswith("   0.6774  ") and second.startswith("   0.6765  ")
-    assert record["docs"][2].startswith(first[11:]) and record["docs"][1].startswith(second[11:])
+    assert "\n".join(answer) == expected.text and len(expected.indices) == 2
+    for line, i, score in zip((first, second), expected.indices, expected.scores, strict=True):
+        assert line == f"  {score:7.4f}  {documents[i]}"
 
 
 @pytest.fixture(scope="module")

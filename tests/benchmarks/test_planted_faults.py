@@ -1,4 +1,5 @@
 import json
+import pathlib
 
 import pytest
 
@@ -80,11 +81,15 @@ def test_wilson():
     assert planted_faults.wilson(0, 10) == pytest.approx((0, 0.278), abs=1e-3)
 
 
-def test_shared_data_of_the_half_that_rules_were_not_tuned_on(shared):
-    names = ("squad", "nq", "pubmedqa")
-    paths = [str(shared / "data" / f"scp_{name}_train.jsonl") for name in names]
+def test_checks_find_them_in_the_half_that_rules_were_not_tuned_on(data):
+    """On real data where `shared` is beside the repository."""
+    folder = pathlib.Path(__file__).parents[3] / "shared" / "data"
+    real = [str(folder / f"scp_{name}_train.jsonl") for name in ("squad", "nq", "pubmedqa")]
+    paths, count = (real, 200) if folder.is_dir() else ([data], 60)
     examples = planted_faults.read(paths, "held")
-    total = [planted_faults.measure(planted_faults.plant(examples, 200, seed)) for seed in range(5)]
+    total = [
+        planted_faults.measure(planted_faults.plant(examples, count, seed)) for seed in range(5)
+    ]
     spoilt = sum(n for c in total for kind, (n, _) in c.items() if kind != planted_faults.CLEAN)
-    assert spoilt >= 0.7 * 500
-    assert sum(c[planted_faults.CLEAN][0] for c in total) <= 0.1 * 500
+    assert spoilt >= 0.7 * 5 * count / 2
+    assert sum(c[planted_faults.CLEAN][0] for c in total) <= 0.1 * 5 * count / 2

@@ -1,4 +1,4 @@
-"""The batches of training: packing, order, shards, exact resumption, padding of real files."""
+"""The batches of training: packing, order, shards, exact resumption, padding."""
 
 import dataclasses
 import itertools
@@ -14,7 +14,6 @@ from clara_jax.data import packing, prompts, scp_rows
 from clara_jax.data.batches import Batch
 from clara_jax.data.prompts import TextLayout
 from clara_jax.data.reader import Reader
-from clara_jax.data.tokenizer import load_tokenizer
 from clara_jax.errors import UserError
 from clara_jax.models.config import ExtraTokens
 
@@ -249,18 +248,25 @@ def test_the_log_tells_what_was_cut(words, extra, records, monkeypatch):
     assert "padding" in log and "realised compression" in log and "possible" in log
 
 
-@pytest.fixture(scope="module")
-def full_tokenizer(shared):
-    return load_tokenizer(str(shared / "golden" / "tokenizer_full"))
+# Rate, mean and spread of the logarithm of a document's tokens, most questions about it.
+LIKE = {"nq": (4, 4.7, 0.43, 1), "squad": (16, 5.0, 0.33, 5), "pubmedqa": (16, 5.5, 0.2, 1)}
 
 
-@pytest.mark.parametrize("rate", [4, 16])
-@pytest.mark.parametrize("name", ["nq", "squad", "pubmedqa"])
-def test_padding_of_real_files(shared, full_tokenizer, name, rate):
-    path = str(shared / "data" / f"scp_{name}_train.jsonl")
-    config = Config(data=Data(sources=str(path), rate=rate))
-    extra = ExtraTokens(full_tokenizer.size, config.memory_tokens)
-    reader = make_reader(config, full_tokenizer, extra)
+@pytest.mark.parametrize("name", LIKE)
+def test_padding_of_documents_of_many_lengths(words, tmp_path, name):
+    rate, mean, spread, most = LIKE[name]
+    generator, rows = np.random.default_rng(0), []
+    for length in np.exp(generator.normal(mean, spread, 400)).astype(int):
+        n = int(generator.integers(1, most + 1))
+        answers = [" one" * int(k) for k in generator.integers(1, 6, n)]
+        row = {"data_type": "qa", "question": [" two?"] * n, "answers": answers}
+        rows.append(row | {"docs": [" three" * int(length)]})
+    path = tmp_path / "scp.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    short = config_lib.Prompts(qa_system=" one" * 30, qa_user="{docs}")
+    config = Config(data=Data(sources=str(path), rate=rate), prompts=short)
+    extra = ExtraTokens(words.size, config.memory_tokens)
+    reader = make_reader(config, words, extra)
     lengths = scp_rows.row_lengths(reader)
     assert max(lengths.encoder, lengths.decoder) <= 1024
     dataset = scp_rows.make_dataset(reader, lengths)

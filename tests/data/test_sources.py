@@ -114,9 +114,11 @@ def test_holdout_keeps_titles_apart(tmp_path):
         sources.open_sources("²*a.jsonl")
 
 
-def test_holdout_on_real_files(shared):
-    data = shared / "data"
-    names = f"{data / 'scp_nq_train.jsonl'},reconstruct:{data / 'qa_e2e_train.jsonl'}"
+def test_holdout_over_files_of_both_forms(tmp_path):
+    scp = write(tmp_path / "scp.jsonl", [qa(f"Place {i}") for i in range(1500)])
+    groups = [[f"Place {7 * i}", f"Person {i}", f"Person {i + 1}"] for i in range(500)]
+    questions = write(tmp_path / "qa.jsonl", [e2e(group, [0]) for group in groups])
+    names = f"{scp},reconstruct:{questions}"
     train = set(titles(sources.open_sources(names, split="train", holdout=0.05)))
     dev = set(titles(sources.open_sources(names, split="dev", holdout=0.05)))
     assert dev and not train & dev

@@ -61,23 +61,22 @@ def export(workdir, format, output, base=None) -> pathlib.Path:
     return output
 
 
-# --- The golden checkpoints, there and back -------------------------------------------------------
+# --- Checkpoints of the release, there and back ---------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def golden(shared, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("golden")
-    base = str(shared / "golden" / "base_mistral")
-    for stage in ("stage1", "stage2"):
-        source = shared / "golden" / f"ckpt_mistral_{stage}"
-        import_model.run(str(source), str(folder / stage), base)
-    return shared / "golden", folder
+def stage2(release, tmp_path_factory):
+    """The checkpoint after the last stage, imported."""
+    workdir, base = tmp_path_factory.mktemp("imported") / "stage2", release / "base_mistral"
+    import_model.run(str(release / "ckpt_mistral_stage2"), str(workdir), str(base))
+    return workdir
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
-def test_every_tensor_of_the_release_comes_back_bit_for_bit(golden, tmp_path, stage):
-    folder, imported = golden
-    made, original = export(imported / stage, "release", tmp_path / "x"), f"ckpt_mistral_{stage}"
+def test_every_tensor_of_the_release_comes_back_bit_for_bit(shared, tmp_path, stage):
+    folder, original, imported = shared / "golden", f"ckpt_mistral_{stage}", tmp_path / "imported"
+    import_model.run(str(folder / original), str(imported), str(folder / "base_mistral"))
+    made = export(imported, "release", tmp_path / "x")
     for name in FILES:
         ours, theirs = tensors(made / name), tensors(folder / original / name)
         if name == "adapters.pth":  # some repeat embedding and head in every adapter (fault 8)
@@ -95,8 +94,8 @@ def test_every_tensor_of_the_release_comes_back_bit_for_bit(golden, tmp_path, st
     assert ours["decoder_model_name"] == "base_mistral"
 
 
-def test_a_checkpoint_in_bfloat16_comes_back_in_bfloat16(golden, tmp_path):
-    folder, _ = golden
+def test_a_checkpoint_in_bfloat16_comes_back_in_bfloat16(release, tmp_path):
+    folder = release
     source = tmp_path / "source"
     source.mkdir()
 
@@ -142,14 +141,13 @@ def logits_of(clara, ids, role):
     return np.asarray(logits(setup.trees, np.asarray(ids, np.int32)[None]))[0]
 
 
-def test_the_release_gives_our_logits_in_torch(golden, tmp_path):
+def test_the_release_gives_our_logits_in_torch(release, stage2, tmp_path):
     """What its loader does: a base with more tokens, adapters by name, both tables put in."""
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
-    folder, imported = golden
-    made = export(imported / "stage2", "release", tmp_path / "x")
+    made = export(stage2, "release", tmp_path / "x")
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder / "base_mistral", dtype=torch.float32
+        release / "base_mistral", dtype=torch.float32
     )
     files = {name: torch.load(made / name, weights_only=True) for name in FILES}
     model.resize_token_embeddings(len(files[FILES[1]][EMBED]))
@@ -160,7 +158,7 @@ def test_the_release_gives_our_logits_in_torch(golden, tmp_path):
         assert not peft.set_peft_model_state_dict(model, weights, name).unexpected_keys
     missing = model.load_state_dict(files["decoder_first_last_layers.pth"], strict=False)
     assert not missing.unexpected_keys
-    clara = clara_jax.load(imported / "stage2")
+    clara = clara_jax.load(stage2)
     ids = clara.model.tokenizer.encode([clara.model.extra.enc, QUESTION, *clara.model.extra.memory])
     for theirs, ours in (
         ("encoder_adapter", "compressor"),
@@ -177,16 +175,15 @@ def test_the_release_gives_our_logits_in_torch(golden, tmp_path):
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def test_peft_and_merged_give_our_logits_and_answers_in_torch(golden, tmp_path):
+def test_peft_and_merged_give_our_logits_and_answers_in_torch(release, stage2, tmp_path):
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
-    folder, imported = golden
-    clara = clara_jax.load(imported / "stage2")
+    clara = clara_jax.load(stage2)
     plain = clara.model.tokenizer.encode(QUESTION)
-    adapters = export(imported / "stage2", "peft", tmp_path / "peft")
+    adapters = export(stage2, "peft", tmp_path / "peft")
     for name in ("compressor", "reasoner", "generator"):
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder / "base_mistral", dtype=torch.float32
+            release / "base_mistral", dtype=torch.float32
         )
         model = peft.PeftModel.from_pretrained(model, adapters / name).eval()
         with torch.no_grad():
@@ -194,7 +191,7 @@ def test_peft_and_merged_give_our_logits_and_answers_in_torch(golden, tmp_path):
         found = logits_of(clara, plain, name)[:, :8192]
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
-    merged = export(imported / "stage2", "merged", tmp_path / "merged")
+    merged = export(stage2, "merged", tmp_path / "merged")
     model = transformers.AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).eval()
     with torch.no_grad():
         expected = model(input_ids=torch.tensor([plain])).logits[0].numpy()
@@ -310,16 +307,17 @@ QWEN = dataclasses.replace(PHI, family="qwen3", qk_norm=True, tied_embeddings=Fa
 
 
 @pytest.fixture(scope="module", params=[PHI, QWEN], ids=["phi3", "qwen3"])
-def on_a_file(request, shared, tmp_path_factory):
+def on_a_file(request, release, tmp_path_factory):
     """A run with random adapters on a base with a table larger than its tokenizer."""
     folder, model = tmp_path_factory.mktemp("family"), request.param
     base = folder / "base"
     hf_write.save_params(base, init_params(model, jax.random.key(0)), model)
     (base / "config.json").write_text(json.dumps(hf_config.hf_config(model)))
-    for file in (shared / "golden" / "base_mistral").glob("*token*"):
+    for file in (
+        *(release / "base_mistral").glob("*token*"),
+        release / "base_mistral" / "chat_template.jinja",
+    ):
         (base / file.name).write_text(file.read_text())
-    template = (shared / "golden" / "base_mistral" / "chat_template.jinja").read_text()
-    (base / "chat_template.jinja").write_text(template)
     config = Config(
         stage="e2e",
         model=Model(base=str(base)),

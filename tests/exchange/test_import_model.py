@@ -37,17 +37,17 @@ def command(*arguments) -> int:
 
 
 class Checkpoint:
-    """A copy of the golden stage-2 checkpoint and its base, to be damaged."""
+    """A copy of a stage-2 checkpoint and its base, to be damaged."""
 
-    def __init__(self, shared: pathlib.Path, folder: pathlib.Path):
+    def __init__(self, release: pathlib.Path, folder: pathlib.Path):
         self.source, self.base, self.workdir = folder / "ckpt", folder / "base", folder / "w"
-        self.copy(shared / "golden" / "ckpt_mistral_stage2", self.source)
-        self.copy(shared / "golden" / "base_mistral", self.base)
+        self.copy(release / "ckpt_mistral_stage2", self.source)
+        self.copy(release / "base_mistral", self.base)
 
     @staticmethod
     def copy(source: pathlib.Path, target: pathlib.Path) -> None:
         target.mkdir()
-        for file in source.iterdir():  # not their permissions: shared files are read-only
+        for file in source.iterdir():
             shutil.copyfile(file, target / file.name)
 
     def settings(self, **changes) -> None:
@@ -76,8 +76,8 @@ class Checkpoint:
 
 
 @pytest.fixture
-def checkpoint(shared, tmp_path) -> Checkpoint:
-    return Checkpoint(shared, tmp_path)
+def checkpoint(release, tmp_path) -> Checkpoint:
+    return Checkpoint(release, tmp_path)
 
 
 def test_what_is_imported_is_said(checkpoint, capsys):

@@ -54,9 +54,9 @@ def load_release(golden, request, tmp_path_factory):
     return load
 
 
-def test_release_needs_its_base(golden):
+def test_release_needs_its_base(release):
     with pytest.raises(UserError, match=r"as base=.*tiny-mistral-from-the-author"):
-        clara_jax.load(golden[0] / "ckpt_mistral_stage1")
+        clara_jax.load(release / "ckpt_mistral_stage1")
 
 
 def test_release_memories(golden, load_release):

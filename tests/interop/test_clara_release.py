@@ -492,10 +492,9 @@ def test_release_checkpoint_reads_as_torch_reads_it(shared):
         )
 
 
-def test_wrong_base_for_a_release_checkpoint_is_refused(shared):
-    golden = shared / "golden"
-    config = base.read_config(golden / "base_mistral")
+def test_wrong_base_for_a_release_checkpoint_is_refused(release):
+    config = base.read_config(release / "base_mistral")
     with pytest.raises(UserError, match="right base"):
         clara_release.read(
-            golden / "ckpt_mistral_stage2", dataclasses.replace(config, vocab_size=49152)
+            release / "ckpt_mistral_stage2", dataclasses.replace(config, vocab_size=49152)
         )

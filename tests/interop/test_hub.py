@@ -309,13 +309,12 @@ def test_files_are_refused(tmp_path, monkeypatch, no_network):
 
 
 def test_a_checkpoint_and_its_base_are_imported_by_their_hub_ids(
-    shared, stand_in, tmp_path, capsys
+    release, stand_in, tmp_path, capsys
 ):
     """From names alone to an answer; of the checkpoint only the folder that was asked for."""
-    golden = shared / "golden"
 
     def files(folder):
-        return {file.name: file.read_bytes() for file in (golden / folder).iterdir()}
+        return {file.name: file.read_bytes() for file in (release / folder).iterdir()}
 
     stand_in.repositories = {
         "someone/clara": {

@@ -1,6 +1,7 @@
 """Losses and statistics of the stages that rank, against plain computations."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,11 @@ import pytest
 
 from clara_jax.config import Config, Select, Train
 from clara_jax.models import topk
-from clara_jax.training.losses import info_nce_sum, kl_sum
+from clara_jax.models.config import ExtraTokens
+from clara_jax.training.losses import IGNORE, info_nce_sum, kl_sum
 from clara_jax.training.objectives import Draw, slot_gradients, spread, temperature
 from clara_jax.training.optim import temperature_schedule
+from clara_jax.training.step import means, totals
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(4, 6)).astype(np.float32)
@@ -48,6 +51,14 @@ def test_divergence_from_a_teacher():
     assert float(kl_sum(equal, teacher, MASK)) == pytest.approx(0, abs=1e-5)
     gradient = jax.grad(kl_sum)(LOGITS, teacher, MASK)
     assert np.isfinite(gradient).all() and not gradient[~MASK].any()
+
+
+def test_a_batch_without_any_label_has_loss_zero_and_not_nan():
+    """Where the release's loss is NaN: a mean of nothing."""
+    model = types.SimpleNamespace(extra=ExtraTokens(20, 2))
+    batch = {"dec_targets": np.full((2, 5), IGNORE), "enc_tokens": np.zeros((2, 5), int)}
+    sums = {"ce_loss": jnp.zeros(()), "mse_loss": jnp.zeros(())}
+    assert means(sums, totals(model, batch)) == {"ce_loss": 0, "mse_loss": 0}
 
 
 def test_spread_and_relative_temperature():
