@@ -240,9 +240,7 @@ def used_names() -> set[str]:
             elif isinstance(node, ast.Attribute):
                 found.add(node.attr)
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                if re.fullmatch(
-                    r"[a-z_]+(\.[a-z_]+)*", node.value
-                ):  # getattr(config.model, "dtype")
+                if re.fullmatch(r"[a-z_]+(\.[a-z_]+)*", node.value):
                     found.add(node.value.rpartition(".")[2])
     return found
 
