@@ -38,17 +38,11 @@ TEMPLATE = 47  # tokens of the default prompt with SmolLM2's tokenizer, without 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What is measured.
+    """What is measured."""
 
-    Attributes:
-        documents: k, in a prompt.
-        new_tokens: of an answer.
-        batch: documents compressed, or questions answered, at once.
-    """
-
-    documents: int = 5
-    new_tokens: int = 64
-    batch: int = 4
+    documents: int = 5  # k, in a prompt
+    new_tokens: int = 64  # of an answer
+    batch: int = 4  # documents compressed, or questions answered, at once
 
 
 def measure(options: Options, work: Work, rate: int | None) -> Row:

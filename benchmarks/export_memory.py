@@ -38,19 +38,12 @@ _ROWS = 1000  # of a table that are drawn at a time
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """One import or export.
+    """One import or export."""
 
-    Attributes:
-        what: `import`, or the format.
-        excess: most bytes of anonymous memory beyond those before it and the destination.
-        destination: bytes of the trained arrays, all that an import makes; 0 for exports.
-        seconds: wall-clock.
-    """
-
-    what: str
-    excess: int
-    destination: int
-    seconds: float
+    what: str  # `import`, or the format
+    excess: int  # most bytes of anonymous memory beyond those before it and the destination
+    destination: int  # bytes of the trained arrays, all that an import makes; 0 for exports
+    seconds: float  # wall-clock
 
     def __str__(self) -> str:
         made = f"{self.destination / 1e6:.0f} MB of arrays, " if self.destination else ""

@@ -37,29 +37,17 @@ _SECONDS = 0.005  # between two looks at the memory
 
 @dataclasses.dataclass(frozen=True)
 class Import:
-    """One import.
+    """One import."""
 
-    Attributes:
-        param_dtype: in which the weights are held.
-        fsdp: devices on this axis of the mesh.
-        tensor: devices on this one.
-        destination: bytes of all devices' arrays.
-        excess: most bytes of anonymous memory, less those before the import and the destination.
-        peak: most bytes of anonymous memory.
-        baseline: bytes of anonymous memory before the import.
-        high_water: most bytes of memory that the process ever held, mapped files included.
-        seconds: wall-clock.
-    """
-
-    param_dtype: str
-    fsdp: int
-    tensor: int
-    destination: int
-    excess: int
-    peak: int
-    baseline: int
-    high_water: int
-    seconds: float
+    param_dtype: str  # in which the weights are held
+    fsdp: int  # devices on this axis of the mesh
+    tensor: int  # devices on this one
+    destination: int  # bytes of all devices' arrays
+    excess: int  # most bytes of anonymous memory, less those before the import and the destination
+    peak: int  # most bytes of anonymous memory
+    baseline: int  # bytes of anonymous memory before the import
+    high_water: int  # most bytes of memory that the process ever held, mapped files included
+    seconds: float  # wall-clock
 
     def __str__(self) -> str:
         return (

@@ -22,27 +22,16 @@ _RSS_UNITS_PER_GIB = 2**30 if sys.platform == "darwin" else 2**20  # bytes there
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One line of the table.
+    """One line of the table."""
 
-    Attributes:
-        name: what was run.
-        time: median, in `unit`.
-        unit: "u" or "s".
-        seconds: median wall-clock seconds.
-        tokens: that one run works on, padding included.
-        program_gib: what the compiled program needs: arguments and temporary arrays.
-        peak_gib: most main memory that the process ever held.
-        release: time of the PyTorch release in u, where it was measured.
-    """
-
-    name: str
-    time: float
-    unit: str
-    seconds: float
-    tokens: int
-    program_gib: float
-    peak_gib: float
-    release: float | None = None
+    name: str  # what was run
+    time: float  # median, in `unit`
+    unit: str  # "u" or "s"
+    seconds: float  # median wall-clock seconds
+    tokens: int  # that one run works on, padding included
+    program_gib: float  # what the compiled program needs: arguments and temporary arrays
+    peak_gib: float  # most main memory that the process ever held
+    release: float | None = None  # time of the PyTorch release in u, where it was measured
 
     def __str__(self) -> str:
         release = "" if self.release is None else f"{self.release:g}"

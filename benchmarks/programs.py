@@ -54,25 +54,15 @@ RELEASE_MODEL = "smollm2_135m"
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to measure on.
+    """What to measure on."""
 
-    Attributes:
-        base: HF directory, hub id or .gguf file; empty: random weights of `preset`.
-        preset: architecture of the random weights.
-        dtype: of the activations.
-        chunks: blocks of the cross-entropy.
-        sources: records whose packing is measured.
-        gigabytes: 10^9 bytes of the bfloat16 checkpoint that is imported, about.
-        documents: to search among.
-    """
-
-    base: str = ""
-    preset: str = "smollm2_135m"
-    dtype: str = "float32"
-    chunks: int = 1
-    sources: tuple[str, ...] = ()
-    gigabytes: float = 3.0
-    documents: int = 200_000
+    base: str = ""  # HF directory, hub id or .gguf file; empty: random weights of `preset`
+    preset: str = "smollm2_135m"  # architecture of the random weights
+    dtype: str = "float32"  # of the activations
+    chunks: int = 1  # blocks of the cross-entropy
+    sources: tuple[str, ...] = ()  # records whose packing is measured
+    gigabytes: float = 3.0  # 10^9 bytes of the bfloat16 checkpoint that is imported, about
+    documents: int = 200_000  # to search among
 
 
 def make_setup(options: Options, remat: str = "none", stage: str = "scp", **data: Any) -> Loaded:

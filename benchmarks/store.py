@@ -28,21 +28,14 @@ REPEATS = 5  # the median counts
 
 @dataclasses.dataclass(frozen=True)
 class Speeds:
-    """Medians of both ways.
+    """Medians of both ways."""
 
-    Attributes:
-        documents: of the sample.
-        tokens: tokens of all documents, each padded to the limit, over those of the batches.
-        possible: the same if no batch had padding.
-        seconds: CPU seconds of the sample, in batches of similar length and padded.
-        wall: seconds of the clock.
-    """
-
-    documents: int
-    tokens: float
-    possible: float
+    documents: int  # of the sample
+    tokens: float  # tokens of all documents, each padded to the limit, over those of the batches
+    possible: float  # the same if no batch had padding
+    # CPU seconds of the sample, in batches of similar length and padded
     seconds: tuple[float, float]
-    wall: tuple[float, float]
+    wall: tuple[float, float]  # seconds of the clock
 
     @property
     def ratio(self) -> float:

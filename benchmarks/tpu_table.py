@@ -22,21 +22,13 @@ from clara_jax.errors import UserError, command
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One program on one topology.
+    """One program on one topology."""
 
-    Attributes:
-        config: name of a file in configs/.
-        model: its argument.
-        topology: of TPUs.
-        options: set beside the config's own.
-        program: see aot/programs.py.
-    """
-
-    config: str
-    model: str
-    topology: str
-    options: tuple[str, ...] = ()
-    program: str = "train"
+    config: str  # name of a file in configs/
+    model: str  # its argument
+    topology: str  # of TPUs
+    options: tuple[str, ...] = ()  # set beside the config's own
+    program: str = "train"  # see aot/programs.py
 
     @property
     def name(self) -> str:

@@ -22,17 +22,11 @@ from clara_jax.training.losses import cross_entropy_sum
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """A row for the losses.
+    """A row for the losses."""
 
-    Attributes:
-        prompt: prompt and answer.
-        turn: tokens of the assistant's whole turn; None: not counted.
-        answer: tokens of one answer; None: not counted.
-    """
-
-    prompt: Prompt
-    turn: slice | None = None
-    answer: slice | None = None
+    prompt: Prompt  # prompt and answer
+    turn: slice | None = None  # tokens of the assistant's whole turn; None: not counted
+    answer: slice | None = None  # tokens of one answer; None: not counted
 
 
 def labelled_rows(model: Model, record: ScpRecord, given: asking.Documents) -> list[Labelled]:

@@ -32,15 +32,10 @@ Documents = str | np.ndarray  # of a prompt: as text, or their memories [K, M, D
 
 @dataclasses.dataclass(frozen=True)
 class Read:
-    """A document as the generator gets it.
+    """A document as the generator gets it."""
 
-    Attributes:
-        texts: its pieces, each with the title as first line; one unless it is long.
-        memories: of them, float32 [K, M, D].
-    """
-
-    texts: tuple[str, ...]
-    memories: np.ndarray
+    texts: tuple[str, ...]  # its pieces, each with the title as first line; one unless it is long
+    memories: np.ndarray  # of them, float32 [K, M, D]
 
 
 def read(model: Model, trees: Trees, texts: Sequence[str]) -> tuple[list[Read], float]:

@@ -30,70 +30,47 @@ _BATCHES = 4  # of a piece
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """What stands for the documents in a prompt, and who reads it.
+    """What stands for the documents in a prompt, and who reads it."""
 
-    Attributes:
-        documents: which ones: `all`, `none`, `gold`, or the first ones of the ranking of this name.
-        form: `memory` or `text`.
-        role: adapter of the reader; None: the plain base.
-        default: it is evaluated where `config.eval.conditions` is empty.
-    """
-
+    # which ones: `all`, `none`, `gold`, or the first ones of the ranking of this name
     documents: str
-    form: str
-    role: str | None
-    default: bool = True
+    form: str  # `memory` or `text`
+    role: str | None  # adapter of the reader; None: the plain base
+    default: bool = True  # it is evaluated where `config.eval.conditions` is empty
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A record under a condition.
+    """A record under a condition."""
 
-    Attributes:
-        asked: all that its numbers depend on, beside model and condition.
-        prompts: makes an open prompt for each of its questions, and the rows of the losses.
-    """
-
-    asked: Any
+    asked: Any  # all that its numbers depend on, beside model and condition
+    # makes an open prompt for each of its questions, and the rows of the losses
     prompts: Callable[[], tuple[list[Prompt], list[Labelled]]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-    """What an evaluation found: its file's keys, in their order; those that are None are left out.
+    """What an evaluation found: its file's keys, in their order; those that are None are left out."""
 
-    Attributes:
-        step: training steps of the model.
-        records: number of records.
-        questions: number of their questions.
-        candidates: mean number of a question's candidates.
-        documents_cut: number of documents that were longer than the model reads.
-        memory_tokens: vectors of a memory.
-        compression_rate: the realised one, tokens of text over memory vectors.
-        retrieval: {ranking: {metric: mean}}, see `retrieval.values`; empty if no question names its
-            gold documents.
-        conditions: {condition: {turn_ce, answer_ce, exact_match, f1, cover_exact_match, seconds}}.
-            `turn_ce` is nats a labelled token of the whole assistant turn with all questions of a
-            record, the training loss; `answer_ce` those a token of an answer, given its question.
-        intervals: {condition or ranking: {metric: 95 % interval of its mean}}.
-        gap_closed: {answer_ce, f1}, see `results.gap_closed`.
-        seconds: of the whole evaluation.
-        predictions: one a question, with the answer under each condition.
-    """
-
-    step: int
-    records: int
-    questions: int
-    candidates: float | None = None
-    documents_cut: int
-    memory_tokens: int
-    compression_rate: float
+    step: int  # training steps of the model
+    records: int  # number of records
+    questions: int  # number of their questions
+    candidates: float | None = None  # mean number of a question's candidates
+    documents_cut: int  # number of documents that were longer than the model reads
+    memory_tokens: int  # vectors of a memory
+    compression_rate: float  # the realised one, tokens of text over memory vectors
+    # {ranking: {metric: mean}}, see `retrieval.values`; empty if no question names its gold
+    # documents
     retrieval: dict[str, dict[str, float]] | None = None
+    # {condition: {turn_ce, answer_ce, exact_match, f1, cover_exact_match, seconds}}. `turn_ce` is
+    # nats a labelled token of the whole assistant turn with all questions of a record, the training
+    # loss; `answer_ce` those a token of an answer, given its question.
     conditions: dict[str, dict[str, float]]
+    # {condition or ranking: {metric: 95 % interval of its mean}}
     intervals: dict[str, dict[str, list[float]]]
-    gap_closed: dict[str, float | None] | None = None
-    seconds: float
-    predictions: list[dict[str, Any]]
+    gap_closed: dict[str, float | None] | None = None  # {answer_ce, f1}, see `results.gap_closed`
+    seconds: float  # of the whole evaluation
+    predictions: list[dict[str, Any]]  # one a question, with the answer under each condition
 
     def as_dict(self) -> dict[str, Any]:
         """As its file has it."""

@@ -31,29 +31,17 @@ PAPER = (
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of the table; seconds are wall-clock medians of one document or one question.
+    """One line of the table; seconds are wall-clock medians of one document or one question."""
 
-    Attributes:
-        name: the rate, or full text.
-        compress: seconds of a document; 0 of a text.
-        query: of encoding a question; 0 of a text, which nothing ranks here.
-        prompt: of reading a prompt to the first token.
-        whole: of the prompt and all tokens of an answer.
-        program_gib: most that one of the programs needs, arguments and temporary arrays.
-        peak_gib: most main memory that the process ever held.
-        stored: bytes of a document as it is kept, in bfloat16, or as text at 4 bytes a token.
-        cache: bytes of keys and values of a question.
-    """
-
-    name: str
-    compress: float
-    query: float
-    prompt: float
-    whole: float
-    program_gib: float
-    peak_gib: float
-    stored: float
-    cache: float
+    name: str  # the rate, or full text
+    compress: float  # seconds of a document; 0 of a text
+    query: float  # of encoding a question; 0 of a text, which nothing ranks here
+    prompt: float  # of reading a prompt to the first token
+    whole: float  # of the prompt and all tokens of an answer
+    program_gib: float  # most that one of the programs needs, arguments and temporary arrays
+    peak_gib: float  # most main memory that the process ever held
+    stored: float  # bytes of a document as it is kept, in bfloat16, or as text at 4 bytes a token
+    cache: float  # bytes of keys and values of a question
 
     @property
     def answer(self) -> float:

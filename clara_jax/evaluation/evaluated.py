@@ -31,21 +31,13 @@ Values = dict[str, list[float]]  # of questions, by metric
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run with its newest evaluation.
+    """A run with its newest evaluation."""
 
-    Attributes:
-        label: what tells it from the others.
-        workdir: its folder.
-        result: of the evaluation.
-        lines: its predictions with their values.
-        config: None where the folder holds none.
-    """
-
-    label: str
-    workdir: str
-    result: dict[str, Any]
-    lines: list[predictions.Line]
-    config: Config | None
+    label: str  # what tells it from the others
+    workdir: str  # its folder
+    result: dict[str, Any]  # of the evaluation
+    lines: list[predictions.Line]  # its predictions with their values
+    config: Config | None  # None where the folder holds none
 
     @property
     def own(self) -> str:

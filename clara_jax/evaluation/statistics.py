@@ -13,20 +13,14 @@ _MOST_DRAWN = 1_000_000  # numbers drawn at a time, so that memory stays small
 
 @dataclasses.dataclass(frozen=True)
 class Paired:
-    """Two runs on the same questions.
+    """Two runs on the same questions."""
 
-    Attributes:
-        difference: mean of the first run less that of the second.
-        low: of the 95 % interval of the difference, by the bootstrap over questions.
-        high: of it.
-        p: two-sided, how often as large a difference comes of exchanging the runs' values question
-            by question, or group by group, each with probability 1/2 (Fisher's randomisation test).
-            Over all exchanges where they are RESAMPLES at most, else over as many random ones.
-    """
-
-    difference: float
-    low: float
-    high: float
+    difference: float  # mean of the first run less that of the second
+    low: float  # of the 95 % interval of the difference, by the bootstrap over questions
+    high: float  # of it
+    # two-sided, how often as large a difference comes of exchanging the runs' values question by
+    # question, or group by group, each with probability 1/2 (Fisher's randomisation test). Over all
+    # exchanges where they are RESAMPLES at most, else over as many random ones.
     p: float
 
 

@@ -49,25 +49,16 @@ PARTS = ("facts", "order", "text", "similarity")
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is measured.
+    """What is measured."""
 
-    Attributes:
-        parts: of PARTS.
-        documents: names of sources, as config.data.sources has them; empty: the run's own.
-        count: most documents of each side.
-        pairs: of texts with people's scores, see `similarity.read_pairs`; empty: none.
-        encoder: folder of an encoder for BERTScore; empty: none.
-        spacy: name or folder of a spaCy pipeline that finds names, numbers and dates; empty: rules.
-        tokens: most tokens of a paraphrase.
-    """
-
-    parts: tuple[str, ...] = PARTS
-    documents: str = ""
-    count: int = 100
-    pairs: str = ""
-    encoder: str = ""
+    parts: tuple[str, ...] = PARTS  # of PARTS
+    documents: str = ""  # names of sources, as config.data.sources has them; empty: the run's own
+    count: int = 100  # most documents of each side
+    pairs: str = ""  # of texts with people's scores, see `similarity.read_pairs`; empty: none
+    encoder: str = ""  # folder of an encoder for BERTScore; empty: none
+    # name or folder of a spaCy pipeline that finds names, numbers and dates; empty: rules
     spacy: str = ""
-    tokens: int = 256
+    tokens: int = 256  # most tokens of a paraphrase
 
 
 def unseen(config: Config, options: Options) -> list[ScpRecord]:

@@ -38,29 +38,18 @@ _OFTEN = 5  # a question asked of as many documents has a constant answer of its
 
 @dataclasses.dataclass(frozen=True)
 class Fact:
-    """A fact and what became of it.
+    """A fact and what became of it."""
 
-    Attributes:
-        question: it asks for the fact.
-        accepted: its answers.
-        answer: the one that was given.
-        probability: of the answer's tokens, their geometric mean.
-        state: of STATES.
-        place: where in the document an accepted answer stands, from 0 to below 1; None: nowhere.
-        piece: number of the document's piece with that place; None: as there.
-        pieces: of the document.
-        document: tells documents apart.
-    """
-
-    question: str
-    accepted: tuple[str, ...]
-    answer: str
-    probability: float
-    state: str
+    question: str  # it asks for the fact
+    accepted: tuple[str, ...]  # its answers
+    answer: str  # the one that was given
+    probability: float  # of the answer's tokens, their geometric mean
+    state: str  # of STATES
+    # where in the document an accepted answer stands, from 0 to below 1; None: nowhere
     place: float | None
-    piece: int | None
-    pieces: int
-    document: str
+    piece: int | None  # number of the document's piece with that place; None: as there
+    pieces: int  # of the document
+    document: str  # tells documents apart
 
 
 def judge(answer: str, accepted: Sequence[str], probability: float) -> str:

@@ -18,40 +18,26 @@ _KINDS = 12  # most questions that are shown beside each other
 
 @dataclasses.dataclass(frozen=True)
 class Fact:
-    """A question about a document.
+    """A question about a document."""
 
-    Attributes:
-        row: the document's position.
-        question: the question.
-        answer: its answer.
-        place: where in the document the answer's first word begins, from 0 to 1; None: nowhere.
-    """
-
-    row: int
-    question: str
-    answer: str
+    row: int  # the document's position
+    question: str  # the question
+    answer: str  # its answer
+    # where in the document the answer's first word begins, from 0 to 1; None: nowhere
     place: float | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Given:
-    """What is looked at.
+    """What is looked at."""
 
-    Attributes:
-        documents: distinct texts.
-        facts: what is asked about them; empty for a file of texts.
-        questions: questions with their gold documents, as the run's stage asks; empty likewise.
-        other: a second model, to compare with; None: there is none.
-        names: of the models, one or two.
-        replace: `mean` or `zero`, what stands for a slot that is taken away.
-    """
-
-    documents: Sequence[str]
-    facts: Sequence[Fact] = ()
+    documents: Sequence[str]  # distinct texts
+    facts: Sequence[Fact] = ()  # what is asked about them; empty for a file of texts
+    # questions with their gold documents, as the run's stage asks; empty likewise
     questions: Sequence[QaRecord] = ()
-    other: Loaded | None = None
-    names: Sequence[str] = ("",)
-    replace: str = "mean"
+    other: Loaded | None = None  # a second model, to compare with; None: there is none
+    names: Sequence[str] = ("",)  # of the models, one or two
+    replace: str = "mean"  # `mean` or `zero`, what stands for a slot that is taken away
 
 
 def read(model: Model, names: str, count: int) -> Given:

@@ -44,16 +44,11 @@ KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """An answer or a paraphrase.
+    """An answer or a paraphrase."""
 
-    Attributes:
-        asked: the places of each prompt that is to be sent, by its name.
-        told: what the result says of it beside the verdicts.
-        known: replies that nobody needs to be asked for, by the prompt's name.
-    """
-
-    asked: dict[str, dict[str, str]]
-    told: dict[str, Any]
+    asked: dict[str, dict[str, str]]  # the places of each prompt that is to be sent, by its name
+    told: dict[str, Any]  # what the result says of it beside the verdicts
+    # replies that nobody needs to be asked for, by the prompt's name
     known: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def key(self, judge: Any) -> str:

@@ -41,19 +41,12 @@ _WIDTH, _HEIGHT, _ROW = 5.6, 3.0, 0.19  # inches; a row of the legend
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """One line.
+    """One line."""
 
-    Attributes:
-        label: in the legend.
-        points: (x, y), in the order in which they are joined.
-        ends: (low, high) of the interval of each point, or empty.
-        marks: whether points are marked.
-    """
-
-    label: str
-    points: Sequence[tuple[float, float]]
-    ends: Sequence[tuple[float, float]] = ()
-    marks: bool = False
+    label: str  # in the legend
+    points: Sequence[tuple[float, float]]  # (x, y), in the order in which they are joined
+    ends: Sequence[tuple[float, float]] = ()  # (low, high) of the interval of each point, or empty
+    marks: bool = False  # whether points are marked
 
 
 def chart(

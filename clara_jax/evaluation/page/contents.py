@@ -44,18 +44,12 @@ class Chart:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A question with what was answered.
+    """A question with what was answered."""
 
-    Attributes:
-        right: whether the model's own answer is accepted.
-        question: its text.
-        facts: names and texts, such as the answers under each condition.
-        documents: texts of those that were chosen, and whether each is gold.
-    """
-
-    right: bool
-    question: str
-    facts: Sequence[tuple[str, str]]
+    right: bool  # whether the model's own answer is accepted
+    question: str  # its text
+    facts: Sequence[tuple[str, str]]  # names and texts, such as the answers under each condition
+    # texts of those that were chosen, and whether each is gold
     documents: Sequence[tuple[str, bool]]
 
 

@@ -23,21 +23,13 @@ UTILISATION = 0.4  # of a chip's peak, which the hours suppose
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of the training of one stage.
+    """Of the training of one stage."""
 
-    Attributes:
-        base: parameters of the base model.
-        trained: parameters that are trained.
-        tokens: positions of all rows of all steps, padding included.
-        flops: 2 a parameter and token forward, 2 or 4 backward (aot/programs.py).
-        base_bytes: that the base takes on the devices.
-    """
-
-    base: int
-    trained: int
-    tokens: int
-    flops: float
-    base_bytes: int
+    base: int  # parameters of the base model
+    trained: int  # parameters that are trained
+    tokens: int  # positions of all rows of all steps, padding included
+    flops: float  # 2 a parameter and token forward, 2 or 4 backward (aot/programs.py)
+    base_bytes: int  # that the base takes on the devices
 
 
 def cost(config: Config) -> Cost:

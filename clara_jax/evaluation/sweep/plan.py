@@ -59,58 +59,41 @@ class Sweep:
     Options are named as in config.py, `data.rate`, and hold for all stages, or for one of them,
     `e2e:select.k`, or for the evaluation at the end alone, `evaluate:data.sources`. `stages` is an
     option too: names of the chain's stages that take place.
-
-    Attributes:
-        stages: config files by stage, in order, such as `quickstart.py:scp`, beside the sweep's.
-        axes: for each axis its points, and of each point the options.
-        options: of all runs, over those of the files.
-        grids: axes that are crossed.
-        single: whether every axis is also varied by itself.
-        paper: numbers of the paper by a run's name and a metric.
-        comparable: whether base model, data, candidates and recipe are those of these numbers.
-        source: of these numbers, in words for below the table.
     """
 
+    # config files by stage, in order, such as `quickstart.py:scp`, beside the sweep's
     stages: Mapping[str, str]
+    # for each axis its points, and of each point the options
     axes: Mapping[str, Mapping[str, Options]]
+    # of all runs, over those of the files
     options: Options = dataclasses.field(default_factory=dict)
-    grids: Sequence[Sequence[str]] = ()
-    single: bool = True
+    grids: Sequence[Sequence[str]] = ()  # axes that are crossed
+    single: bool = True  # whether every axis is also varied by itself
+    # numbers of the paper by a run's name and a metric
     paper: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    # whether base model, data, candidates and recipe are those of these numbers
     comparable: bool = False
-    source: str = ""
+    source: str = ""  # of these numbers, in words for below the table
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One training of a run.
+    """One training of a run."""
 
-    Attributes:
-        config: with the folder of the stage before it as `init_from`.
-        workdir: its folder.
-    """
-
-    config: Config
-    workdir: str
+    config: Config  # with the folder of the stage before it as `init_from`
+    workdir: str  # its folder
 
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """One run of a sweep.
+    """One run of a sweep."""
 
-    Attributes:
-        name: `base`, `rate=4` or, in a grid, `rate=4,k=1`.
-        stages: in order; the last one is evaluated.
-        evaluated: options of that evaluation.
-        key: what its numbers depend on.
-        at: its label on each axis that it is a point of, as a number where the axis is one of
-            numbers; the base is on all axes of numbers whose option tells where.
-    """
-
-    name: str
-    stages: tuple[Stage, ...]
-    evaluated: Config
-    key: str
+    name: str  # `base`, `rate=4` or, in a grid, `rate=4,k=1`
+    stages: tuple[Stage, ...]  # in order; the last one is evaluated
+    evaluated: Config  # options of that evaluation
+    key: str  # what its numbers depend on
+    # its label on each axis that it is a point of, as a number where the axis is one of numbers;
+    # the base is on all axes of numbers whose option tells where
     at: Mapping[str, str | float]
 
 
