@@ -57,7 +57,7 @@ def every_array(model: ModelConfig, stage: str = "e2e") -> dict[str, tuple[int, 
         "added": {"embed": jax.ShapeDtypeStruct((3, model.d_model), jnp.float32)},
         "batch": programs.batch_shapes(setup.model),
         "prompts": prompts,
-        "cache": state.cache,
+        "cache": state.rows.cache,
     }
     return {
         path: shape for name, tree in trees.items() for path, shape in names(name, tree).items()

@@ -223,12 +223,13 @@ def inference_shapes(model: Model, trees: Trees) -> tuple[Any, Any, Any, Any]:
     trees = generate.needed(trees, "generator")
     B, T, K, M = config.eval.batch, DECODER - NEW_TOKENS, config.select.k, config.memory_tokens
     T = config.data.decoder_row or T
-    prompts = sharding.abstract(model.mesh, "prompts", generate.PromptBatch(
+    prompts = generate.PromptBatch(
         tokens_BT=jax.ShapeDtypeStruct((B, T), jnp.int32),
         lengths_B=jax.ShapeDtypeStruct((B,), jnp.int32),
         slots_BT=jax.ShapeDtypeStruct((B, T), jnp.int32),
         vectors_BSD=jax.ShapeDtypeStruct((B, K * M, architecture.d_model), jnp.float32),
-    ))  # fmt: skip
+    )
+    prompts = sharding.abstract(model.mesh, "prompts", prompts)
     cache = jax.eval_shape(lambda: Cache.create(architecture, B, T + NEW_TOKENS - 1))
     everywhere = sharding.replicated(model.mesh)
     rows = sharding.batch_sharding(model.mesh)
