@@ -50,7 +50,7 @@ class Example:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-    """What an evaluation found: the keys of its file, in order; those that are None are left out."""
+    """What an evaluation found: its file's keys, in order. Those that are None are left out."""
 
     step: int  # training steps of the model
     records: int  # number of records
