@@ -72,6 +72,7 @@ def test_as_many_of_each_about_the_same_documents():
     assert set(synthetic[DOCUMENT]) < set(SYNTHETIC[DOCUMENT])
 
 
+@pytest.mark.slow  # training and evaluation, which other tests run
 def test_two_runs_from_files_that_exist(tmp_path, capsys):
     """Comparison and training without an endpoint; the config is the quickstart's, two steps."""
     for name, asked in (("human", HUMAN), ("synthetic", SYNTHETIC)):
