@@ -149,9 +149,8 @@ def write(path: str, asked: Asked) -> None:
 
 def train_on(path: str, workdir: str, config: Config, dev: str) -> dict[str, float]:
     """Trains a run on a file and evaluates it; answers from memories, of `evaluation.scp`."""
-    data = dataclasses.replace(config.data, sources=path, holdout=0.0)
-    options = dataclasses.replace(config.eval, sources=dev)
-    config = dataclasses.replace(config, data=data, eval=options)
+    values = {"data.sources": path, "data.holdout": 0.0, "eval.sources": dev}
+    config = config_lib.with_options(config, values)
     code = train(config, workdir)
     if code:
         raise SystemExit(code)

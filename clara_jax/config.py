@@ -8,8 +8,6 @@ inner code never sees a ConfigDict. A workdir's `config.json` holds the same tre
 import dataclasses
 import json
 import os
-import types
-import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -33,6 +31,7 @@ from clara_jax.config_checks import (
     SEED,
     SHARE,
     Option,
+    build,
     choice,
     get,
     option,
@@ -407,7 +406,7 @@ def freeze(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
         UserError: an unknown key or a value of the wrong type, with its dotted name.
     """
     tree = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
-    frozen = _build(Config, tree, "config")
+    frozen = build(Config, tree, "config")
     validate(frozen, OPTIONS)
     return frozen
 
@@ -454,35 +453,3 @@ def load(path: str | os.PathLike[str]) -> Config:
         raise UserError(f"{path}: no such file; is this a clara_jax workdir?") from e
     except (ValueError, RecursionError) as e:  # not JSON, or not even text
         raise UserError(f"{path}: not JSON ({e}); restore it from a copy") from e
-
-
-def _build(cls: type, tree: Any, name: str) -> Any:
-    if not isinstance(tree, dict):
-        raise UserError(f"{name} must be a group of options, not {tree!r}")
-    hints = typing.get_type_hints(cls)
-    unknown = sorted(set(tree) - set(hints))
-    if unknown:
-        raise UserError(f"unknown option {name}.{unknown[0]}; known: {', '.join(hints)}")
-    values = {}
-    for key, value in tree.items():
-        values[key] = _convert(hints[key], value, f"{name}.{key}")
-    try:
-        return cls(**values)
-    except ValueError as e:
-        raise UserError(f"{name}: {e}") from e
-
-
-def _convert(hint: Any, value: Any, name: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, name)
-    if typing.get_origin(hint) is tuple:
-        if isinstance(value, str) or not isinstance(value, list | tuple):
-            raise UserError(f"{name} must be a list, not {value!r}")
-        return tuple(_convert(typing.get_args(hint)[0], v, name) for v in value)
-    if isinstance(hint, types.UnionType):
-        hint = typing.get_args(hint)[0]
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise UserError(f"{name} must be {hint.__name__}, not {value!r}")
-    return value

@@ -1,8 +1,10 @@
-"""What an option of `config.py` is: its values beyond their type, and what depends on it."""
+"""What an option of `config.py` is: the values that it may have, and what depends on it."""
 
 import dataclasses
 import math
 import re
+import types
+import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -77,6 +79,48 @@ def options(cls: Any, prefix: str = "", ties: str = METHOD) -> Iterator[tuple[st
             inherited = field.metadata.get("inherited", False)
             allowed = field.metadata.get("allowed", ())
             yield prefix + field.name, Option(field.default, allowed, own, inherited)
+
+
+def build(cls: type, tree: Any, name: str) -> Any:
+    """An options class from a tree of values, each checked for its type.
+
+    Args:
+        cls: the class.
+        tree: values by name; those that are left out are the defaults.
+        name: what errors call it.
+
+    Raises:
+        UserError: an unknown key or a value of the wrong type, with its dotted name.
+    """
+    if not isinstance(tree, dict):
+        raise UserError(f"{name} must be a group of options, not {tree!r}")
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(tree) - set(hints))
+    if unknown:
+        raise UserError(f"unknown option {name}.{unknown[0]}; known: {', '.join(hints)}")
+    values = {}
+    for key, value in tree.items():
+        values[key] = _convert(hints[key], value, f"{name}.{key}")
+    try:
+        return cls(**values)
+    except ValueError as e:
+        raise UserError(f"{name}: {e}") from e
+
+
+def _convert(hint: Any, value: Any, name: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, name)
+    if typing.get_origin(hint) is tuple:
+        if isinstance(value, str) or not isinstance(value, list | tuple):
+            raise UserError(f"{name} must be a list, not {value!r}")
+        return tuple(_convert(typing.get_args(hint)[0], v, name) for v in value)
+    if isinstance(hint, types.UnionType):
+        hint = typing.get_args(hint)[0]
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise UserError(f"{name} must be {hint.__name__}, not {value!r}")
+    return value
 
 
 def get(config: Any, dotted: str) -> Any:

@@ -29,6 +29,7 @@ def measure(reader: Reader, *, compress: bool) -> Shapes:
         UserError: no gold document or teacher's score is known, and the stage learns from these; or
             the encoder's row is too short for the longest possible document.
     """
+    reader = reader.measuring()
     data, source = reader.config.data, reader.source
     smallest = packing.smallest_row(data, reader.layout.extra)
     sample = np.random.default_rng(0).permutation(len(source))[:SAMPLE].tolist()

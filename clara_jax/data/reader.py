@@ -31,6 +31,10 @@ class Reader:
         """Records whose prompt left no label."""
         return len(self._skipped)
 
+    def measuring(self) -> "Reader":
+        """The same reader with counts of its own, to look at a sample before training."""
+        return dataclasses.replace(self, _skipped=set(), _counts={})
+
     def example(self, index: int, decoder_row: int) -> Example | None:
         """The SCP example, or None (and a warning, once) if its prompt leaves no label."""
         try:

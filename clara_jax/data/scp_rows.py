@@ -70,7 +70,7 @@ def row_lengths(reader: Reader) -> RowLengths:
     data, source = reader.config.data, reader.source
     smallest = packing.smallest_row(data, reader.layout.extra)
     decoder_row = data.decoder_row or packing.LONGEST
-    measuring = dataclasses.replace(reader, _skipped=set())
+    measuring = reader.measuring()
     order = np.random.default_rng(0).permutation(len(source))[:SAMPLE].tolist()
     examples = [e for e in (measuring.example(i, decoder_row) for i in order) if e is not None]
     if not examples:

@@ -12,6 +12,7 @@ from clara_jax.data.prompts import NO_LABEL
 from clara_jax.data.records import ScpRecord
 from clara_jax.evaluation import asking
 from clara_jax.inference import generate
+from clara_jax.inference.answers import laid_out
 from clara_jax.inference.generate import Prompt, PromptBatch
 from clara_jax.models import clara
 from clara_jax.models.clara import Trees
@@ -35,7 +36,7 @@ def labelled_rows(model: Model, record: ScpRecord, given: asking.Documents) -> l
     Where the turn begins with the row of a question, as with a single question, one row does for
     both.
     """
-    docs, vectors = asking.laid_out(model, given)
+    docs, vectors = laid_out(model, given)
     system, user = model.layout.scp_turns(record, docs)
     turn = prompts.qa_text(record.questions, record.answers)
     whole, start = prompts.dialogue(model.tokenizer, system, user, turn)

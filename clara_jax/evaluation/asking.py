@@ -14,7 +14,6 @@ from clara_jax.data import documents, prompts
 from clara_jax.data.batches import encoder_batches
 from clara_jax.data.prompts import NO_LABEL
 from clara_jax.data.records import ScpRecord
-from clara_jax.data.tokenizer import Parts
 from clara_jax.inference import answers as answers_lib
 from clara_jax.inference import generate
 from clara_jax.inference.encode import compress
@@ -69,7 +68,7 @@ def prompt(
     Returns:
         The prompt, and where its answer is (at its end, empty, if it is open).
     """
-    docs, vectors = laid_out(model, given)
+    docs, vectors = answers_lib.laid_out(model, given)
     if is_scp(model):
         asked = ids = model.layout.scp_question(docs, question)
         start = len(ids)
@@ -81,13 +80,6 @@ def prompt(
     else:
         ids, start = model.layout.answer_prompt(docs, question, answer)
     return Prompt(ids, vectors), slice(start, len(ids))
-
-
-def laid_out(model: Model, given: Documents) -> tuple[Parts, np.ndarray | None]:
-    """What stands for documents in a prompt, and the vectors [S, D] of its slots."""
-    if isinstance(given, str):
-        return given, None
-    return model.layout.slots(len(given)), np.concatenate(given)
 
 
 def is_scp(model: Model) -> bool:

@@ -8,7 +8,7 @@ import dataclasses
 import os
 
 from clara_jax import distributed, sharding
-from clara_jax.config import Config
+from clara_jax.config import Config, with_options
 from clara_jax.corpus.store import open_store
 from clara_jax.evaluation import candidates, joint, results, scp
 from clara_jax.evaluation.environment import environment
@@ -36,7 +36,7 @@ def run(config: Config, workdir: str, base: str | None = None) -> int:
     """
     if config.eval.untrained:
         if base:
-            config = dataclasses.replace(config, model=dataclasses.replace(config.model, base=base))
+            config = with_options(config, {"model.base": base})
         model, trees = setup_lib.start(config)
     else:
         model, trees = setup_lib.restore(
@@ -47,10 +47,9 @@ def run(config: Config, workdir: str, base: str | None = None) -> int:
             param_dtype="int8" if config.model.param_dtype == "int8" else None,
         )
         # Which documents were held out is the run's to say; `sources` may be some of its own.
-        names = config.data.sources or model.config.data.sources
-        memories = config.data.memories or model.config.data.memories
-        data = dataclasses.replace(model.config.data, sources=names, memories=memories)
-        config = dataclasses.replace(model.config, data=data, eval=config.eval)
+        named = {"data.sources": config.data.sources, "data.memories": config.data.memories}
+        named = {name: value for name, value in named.items() if value}
+        config = with_options(model.config, {**named, "eval": config.eval})
         model = dataclasses.replace(model, config=config)
     settings = {"sources": config.data.sources, "holdout": config.data.holdout}
     if config.model.param_dtype == "int8":  # not what the same settings give otherwise

@@ -22,7 +22,7 @@ from absl import logging
 
 from clara_jax import config as config_lib
 from clara_jax import files
-from clara_jax.config import Config, Mesh
+from clara_jax.config import Config, Mesh, with_options
 from clara_jax.corpus.search import faiss
 from clara_jax.corpus.store import open_store
 from clara_jax.data.tokenizer import NAMED
@@ -109,8 +109,8 @@ def _native(model: Model, trees: Trees, folder: str, base: str) -> None:
     if model.base_trained or not base:
         own = os.path.join(folder, native.BASE)
         _write_base(model, trees, own)
-        options = dataclasses.replace(config.model, base=native.OWN_BASE, tokenizer="")
-        config = dataclasses.replace(config, model=options)
+        own_parts = {"model.base": native.OWN_BASE, "model.tokenizer": ""}
+        config = with_options(config, own_parts)
     config_lib.save(config, os.path.join(folder, "config.json"))
 
 
@@ -208,12 +208,9 @@ def portable(model: Model, folder: str, base: str) -> Config:
     if tokenizer and tokenizer not in NAMED and not base_lib.is_hub_id(tokenizer):
         model.tokenizer.save(os.path.join(folder, native.TOKENIZER))
         tokenizer = native.OWN_TOKENIZER
-    options = dataclasses.replace(config.model, base=base, tokenizer=tokenizer)
-    data = dataclasses.replace(config.data, sources="", tfds_dir="", memories="")
-    evaluation = dataclasses.replace(config.eval, sources="")
-    return dataclasses.replace(
-        config, init_from="", model=options, data=data, eval=evaluation, mesh=Mesh()
-    )
+    here = ("init_from", "data.sources", "data.tfds_dir", "data.memories", "eval.sources")
+    values = {"model.base": base, "model.tokenizer": tokenizer, "mesh": Mesh()}
+    return with_options(config, {**dict.fromkeys(here, ""), **values})
 
 
 def _trees(trees: Trees) -> dict[str, Any]:

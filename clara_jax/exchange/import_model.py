@@ -4,7 +4,6 @@ The base is looked at and stays where it is: shapes, tokenizer and some rows of 
 whether the checkpoint was trained on it.
 """
 
-import dataclasses
 import os
 import pathlib
 import shlex
@@ -13,7 +12,7 @@ from collections.abc import Sequence
 
 from clara_jax import config as config_lib
 from clara_jax import files
-from clara_jax.config import Config
+from clara_jax.config import Config, with_options
 from clara_jax.errors import UserError
 from clara_jax.interop import base as base_lib
 from clara_jax.interop import hub, native
@@ -53,10 +52,10 @@ def run(source: str, workdir: str, base: str | None = None) -> int:
             native.write(folder, imported.release.trees, step=0)
             if config.model.tokenizer:
                 imported.tokenizer.save(os.path.join(folder, native.TOKENIZER))
-                config = _with(config, tokenizer=native.OWN_TOKENIZER)
+                config = with_options(config, {"model.tokenizer": native.OWN_TOKENIZER})
         if base:
             here = os.path.abspath(base) if os.path.exists(base) else base
-            config = _with(config, base=here)
+            config = with_options(config, {"model.base": here})
         config_lib.save(config, os.path.join(folder, "config.json"))
     print(summary(config, names, source, workdir))
     return 0
@@ -76,10 +75,6 @@ def _copy(directory: pathlib.Path, folder: str, base: str | None) -> tuple[Confi
     expected = native.expected(model, config.lora, config.memory_tokens)
     native.read(folder, {name: expected[name] for name in names}, model, config.lora)
     return config, names
-
-
-def _with(config: Config, **options: str) -> Config:
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, **options))
 
 
 def summary(config: Config, names: Sequence[str], source: str, workdir: str) -> str:

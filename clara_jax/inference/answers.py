@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from clara_jax.data.tokenizer import Parts
 from clara_jax.inference.generate import Prompt, generate
 from clara_jax.inference.sampling import GenerationOptions
 from clara_jax.models.clara import Trees
@@ -14,28 +15,34 @@ def answer_prompts(
     model: Model,
     questions: Sequence[str],
     documents: Sequence[Sequence[str] | np.ndarray],
-    replies: Sequence[str] | None = None,
 ) -> list[Prompt]:
-    """Prompts of the later stages.
+    """Prompts of the later stages, whose assistant's turns are open.
 
     Args:
         model: the model.
         questions: n texts.
         documents: for each question memories [K, M, D], which fill slots in their order; or texts,
             which stand there whole, a blank line between two; none at all is an empty list.
-        replies: answers that the assistant's turns hold; None leaves the turns open.
     """
-    prompts, layout = [], model.layout
-    replies = [None] * len(questions) if replies is None else replies
-    for question, given, reply in zip(questions, documents, replies, strict=True):
-        docs, vectors = "", None
-        if isinstance(given, np.ndarray):
-            docs, vectors = layout.slots(len(given)), np.concatenate(given)
-        elif given:
-            docs = "\n\n".join(given)
-        ids, _ = layout.answer_prompt(docs, question, reply)
+    prompts = []
+    for question, given in zip(questions, documents, strict=True):
+        read = given if isinstance(given, np.ndarray) else "\n\n".join(given)
+        docs, vectors = laid_out(model, read)
+        ids, _ = model.layout.answer_prompt(docs, question)
         prompts.append(Prompt(ids, vectors))
     return prompts
+
+
+def laid_out(model: Model, given: str | np.ndarray) -> tuple[Parts, np.ndarray | None]:
+    """What stands for documents in a prompt, and the vectors [S, D] of its slots.
+
+    Args:
+        model: the model.
+        given: their text, or their memories [K, M, D].
+    """
+    if isinstance(given, str):
+        return given, None
+    return model.layout.slots(len(given)), np.concatenate(given)
 
 
 def answers(

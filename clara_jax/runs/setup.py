@@ -225,8 +225,8 @@ def restore(
         options["base"] = options.get("base") or os.path.join(workdir, native.BASE)
     if config.model.tokenizer == native.OWN_TOKENIZER:
         options["tokenizer"] = os.path.join(workdir, native.TOKENIZER)
-    given = {name: value for name, value in options.items() if value is not None}
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, **given))
+    given = {f"model.{name}": value for name, value in options.items() if value is not None}
+    config = config_lib.with_options(config, given)
     config = config_lib.freeze(dataclasses.asdict(config))  # what was given is checked as well
     if mesh is None:
         try:

@@ -77,9 +77,9 @@ def run(
         return 0
     if preview is None:
         return _Run(documents, output, config, prompts)()
-    few = dataclasses.replace(config.synthesis, documents=preview)
+    few = config_lib.with_options(config, {"synthesis.documents": preview})
     with tempfile.TemporaryDirectory() as folder:
-        code = _Run(documents, folder, dataclasses.replace(config, synthesis=few), prompts)()
+        code = _Run(documents, folder, few, prompts)()
         for name in ("train.jsonl", "excluded.jsonl"):
             path = os.path.join(folder, name)
             for value, _ in records.lines(path) if os.path.exists(path) else ():  # else stopped

@@ -26,11 +26,10 @@ import numpy as np
 
 from clara_jax import api, files
 from clara_jax.api import Clara
-from clara_jax.config import Config
+from clara_jax.config import Config, with_options
 from clara_jax.data import scp_rows, sources
 from clara_jax.data.records import ScpRecord
 from clara_jax.errors import UserError, command
-from clara_jax.evaluation.compare import labels
 from clara_jax.evaluation.fidelity import draw as draw_lib
 from clara_jax.evaluation.fidelity import facts as facts_lib
 from clara_jax.evaluation.fidelity import order as order_lib
@@ -42,6 +41,7 @@ from clara_jax.evaluation.journal import Journal
 from clara_jax.models.clara import Trees
 from clara_jax.runs import abilities
 from clara_jax.runs.setup import Loaded, Model
+from clara_jax.runs.workdir import labels
 from clara_jax.text import wording
 
 PARTS = ("facts", "order", "text", "similarity")
@@ -67,7 +67,7 @@ def unseen(config: Config, options: Options) -> list[ScpRecord]:
     Raises:
         UserError: it has none of its own, or the source cannot be opened.
     """
-    scp = dataclasses.replace(config, stage="scp")
+    scp = with_options(config, {"stage": "scp"})
     if not options.documents:
         return _some(scp_rows.open_dev(scp), options.count)
     source = sources.open_sources(options.documents, tfds_dir=config.data.tfds_dir)
@@ -78,9 +78,9 @@ def seen(config: Config, options: Options) -> list[ScpRecord]:
     """Records that the run was trained on; none where its sources are no longer to be had."""
     # `each:` draws questions of another form from the same documents.
     names = [n for n in config.data.sources.split(",") if not n.strip().startswith("each:")]
-    data = dataclasses.replace(config.data, sources=",".join(names))
+    scp = with_options(config, {"stage": "scp", "data.sources": ",".join(names)})
     try:
-        source = scp_rows.open_data(dataclasses.replace(config, stage="scp", data=data))
+        source = scp_rows.open_data(scp)
     except UserError as e:
         print(f"no seen documents: {e}", file=sys.stderr)
         return []

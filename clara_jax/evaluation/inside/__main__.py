@@ -19,7 +19,6 @@ from typing import Any
 from clara_jax import files
 from clara_jax.data.documents import read_documents
 from clara_jax.errors import UserError, command
-from clara_jax.evaluation.compare import labels
 from clara_jax.evaluation.inside import attention, counterfactual, data, lens, slots
 from clara_jax.evaluation.inside import map as map_lib
 from clara_jax.evaluation.inside.data import Given
@@ -28,6 +27,7 @@ from clara_jax.plotting import pyplot, save
 from clara_jax.runs import abilities
 from clara_jax.runs.load import load_setup
 from clara_jax.runs.setup import Loaded, Model
+from clara_jax.runs.workdir import labels
 
 # Name → heading and module, which has measure(model, trees, given), draw(found) and text(found).
 PARTS: dict[str, tuple[str, ModuleType]] = {

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from clara_jax import files
-from clara_jax.config import Config, Eval
+from clara_jax.config import Config, Eval, with_options
 from clara_jax.data import records
 from clara_jax.data.records import QaRecord
 from clara_jax.endpoint.prompts import Kind, numbered
@@ -182,15 +182,11 @@ def _records(run: Run, is_joint: bool, sources: str) -> Iterator[QaRecord]:
         raise UserError(f"{run.workdir}: the result does not say on what; evaluate again")
     names = {field.name for field in dataclasses.fields(Eval)} & set(settings)
     options = Eval(**{name: settings[name] for name in names})
-    data = dataclasses.replace(config.data, holdout=settings["holdout"])
-    if sources and options.sources:
-        options = dataclasses.replace(options, sources=sources)
-    elif sources:  # of which the evaluation took the dev side
-        data = dataclasses.replace(data, sources=sources)
-    stage = "e2e" if is_joint else "scp"  # the form of the records
-    source = candidates.open_questions(
-        dataclasses.replace(config, stage=stage, data=data, eval=options)
-    )
+    values = {"eval": options, "data.holdout": settings["holdout"]}
+    values["stage"] = "e2e" if is_joint else "scp"  # the form of the records
+    if sources:  # without eval.sources the evaluation took the dev side of the others
+        values["eval.sources" if options.sources else "data.sources"] = sources
+    source = candidates.open_questions(with_options(config, values))
     if is_joint:
         return (source[i] for i in range(len(source)))
     return (r for record in scp.qa_records(source) for r in records.questions_of(record))

@@ -11,7 +11,7 @@ import jax
 from clara_jax import sharding
 from clara_jax.aot import programs
 from clara_jax.aot.chips import CHIPS
-from clara_jax.config import Config, Mesh
+from clara_jax.config import Config, Mesh, with_options
 from clara_jax.errors import UserError
 from clara_jax.evaluation.sweep.plan import Planned
 from clara_jax.models.config import PRESETS
@@ -43,7 +43,7 @@ def cost(config: Config) -> Cost:
     if config.model.base and not os.path.exists(config.model.base):
         if config.model.preset not in PRESETS:
             raise UserError(f"config.model.preset={config.model.preset!r} is unknown")
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, base=""))
+        config = with_options(config, {"model.base": ""})
     mesh = sharding.make_mesh(Mesh(data=1, fsdp=1, tensor=1), jax.devices()[:1])
     model, trees = setup_lib.abstract(config, mesh)
     batch = programs.batch_shapes(model)
