@@ -67,8 +67,8 @@ def measure(options: Options, work: Work, rate: int | None) -> Row:
             _encoding(model, trees, "compressor", work.batch, DOCUMENT),
             _encoding(model, trees, "reasoner", work.batch, QUESTION),
         ]
-    found = measured(*programs)
-    each = [result.seconds / work.batch for result in found] + [0.0, 0.0]
+    results = measured(*programs)
+    each = [result.seconds / work.batch for result in results] + [0.0, 0.0]
     length = arrays.tokens_BT.shape[1] + work.new_tokens - 1
     cache = Cache.create(model.architecture, 1, length)
     return Row(
@@ -77,8 +77,8 @@ def measure(options: Options, work: Work, rate: int | None) -> Row:
         query=each[3],
         prompt=each[0],
         whole=each[1],
-        program_gib=max(result.program_gib for result in found),
-        peak_gib=found[0].peak_gib,
+        program_gib=max(result.program_gib for result in results),
+        peak_gib=results[0].peak_gib,
         stored=4 * DOCUMENT if rate is None else 2 * M * D,
         cache=sum(x.nbytes for x in jax.tree.leaves(cache)),
     )
@@ -144,8 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(text)
     if args.output:
         files.write(f"{args.output}.md", text + "\n")
-        told = {"options": vars(args), "rows": [dataclasses.asdict(row) for row in rows]}
-        files.write(f"{args.output}.json", json.dumps(told, indent=2))
+        content = {"options": vars(args), "rows": [dataclasses.asdict(row) for row in rows]}
+        files.write(f"{args.output}.json", json.dumps(content, indent=2))
     return 0
 
 

@@ -50,8 +50,8 @@ def kind(question: str) -> str:
     words = normalise(question)
     if words.split(" ")[0] in _AUXILIARIES:
         return "yes or no"
-    found = [(m.start(), k) for k in _KINDS if (m := re.search(rf"\b{k}\b", words))]
-    return min(found, key=lambda pair: (pair[0], -len(pair[1])))[1] if found else "other"
+    matches = [(m.start(), k) for k in _KINDS if (m := re.search(rf"\b{k}\b", words))]
+    return min(matches, key=lambda pair: (pair[0], -len(pair[1])))[1] if matches else "other"
 
 
 def by_document(given: Iterable[ScpRecord], documents: Sequence[str] | None = None) -> Asked:
@@ -62,7 +62,7 @@ def by_document(given: Iterable[ScpRecord], documents: Sequence[str] | None = No
         documents: those to file them under, where the records' own may be pieces of one; what is of
             none of these is left out. None: the records' own.
     """
-    found: Asked = collections.defaultdict(list)
+    grouped: Asked = collections.defaultdict(list)
     homes: dict[str, str | None] = {}
     plain = {_plain(document): document for document in documents or ()}
     for record in given:
@@ -75,8 +75,8 @@ def by_document(given: Iterable[ScpRecord], documents: Sequence[str] | None = No
             homes[document] = whole or next((d for p, d in plain.items() if text in p), None)
         home = document if documents is None else homes[document]
         if home is not None:
-            found[home] += zip(record.questions, record.answers, strict=True)
-    return dict(found)
+            grouped[home] += zip(record.questions, record.answers, strict=True)
+    return dict(grouped)
 
 
 def _plain(text: str) -> str:
@@ -119,7 +119,7 @@ def describe(human: Asked, synthetic: Asked) -> dict[str, dict[str, float]]:
 
 
 def _mean(values: Iterable[float]) -> float:
-    return statistics.fmean(found) if (found := list(values)) else float("nan")
+    return statistics.fmean(numbers) if (numbers := list(values)) else float("nan")
 
 
 def equal(human: Asked, synthetic: Asked, seed: int = 0) -> tuple[Asked, Asked]:
@@ -236,8 +236,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             path = os.path.join(args.output, f"{name}.jsonl")
             write(path, asked)
             pairs = sum(map(len, asked.values()))
-            found = train_on(path, os.path.join(args.output, f"run_{name}"), training, args.dev)
-            columns[name] = {"documents": len(asked), "pairs": pairs, **found}
+            result = train_on(path, os.path.join(args.output, f"run_{name}"), training, args.dev)
+            columns[name] = {"documents": len(asked), "pairs": pairs, **result}
         text += (
             f"\n\nTrained on each, evaluated on {os.path.basename(args.dev)}:\n\n{table(columns)}"
         )

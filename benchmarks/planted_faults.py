@@ -38,7 +38,7 @@ def read(paths: Sequence[str], half: str = "") -> list[Example]:
         UserError: a file cannot be read, or there is no pair.
     """
     source = open_sources(",".join(paths))
-    found = []
+    examples = []
     for i in range(len(source)):
         record = source[i]
         key = records.digest(record.document)
@@ -46,13 +46,13 @@ def read(paths: Sequence[str], half: str = "") -> list[Example]:
             continue
         title, newline, text = record.document.partition("\n")
         document = Document(key.hex(), title if newline else "", text if newline else title, "")
-        found += [
+        examples += [
             (document, Pair(question, answer))
             for question, answer in zip(record.questions, record.answers, strict=True)
         ]
-    if not found:
+    if not examples:
         raise UserError(f"{', '.join(paths)}: no question with an answer")
-    return found
+    return examples
 
 
 def plant(examples: Sequence[Example], count: int, seed: int) -> list[tuple[str, Document, Pair]]:
@@ -174,10 +174,10 @@ def _date(example: Example, others: Sequence[Example], rng: random.Random) -> st
     _, pair = example
     if not mentions.dates(pair.answer):
         return None
-    found = list(re.finditer(r"(?<!\d)\d{1,2}(?!\d)|(?<!\d)[12]\d{3}(?!\d)", pair.answer))
-    if not found:
+    numbers = list(re.finditer(r"(?<!\d)\d{1,2}(?!\d)|(?<!\d)[12]\d{3}(?!\d)", pair.answer))
+    if not numbers:
         return None
-    match = rng.choice(found)
+    match = rng.choice(numbers)
     old = int(match[0])
     choices = range(1, 29) if old < 100 else range(old - 20, old + 21)
     new = rng.choice([value for value in choices if value != old])

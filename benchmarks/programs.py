@@ -128,7 +128,7 @@ def question_batch(model: setup_lib.Model, compress: bool) -> dict[str, np.ndarr
 
 
 def _documents(rng: np.random.Generator, extra: ExtraTokens, rows: int, text: int) -> np.ndarray:
-    """The compressor's or the reasoner's input of `rows` texts of so many tokens."""
+    """The compressor's or the reasoner's input of `rows` texts of `text` tokens."""
     tokens = rng.integers(0, extra.vocab_size, (rows, text + FRAME + len(extra.memory)), np.int32)
     tokens[:, 0], tokens[:, -len(extra.memory) :] = extra.enc, extra.memory
     return tokens
@@ -137,7 +137,7 @@ def _documents(rng: np.random.Generator, extra: ExtraTokens, rows: int, text: in
 def _dialogues(
     rng: np.random.Generator, extra: ExtraTokens, rows: int, length: int, end: int, documents: int
 ) -> np.ndarray:
-    """Random tokens [rows, length] with the slots of so many documents before position `end`."""
+    """Random tokens [rows, length] with the slots of `documents` before position `end`."""
     tokens = rng.integers(0, extra.vocab_size, (rows, length), np.int32)
     slots = [*extra.memory, extra.sep] * documents
     tokens[:, end - len(slots) : end] = slots

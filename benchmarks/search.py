@@ -105,7 +105,7 @@ def make(documents: int, queries: int, seed: int = 0) -> Corpus:
 
 
 def measure(documents: int, key: int, candidates: int) -> list[str]:
-    """Recall and time of a search among so many documents, in main memory and on disk; lines."""
+    """Recall and time of a search among documents, in main memory and on disk; lines."""
     corpus = make(documents, RUNS * BATCH)
     options = config_lib.Search(by="keys", key=key, candidates=candidates)
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:

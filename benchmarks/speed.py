@@ -99,8 +99,8 @@ def print_release(options: Options) -> None:
         releasing.write_tokenizer(folder / "base", model.vocab_size)
         releasing.write_release(folder / "source", folder / "base", model)
         paths = (str(folder / part) for part in ("source", "base", "workdir"))
-        for found in alone(releasing.measure, *paths):
-            print(found, flush=True)
+        for line in alone(releasing.measure, *paths):
+            print(line, flush=True)
 
 
 def print_search(options: Options) -> None:

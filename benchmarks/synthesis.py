@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of documents, faults and moments")
     parser.add_argument("--program", default=f"{sys.executable} -m clara_jax.main")
     options = parser.parse_args(argv)
-    draw, found = random.Random(options.seed), {}
+    draw, figures = random.Random(options.seed), {}
     program = options.program.split()
     with tempfile.TemporaryDirectory() as folder:
         documents, log = (os.path.join(folder, name) for name in ("documents.jsonl", "log"))
@@ -155,29 +155,29 @@ def main(argv: Sequence[str] | None = None) -> None:
             taken = finish(synthesize(program, documents, place("whole"), url), log)
             before = counts(url)["requests"]
         whole = fingerprint(place("whole"))
-        found["speed"] = taken | {
+        figures["speed"] = taken | {
             "requests": before,
             "requests_per_second": round(before / taken["seconds"]),
             **whole,
         }
-        _tell(found)
+        _tell(figures)
         with endpoint(f"--faults={options.faults}", f"--seed={options.seed}") as url:
             # With the usual two repairs, one request in two thousand would get three broken replies
             # in a row, which excludes its document: no fault of ours, but no equal records.
             line = synthesize(
                 program, documents, place("faults"), url, repairs=8, timeout=2.0, retries=8
             )
-            found["faults"] = finish(line, log) | {"endpoint": counts(url)}
+            figures["faults"] = finish(line, log) | {"endpoint": counts(url)}
         faulty = fingerprint(place("faults"))
-        found["faults"] |= {**faulty, "same_as_undisturbed": faulty == whole}
-        _tell(found)
+        figures["faults"] |= {**faulty, "same_as_undisturbed": faulty == whole}
+        _tell(figures)
         with endpoint() as url:
             line = synthesize(program, documents, place("kills"), url)
             moments = [draw.uniform(0.1, 0.9) * taken["seconds"] / 2 for _ in range(options.kills)]
             killed = kill_and_resume(line, log, moments)
             more = counts(url)["requests"] - before
         again = fingerprint(place("kills"))
-        found["kills"] = {
+        figures["kills"] = {
             "after_seconds": [round(moment, 1) for moment in moments],
             "killed": killed,
             "requests_more": more,
@@ -185,11 +185,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             **again,
             "same_as_undisturbed": again == whole,
         }
-    print(json.dumps(found, indent=2))
+    print(json.dumps(figures, indent=2))
 
 
-def _tell(found: dict[str, Any]) -> None:
-    print(json.dumps(found), file=sys.stderr, flush=True)
+def _tell(figures: dict[str, Any]) -> None:
+    print(json.dumps(figures), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ flags.DEFINE_enum("format", None, _FORMATS, "What to export to. faiss: search ke
 flags.DEFINE_string("documents", None, "Documents: .jsonl, .parquet, or paragraphs of text.")
 flags.DEFINE_string("store", None, "Folder of documents compressed once (--mode=compress).")
 flags.DEFINE_string("delete", None, "Ids of documents, with commas, or a file of ids, one a line.")
-flags.DEFINE_bool("compact", None, "Write a store anew without what was deleted.")
+flags.DEFINE_bool("compact", None, "Write a store again without what was deleted.")
 flags.DEFINE_string("base", None, "The base model, if it is not where the run found it.")
 flags.DEFINE_string("question", None, "What to ask. Without it, standard input is read.")
 flags.DEFINE_integer("top_k", None, "Documents to answer from. By default as in training.")
@@ -55,7 +55,9 @@ flags.DEFINE_float("temperature", None, "Of the draws of tokens. 0, the default,
 flags.DEFINE_float("top_p", None, "Share of probability that tokens are drawn from. 1 by default.")
 flags.DEFINE_string("topology", None, "TPUs to compile for, as v5e:4x4. By default these devices.")
 flags.DEFINE_bool("dry_run", None, "Only count documents, and estimate requests and cost.")
-flags.DEFINE_integer("preview", None, "Only make the records of so many documents, and print.")
+flags.DEFINE_integer(
+    "preview", None, "Number of documents whose records are made and printed alone."
+)
 _PROGRAMS = ["train", "prefill", "decode", "compress", "search"]
 flags.DEFINE_enum("program", None, _PROGRAMS, "What to compile.")
 
