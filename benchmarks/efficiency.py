@@ -102,12 +102,15 @@ def _asked(model: Model, work: Work, as_text: bool) -> tuple[list[generate.Promp
 def _encoding(model: Model, trees: Trees, role: str, rows: int, text: int) -> Program:
     """Memories of texts by an adapter."""
     rng, extra = np.random.default_rng(0), model.extra
-    tokens = rng.integers(0, extra.vocab_size, (rows, text + FRAME + len(extra.memory)), np.int32)
-    tokens[:, 0], tokens[:, -len(extra.memory) :] = extra.enc, extra.memory
+    tail = model.layout.tail
+    tokens = rng.integers(0, extra.vocab_size, (rows, text + FRAME + len(tail)), np.int32)
+    tokens[:, 0], tokens[:, tokens.shape[1] - len(tail) :] = extra.enc, tail
     positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape).copy()
-    arrays = [generate.put(model, x) for x in (tokens, positions, np.ones_like(tokens))]
+    places = np.tile(model.layout.places(tokens.shape[1]), (rows, 1))
+    parts = tokens, positions, np.ones_like(tokens), places
+    arrays = [generate.put(model, x) for x in parts]
     trees = generate.needed(trees, role)
-    compiled = encode.encode_rows.lower(model.decoder, role, False, trees, *arrays).compile()
+    compiled = encode.encode_rows.lower(model.decoder, role, model.memory, trees, *arrays).compile()
     return Program(role, compiled, functools.partial(compiled, trees, *arrays), tokens.size)
 
 

@@ -17,10 +17,10 @@ from clara_jax import sharding
 from clara_jax.config import Config, Data, Mesh, Model, Train
 from clara_jax.data import scp_rows
 from clara_jax.data.packing import PADDED_DECODER, Report, measure
-from clara_jax.data.prompts import FRAME
+from clara_jax.data.prompts import FRAME, TextLayout
 from clara_jax.data.reader import Reader
 from clara_jax.inference import generate
-from clara_jax.models import clara
+from clara_jax.inference.encode import encode_rows
 from clara_jax.models.clara import Trees
 from clara_jax.models.config import ExtraTokens
 from clara_jax.runs import setup as setup_lib
@@ -87,16 +87,16 @@ def make_setup(options: Options, remat: str = "none", stage: str = "scp", **data
     return create(config, mesh, [Run("", earlier)] if stage != "scp" else [])
 
 
-def random_batch(extra: ExtraTokens, rows: int) -> dict[str, np.ndarray]:
+def random_batch(model: setup_lib.Model, rows: int) -> dict[str, np.ndarray]:
     """Rows that hold one full example each, of random tokens."""
-    rng = np.random.default_rng(0)
-    M = len(extra.memory)
-    enc = _documents(rng, extra, rows, DOCUMENT)
+    rng, extra = np.random.default_rng(0), model.extra
+    enc = _documents(rng, model.layout, rows, DOCUMENT)
     dec = _dialogues(rng, extra, rows, PADDED_DECODER, PROMPT - 1, documents=1)
-    slots = _slots(extra, dec)
-    slots[slots >= 0] += enc.shape[1] - M
+    places = np.tile(model.layout.places(enc.shape[1]), (rows, 1))
     return {
-        "dec_slots": slots,
+        "doc_places": places[:, None],
+        "doc_valid": np.ones((rows, 1), np.int32),
+        "dec_slots": _slots(extra, dec),
         "dec_targets": _labels(dec, PROMPT),
         **_side("enc", enc),
         **_side("dec", dec),
@@ -107,7 +107,7 @@ def question_batch(model: setup_lib.Model, compress: bool) -> dict[str, np.ndarr
     """One question with full-length candidates, compressed in the step or before."""
     rng, extra, select = np.random.default_rng(0), model.extra, model.config.select
     M, N = len(extra.memory), select.candidates
-    qry = _documents(rng, extra, 1, QUESTION)
+    qry = _documents(rng, model.layout, 1, QUESTION)
     dec = _dialogues(rng, extra, 1, ANSWER_ROW, ASKED - QUESTION, select.k)
     batch = {
         "doc_valid": np.ones((1, N), np.int32),
@@ -117,20 +117,23 @@ def question_batch(model: setup_lib.Model, compress: bool) -> dict[str, np.ndarr
         "dec_targets": _labels(dec, ASKED),
         **_side("dec", dec),
         **_side("qry", qry, QUERY_ROW),
+        "qry_places": model.layout.places(qry.shape[1])[None],
     }
     if not compress:
         memories = rng.standard_normal((1, N, M, model.architecture.d_model), np.float32)
         return batch | {"memories": memories.astype(model.architecture.dtype)}
-    enc = _documents(rng, extra, N, DOCUMENT)
-    first = np.arange(1, N + 1, dtype=np.int32) * enc.shape[1] - M
+    enc = _documents(rng, model.layout, N, DOCUMENT)
+    first_N = np.arange(N, dtype=np.int32) * enc.shape[1]
     documents = {key: value[None] for key, value in _side("enc", enc).items()}
-    return batch | documents | {"doc_first": first[None]}
+    places_NM = first_N[:, None] + model.layout.places(enc.shape[1])[None]
+    return batch | documents | {"doc_places": places_NM[None]}
 
 
-def _documents(rng: np.random.Generator, extra: ExtraTokens, rows: int, text: int) -> np.ndarray:
+def _documents(rng: np.random.Generator, layout: TextLayout, rows: int, text: int) -> np.ndarray:
     """The compressor's or the reasoner's input of `rows` texts of `text` tokens."""
-    tokens = rng.integers(0, extra.vocab_size, (rows, text + FRAME + len(extra.memory)), np.int32)
-    tokens[:, 0], tokens[:, -len(extra.memory) :] = extra.enc, extra.memory
+    tail = len(layout.tail)
+    tokens = rng.integers(0, layout.extra.vocab_size, (rows, text + FRAME + tail), np.int32)
+    tokens[:, 0], tokens[:, tokens.shape[1] - tail :] = layout.extra.enc, layout.tail
     return tokens
 
 
@@ -204,22 +207,18 @@ def scp_step(options: Options, rows: int, remat: str) -> Result:
     model, trees = make_setup(options, remat)
     name = f"{rows} row{'s' * (rows > 1)}"
     full = f"scp step, {name}" + (f", remat {remat}" if remat != "none" else "")
-    batch = random_batch(model.extra, rows)
+    batch = random_batch(model, rows)
     return measured(step_program(model, trees, full, batch, release(options, name)))[0]
 
 
 def compress(options: Options) -> Result:
     """Compressing one document of full length, as one of COMPRESSED in a batch."""
     model, trees = make_setup(options)
-    batch = random_batch(model.extra, COMPRESSED)
+    batch = random_batch(model, COMPRESSED)
     arrays = [jnp.asarray(batch[f"enc_{x}"]) for x in ("tokens", "positions", "segments")]
-
-    @jax.jit
-    def memories(trees: clara.Trees, tokens: Any, positions: Any, segments: Any) -> Any:
-        hidden = clara.encode(model.decoder, trees, tokens, positions, segments)
-        return clara.memory_vectors(model.architecture, trees, hidden, tokens)
-
-    compiled = memories.lower(trees, *arrays).compile()
+    arrays.append(jnp.asarray(batch["doc_places"][:, 0]))
+    compiled = encode_rows.lower(model.decoder, "compressor", model.memory, trees, *arrays)
+    compiled = compiled.compile()
     program = Program(
         "compress, 1 document",
         compiled,
@@ -282,18 +281,17 @@ def packing(options: Options) -> tuple[Result, Result, float, Report]:
         Both results, how many examples the packed rows hold on average, and the packing's report.
     """
     model, trees = make_setup(options)
-    config, extra = model.config, model.extra
-    source = scp_rows.open_data(config)
-    reader = Reader(source, model.layout, config)
+    config = model.config
+    reader = Reader(scp_rows.open_data(config), model.layout, config)
     lengths = scp_rows.row_lengths(reader)
     dataset = scp_rows.make_dataset(reader, lengths)
-    report = measure(dataset, config.data, extra)
+    report = measure(dataset, config.data, reader.layout)
     rows = max(1, round(PADDED_ROWS * TOKENS / (lengths.encoder + lengths.decoder)))
     first = [row for row, _ in zip(dataset, range(rows), strict=False)]
     batch = {key: np.stack([row[key] for row in first]) for key in first[0]}
     padded, packed = measured(
         step_program(
-            model, trees, f"padded step, {PADDED_ROWS} rows", random_batch(extra, PADDED_ROWS)
+            model, trees, f"padded step, {PADDED_ROWS} rows", random_batch(model, PADDED_ROWS)
         ),
         step_program(model, trees, f"packed step, {rows} row{'s' * (rows > 1)}", batch),
     )

@@ -16,7 +16,6 @@ from clara_jax.config import Store
 from clara_jax.corpus import pieces
 from clara_jax.data.batches import encoder_batches
 from clara_jax.data.documents import stream
-from clara_jax.data.prompts import FRAME
 from clara_jax.errors import UserError, command
 from clara_jax.inference.encode import encode_batches
 from clara_jax.models.clara import Trees
@@ -67,10 +66,12 @@ def measure(
         options: of a store.
         sample: documents to compress, about.
     """
-    limit = model.config.data.document_length + FRAME + len(model.extra.memory)
+    limit = model.layout.longest
     parts = [documents[i : i + options.part] for i in range(0, len(documents), options.part)]
     batches = [
-        (part, b) for part in parts for b in encoder_batches(part, options.batch, options.bucket)
+        (part, b)
+        for part in parts
+        for b in encoder_batches(model.layout, part, options.batch, options.bucket)
     ]
     used = sum(batch.tokens.size for _, batch in batches)
     read = sum(map(len, documents))

@@ -22,7 +22,7 @@ from clara_jax.corpus.store import Store
 from clara_jax.data.records import ScpRecord
 from clara_jax.errors import UserError
 from clara_jax.inference import checks, rank
-from clara_jax.inference.answers import answer_prompts, answers
+from clara_jax.inference.answers import answer_prompts, answers, laid_out
 from clara_jax.inference.checks import Documents
 from clara_jax.inference.encode import compress, encode_query
 from clara_jax.inference.generate import Prompt, generate, needed, prompt_batches, to_host
@@ -66,6 +66,14 @@ class Clara:
     def __init__(self, model: Model, trees: Trees, batch: int = 16):
         self.model, self.trees = model, trees
         self.batch = batch
+
+    def at_rate(self, rate: int) -> "Clara":
+        """The same with means of neighbouring memory vectors in the prompts, so many fewer.
+
+        Memories stay as they are. `rate` is a multiple of their own, better one that was trained
+        (`config.data.rates`); 0: their own.
+        """
+        return Clara(self.model.at_rate(rate), self.trees, self.batch)
 
     def compress(self, documents: Sequence[str]) -> np.ndarray:
         """Memories float32 [n, M, D] of texts, each read up to the model's document length.
@@ -195,12 +203,12 @@ class Clara:
         abilities.can(model, self.trees, "paraphrase")
         options = _options(max_new_tokens, temperature, top_p, seed, stop)
         memories = self._memories(checks.documents(model, "documents", documents))
-        slots = model.layout.slots()
         # The instruction depends on the data type alone.
         record = ScpRecord("paraphrase", (), ("",), "", "")
+        given = [laid_out(model, memory_MD[None]) for memory_MD in memories]
         prompts = [
-            Prompt(model.layout.scp_prompt(record, slots, i), memory)
-            for i, memory in enumerate(memories)
+            Prompt(model.layout.scp_prompt(record, docs, i), vectors)
+            for i, (docs, vectors) in enumerate(given)
         ]
         return self._texts(prompts, options)
 
@@ -214,10 +222,10 @@ class Clara:
         given = checks.documents(model, "documents", documents)
         if len(questions) != len(given):
             raise UserError(f"{len(questions)} questions for {len(given)} documents")
-        slots = model.layout.slots()
+        read = [laid_out(model, memory_MD[None]) for memory_MD in self._memories(given)]
         prompts = [
-            Prompt(model.layout.scp_question(slots, question), memory)
-            for question, memory in zip(questions, self._memories(given), strict=True)
+            Prompt(model.layout.scp_question(docs, question), vectors)
+            for question, (docs, vectors) in zip(questions, read, strict=True)
         ]
         return answers(model, self.trees, prompts, max_new_tokens, batch=self.batch)
 

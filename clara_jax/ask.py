@@ -25,6 +25,7 @@ def run(
     question: str | None = None,
     store: str | None = None,
     config: Config | None = None,
+    rate: int = 0,
     **options: Any,
 ) -> int:
     """Prints the answer to each question and the documents that it was read from.
@@ -36,6 +37,7 @@ def run(
         question: the only question; None reads them from standard input, one a line.
         store: the folder of a store, which is searched, in place of `documents`.
         config: its `search` counts; None: the run's own.
+        rate: as for `Clara.at_rate`.
         **options: `top_k`, `max_new_tokens`, `temperature`, `top_p` of `Clara.ask`.
 
     Returns:
@@ -53,7 +55,7 @@ def run(
         raise UserError("--mode=ask uses --config only with --store; leave it out")
     texts = None if documents is None else read_documents(documents)
     opened = None if store is None else open_store(store)
-    clara = api.load(workdir, base)
+    clara = api.load(workdir, base).at_rate(rate)
     clara.ask([], [], **options)  # so that a wrong option is reported before any work
     if texts is not None:
         memories = _compress(clara, texts)

@@ -49,6 +49,9 @@ flags.DEFINE_string("delete", None, "Ids of documents, with commas, or a file of
 flags.DEFINE_bool("compact", None, "Write a store again without what was deleted.")
 flags.DEFINE_string("base", None, "The base model, if it is not where the run found it.")
 flags.DEFINE_string("question", None, "What to ask. Without it, standard input is read.")
+flags.DEFINE_integer(
+    "rate", None, "Compression rate of the memories in the prompt. By default as they are kept."
+)
 flags.DEFINE_integer("top_k", None, "Documents to answer from. By default as in training.")
 flags.DEFINE_integer("max_new_tokens", None, "Most tokens of an answer. 32 by default.")
 flags.DEFINE_float("temperature", None, "Of the draws of tokens. 0, the default, is greedy.")

@@ -24,6 +24,7 @@ from clara_jax.config_checks import (
     NOTHING,
     ONE_OR_TWO,
     PORT,
+    RATES,
     REMAT,
     SCALE,
     SCALE_OR_0,
@@ -79,8 +80,11 @@ class Data:
     tfds_dir: str = option("", ties=NOTHING)  # where TFDS keeps its data; empty: its default
     # tokens of a document's text; longer ones are cut and counted
     document_length: int = option(256, AT_LEAST_1, inherited=True)
-    # compression rate; M = document_length // rate memory tokens
+    # compression rate; M = document_length // rate memory vectors
     rate: int = option(16, AT_LEAST_1, inherited=True)
+    # train at several rates at once, such as (8, 16, 32), by the mean of their losses; memories are
+    # then kept at the finest one, in place of `rate`, and coarser ones are means of neighbours
+    rates: tuple[int, ...] = option((), RATES, inherited=True)
     pack: bool = True  # several examples a row; false: one example a row, padded
     # tokens a row of the compressor's batch; 0: measured on the data
     encoder_row: int = option(0, NOT_NEGATIVE)
@@ -141,8 +145,13 @@ class Optim:
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """The memory tokens."""
+    """Where the memory vectors come from."""
 
+    # states at memory tokens after the text (paper), or means of the text's own states
+    kind: str = choice("tokens", "pool", inherited=True)
+    # whom tokens of compressor and reasoner attend to: those before them (paper); or memory tokens
+    # each other as well, or all tokens their whole document
+    sees: str = choice("before", "memories", "all", inherited=True)
     # memory embeddings start at the mean of all (release), or at `tokens`
     init: str = choice("mean", "tokens")
     # standard deviation added, in units of the embeddings' own
@@ -185,6 +194,7 @@ class Eval:
     max_new_tokens: int = option(32, AT_LEAST_1)  # of an answer
     # documents in a prompt, where there are candidates; 0: select.k, as trained
     k: int = option(0, NOT_NEGATIVE)
+    rate: int = option(0, NOT_NEGATIVE)  # of the memories in a prompt; 0: the finest of training
     untrained: bool = False  # evaluate the model as it starts, before any training
     baselines: bool = True  # also without any document, and with its full text
     # Of evaluation/joint.py or scp.py, with commas, or `every`; empty: the usual ones.
@@ -347,9 +357,24 @@ class Config:
     search: Search = option(Search(), ties=NOTHING)
 
     @property
+    def rate(self) -> int:
+        """The compression rate of memories, the finest that is trained."""
+        return min(self.data.rates or (self.data.rate,))
+
+    @property
     def memory_tokens(self) -> int:
         """M, memory vectors of one document."""
-        return self.data.document_length // self.data.rate
+        return self.data.document_length // self.rate
+
+    @property
+    def vectors(self) -> tuple[int, ...]:
+        """Memory vectors of a document in a prompt, at each rate of training; empty: all M."""
+        return tuple(self.data.document_length // rate for rate in self.data.rates)
+
+    @property
+    def asked(self) -> int:
+        """Memory vectors of a document in a prompt that is asked; 0: all M."""
+        return self.eval.rate and self.data.document_length // self.eval.rate
 
     @property
     def spread(self) -> bool:
@@ -368,6 +393,8 @@ class Config:
         With `train.full` the base takes the place of the adapters.
         """
         names = STAGES[self.stage].trained
+        if self.memory.kind == "pool" and "compressor" in names:
+            names = (*(name for name in names if name != "memory"), "pool")
         if self.train.full:
             names = ("base", *(name for name in names if name not in ADAPTERS))
         only = [name.strip() for name in self.train.only.split(",") if name.strip()]

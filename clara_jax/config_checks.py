@@ -37,6 +37,10 @@ SCALE_OR_0 = Allowed(lambda x: x == 0 or 1e-6 <= x <= 1e6, "must be 0, or from 1
 SEED = Allowed(lambda x: 0 <= x < 2**32, "must be from 0 to 2**32 - 1")
 PORT = Allowed(lambda x: 0 <= x < 2**16, f"must be from 0 to {2**16 - 1}")  # 0 is a free one
 ONE_OR_TWO = Allowed(lambda x: x in (1, 2), "must be 1 or 2")
+RATES = Allowed(
+    lambda x: all(rate >= 1 for rate in x) and len(set(x)) == len(x),
+    "must be different rates, each at least 1",
+)
 REMAT = Allowed(is_remat, f"is not one of none, dots, full, nor some of {','.join(LINEAR_NAMES)}")
 FOLDER = Allowed(
     lambda x: "://" not in x,
@@ -165,16 +169,37 @@ def validate(config: Any, known: Mapping[str, Option]) -> None:
                 f"config.train.only={config.train.only!r}: {config.stage} trains "
                 f"{', '.join(every)}, not {name!r}"
             )
-    if config.memory_tokens < 1:
-        raise UserError(
-            f"config.data.rate={config.data.rate} leaves no memory token for documents of "
-            f"config.data.document_length={config.data.document_length}"
-        )
+    _validate_memory(config)
     if config.train.batch_rows % config.train.accumulate:
         raise UserError(
             f"config.train.batch_rows={config.train.batch_rows} does not divide by "
             f"config.train.accumulate={config.train.accumulate}"
         )
+
+
+def _validate_memory(config: Any) -> None:
+    """Memories must have vectors, of which coarser ones can be made."""
+    length, M = config.data.document_length, config.memory_tokens
+    if M < 1:
+        raise UserError(
+            f"config.data.rate={config.rate} leaves no memory vector for documents of "
+            f"config.data.document_length={length}"
+        )
+    for name, rates in (("data.rates", config.data.rates), ("eval.rate", (config.eval.rate,))):
+        for rate in filter(None, rates):
+            if not length // rate or M % (length // rate):
+                possible = ", ".join(str(length // n) for n in range(M, 0, -1) if M % n == 0)
+                raise UserError(
+                    f"config.{name}: memories of {M} vectors cannot be put together to "
+                    f"{length // rate} for a rate of {rate}; possible: {possible}"
+                )
+    if config.memory.kind == "pool":
+        for name, value in (("sees", "memories"), ("positions", "spread")):
+            if getattr(config.memory, name) == value:
+                raise UserError(
+                    f"config.memory.{name}={value} is about memory tokens, of which there are none "
+                    "with config.memory.kind=pool"
+                )
 
 
 def _validate_prompts(prompts: Any) -> None:

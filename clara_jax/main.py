@@ -3,7 +3,8 @@
     train     --config=configs/{scp,instruct,e2e,contrastive}.py:mistral_7b --workdir=… [--config…]
     evaluate  the same, with --mode=evaluate [--base=…]
     ask       --mode=ask --workdir=… --documents=… | --store=… [--config=…] [--question=…]
-              [--base=…] [--top_k=…] [--max_new_tokens=…] [--temperature=…] [--top_p=…]
+              [--base=…] [--rate=…] [--top_k=…] [--max_new_tokens=…] [--temperature=…]
+              [--top_p=…]
     compress  --mode=compress --store=… --workdir=… --documents=… [--base=…] [--config=…], or
               --store=… --delete=IDS, --store=… --compact
     serve     --mode=serve --store=… --workdir=… [--base=…] [--config=configs/serve.py]
@@ -36,7 +37,7 @@ MODES = {
         "ask",
         "run",
         "workdir",
-        "documents store base config question top_k max_new_tokens temperature top_p",
+        "documents store base config question rate top_k max_new_tokens temperature top_p",
     ),
     "compress": Mode(
         "corpus.compress", "run", "store", "workdir documents base config delete compact"

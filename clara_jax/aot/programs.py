@@ -96,14 +96,14 @@ def compress(model: Model, trees: Trees) -> Program:
     config = model.config
     trees = generate.needed(trees, "compressor")
     shape = (config.eval.batch, config.data.encoder_row or _document(config))
-    ids = _abstract(model, {f"enc_{name}": (shape, "int32") for name in _IDS})
-    spread = config.spread
+    shapes = {f"enc_{name}": (shape, "int32") for name in _IDS}
+    ids = _abstract(model, shapes | {"doc_places": ((shape[0], config.memory_tokens), "int32")})
 
     @jax.jit
     def function(trees: Any, *ids: jax.Array) -> jax.Array:
-        return encode.encode_rows(model.decoder, "compressor", spread, trees, *ids)
+        return encode.encode_rows(model.decoder, "compressor", model.memory, trees, *ids)
 
-    arguments = (trees, *(ids[f"enc_{name}"] for name in _IDS))
+    arguments = (trees, *(ids[f"enc_{name}"] for name in _IDS), ids["doc_places"])
     flops = forward_flops(model, trees, shape[0] * shape[1], head=False)
     # No logits are computed: XLA leaves the head out of the arguments.
     base = {name: tree for name, tree in trees["base"].items() if name != "head"}
@@ -148,13 +148,14 @@ def batch_shapes(model: Model) -> dict[str, jax.ShapeDtypeStruct]:
     in_a_row = max(encoder // _document(config), 1)  # documents
     sizes = {
         "B": rows,
+        "S": data.row_examples,
         "N": config.places,
         "M": config.memory_tokens,
         "D": model.architecture.d_model,
         "G": -(-config.places // in_a_row),
         "enc": encoder,
         "qry": QUERY,
-        "dec": data.decoder_row or DECODER,
+        "dec": data.decoder_row or DECODER * len(config.vectors or (1,)),
     }
     memories = model.architecture.dtype if data.memories and stage.ranks else ""
     return _abstract(model, batches.shapes(stage, sizes, memories))
@@ -196,7 +197,8 @@ def forward_flops(model: Model, trees: Trees, tokens: int, head: bool = True) ->
 
 
 def _document(config: Config) -> int:
-    return config.data.document_length + config.memory_tokens
+    tail = 0 if config.memory.kind == "pool" else config.memory_tokens
+    return config.data.document_length + tail
 
 
 def _abstract(
@@ -208,7 +210,7 @@ def _abstract(
 
 def _frozen(config: Config, batch: dict[str, Any]) -> set[str]:
     """Trees that the step reads."""
-    read = {"base", "memory", "added", *config.trained}
+    read = {"base", "memory", "pool", "added", *config.trained}
     return read | {"compressor"} if "enc_tokens" in batch else read
 
 

@@ -50,7 +50,7 @@ def _row(
     tokenizer = model.tokenizer
     ids, is_cut = model.layout.document_ids(whole(title, text))
     around = [1, tokenizer.bos_id is not None, tokenizer.eos_id is not None and not is_cut]
-    tokens = len(ids) - len(model.extra.memory) - sum(around)
+    tokens = len(ids) - len(model.layout.tail) - sum(around)
     cut = len(tokenizer.encode(whole(title, text))) - tokens if is_cut else 0
     name = document.id + suffix
     return NewRow(name, document.id, chunk, title, text, tokens, cut, digest(document), ids)

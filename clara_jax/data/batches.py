@@ -2,9 +2,9 @@
 
 Sides of a batch: `enc`, what the compressor reads; `qry`, the question by itself, which the
 reasoner reads; `dec`, prompt and answer, which the generator reads. Segments count 1, 2, ... in a
-row, and 0 is padding; positions restart at 0 in each. Letters: B rows (questions after scp), N
-candidates, M memory tokens, D model width, G rows of documents a question; `enc`, `qry` and `dec`
-are the tokens of a row of that side.
+row, and 0 is padding; positions restart at 0 in each. Letters: B rows (questions after scp), S
+documents of a row, N candidates, M memory vectors, D model width, G rows of documents a question;
+`enc`, `qry` and `dec` are the tokens of a row of that side.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from clara_jax.data.prompts import NO_LABEL
+from clara_jax.data.prompts import NO_LABEL, TextLayout
 from clara_jax.stages import Stage
 
 Batch = dict[str, np.ndarray]
@@ -33,11 +33,13 @@ def _side(side: str, *axes: str) -> dict[str, Key]:
 
 
 BATCH: dict[str, dict[str, Key]] = {
-    # scp: documents packed as their prompts are, so that segments pair the two sides.
-    "packed": _side("enc", "B"),
-    # Later stages: the candidates' texts in G rows a question; `doc_first` is the position of each
-    # candidate's first memory token among the question's G * enc tokens.
-    "documents": _side("enc", "B", "G") | {"doc_first": Key(("B", "N"))},
+    # scp: documents packed as their prompts are, in the same order, of which some have none. Where
+    # the states of each document's memory vectors are; and 1 at documents.
+    "packed": _side("enc", "B")
+    | {"doc_places": Key(("B", "S", "M")), "doc_valid": Key(("B", "S"))},
+    # Later stages: the candidates' texts in G rows a question, and their memory vectors' places
+    # among the question's G * enc tokens.
+    "documents": _side("enc", "B", "G") | {"doc_places": Key(("B", "N", "M"))},
     # Or what the compressor made of them.
     "memories": {"memories": Key(("B", "N", "M", "D"), "")},
     # 1 at candidates; 1 at those that hold the answer; a reranker's distribution over them, zero
@@ -47,9 +49,9 @@ BATCH: dict[str, dict[str, Key]] = {
         "doc_gold": Key(("B", "N")),
         "doc_teacher": Key(("B", "N"), "float32"),
     },
-    "qry": _side("qry", "B"),
-    # The token that each position must predict. Which vector fills a slot: in scp the position of
-    # its memory token in the same row of `enc_tokens`, later one of the K * M of those chosen.
+    "qry": _side("qry", "B") | {"qry_places": Key(("B", "M"))},
+    # The token that each position must predict. Which vector fills a slot: one of the S * P of the
+    # row's documents, later of the K * P of those that were chosen; P are those at all rates.
     "dec": _side("dec", "B")
     | {
         "dec_targets": Key(("B", "dec"), padding=NO_LABEL),
@@ -109,15 +111,17 @@ class EncoderBatch:
     # last batch
     segments: np.ndarray
     positions: np.ndarray  # [B, T]
+    places: np.ndarray  # [B, M], where the memory vectors are
     index: np.ndarray  # [n <= B], which document each of the first n rows holds
 
 
 def encoder_batches(
-    documents: Sequence[Sequence[int]], batch: int, bucket: int = 64
+    layout: TextLayout, documents: Sequence[Sequence[int]], batch: int, bucket: int = 64
 ) -> list[EncoderBatch]:
     """Batches of documents of similar length, for compressing without training.
 
     Args:
+        layout: of the texts.
         documents: ids of each (`TextLayout.document_ids`).
         batch: documents of a batch; the last one is filled with padding.
         bucket: lengths are rounded up to a multiple of it, so that few shapes occur.
@@ -128,9 +132,11 @@ def encoder_batches(
         index = by_length[start : start + batch]
         length = -(-len(documents[index[-1]]) // bucket) * bucket
         tokens, segments = np.zeros((2, batch, length), np.int32)
+        places = np.zeros((batch, layout.extra.memory_tokens), np.int32)
         for row, i in enumerate(index):
             tokens[row, : len(documents[i])] = documents[i]
             segments[row, : len(documents[i])] = 1
+            places[row] = layout.places(len(documents[i]))
         positions = np.arange(length, dtype=np.int32) * segments
-        batches.append(EncoderBatch(tokens, segments, positions, np.array(index, np.int32)))
+        batches.append(EncoderBatch(tokens, segments, positions, places, np.array(index, np.int32)))
     return batches

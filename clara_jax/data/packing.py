@@ -9,9 +9,8 @@ import numpy as np
 from absl import flags
 
 from clara_jax.config import Data
-from clara_jax.data.prompts import FRAME
+from clara_jax.data.prompts import FRAME, TextLayout
 from clara_jax.errors import UserError
-from clara_jax.models.config import ExtraTokens
 
 LONGEST = 1024  # longest row that is chosen automatically; attention is quadratic in it
 PADDED_DECODER = 256  # decoder row of the padded layout that packing is compared with
@@ -119,31 +118,31 @@ def first_fit_padding(lengths: np.ndarray, sizes: np.ndarray, bins: int, most: i
     return np.where(rounds > 0, padding / np.maximum(rounds, 1), partial)
 
 
-def measure(rows: Iterable[dict[str, np.ndarray]], data: Data, extra: ExtraTokens) -> Report:
+def measure(rows: Iterable[dict[str, np.ndarray]], data: Data, layout: TextLayout) -> Report:
     """Measures the first `data.packing_bins` rows, which packing fills together."""
     sample = list(itertools.islice(rows, data.packing_bins))
     segments = {side: np.stack([row[f"{side}_segments"] for row in sample]) for side in _SIDES}
     lengths = RowLengths(*(segments[side].shape[1] for side in _SIDES))
     padding = [float((segments[side] == 0).mean()) for side in _SIDES]
-    examples = int(segments["dec"].max(1).sum())
-    documents = sum(int((row["enc_tokens"] == extra.memory[0]).sum()) for row in sample)
-    memory = documents * len(extra.memory)
-    text = int((segments["enc"] > 0).sum()) - memory - FRAME * documents
-    padded = documents * (data.document_length + FRAME + len(extra.memory))
-    padded += examples * PADDED_DECODER
+    rates = len(layout.vectors)
+    examples = int(-(-segments["dec"].max(1) // rates).sum())
+    documents = sum(int(row["doc_valid"].sum()) for row in sample)
+    text = int((segments["enc"] > 0).sum()) - (FRAME + len(layout.tail)) * documents
+    memory = documents * layout.extra.memory_tokens
+    padded = documents * layout.longest + examples * rates * PADDED_DECODER
     used = sum(int((segments[side] > 0).sum()) for side in _SIDES)
     total = sum(segments[side].size for side in _SIDES)
     rate = text / max(memory, 1)
     return Report(lengths, len(sample), examples, *padding, rate, padded / total, padded / used)
 
 
-def smallest_row(data: Data, extra: ExtraTokens) -> int:
+def smallest_row(data: Data, layout: TextLayout) -> int:
     """Tokens of the shortest encoder row that holds any document.
 
     Raises:
         UserError: `data.encoder_row` is set and shorter.
     """
-    smallest = data.document_length + FRAME + len(extra.memory)
+    smallest = layout.longest
     if 0 < data.encoder_row < smallest:
         raise UserError(
             f"config.data.encoder_row={data.encoder_row} is too short for a document of "

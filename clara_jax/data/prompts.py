@@ -1,14 +1,16 @@
 """From records and texts to token ids and labels: the layouts of the method.
 
 Compressor input: <ENC><bos> text <eos> <MEM0> ... <MEM(M-1)>, the part before the memory tokens cut
-on the right to `document_length + 3`. Prompts: a chat template whose user turn holds, for each
-document, M memory slots and one separator, with nothing between them.
+on the right to `document_length + 3`; with pooling there are no memory tokens. Prompts: a chat
+template whose user turn holds, for each document, M memory slots and one separator, with nothing
+between them.
 """
 
 import dataclasses
 import random
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,16 +28,25 @@ class NoLabelError(UserError):
     """A prompt fills its row, so that nothing is left to learn from."""
 
 
+class Turns(NamedTuple):
+    """A prompt and its answer at every rate, one after the other; every array is int32 [T]."""
+
+    tokens: np.ndarray  # the generator's input, memory ids at its slots
+    # the token that each position must predict, NO_LABEL where there is no loss
+    targets: np.ndarray
+    positions: np.ndarray  # from 0 in each of them
+    parts: np.ndarray  # which of them, from 0
+    slots: np.ndarray  # which of the documents' vectors at all rates (`every_rate`), or -1
+    cut: bool  # an answer was longer than the row
+
+
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One document with its prompt and answer, before packing; every array is int32 [T]."""
+    """One document with its prompt and answer, before packing."""
 
-    enc_tokens: np.ndarray  # the compressor's input, memory tokens at its end; empty for plain text
-    dec_tokens: np.ndarray  # the generator's input, memory ids at its slots
-    # the token that each position must predict, NO_LABEL where there is no loss
-    dec_targets: np.ndarray
+    enc_tokens: np.ndarray  # the compressor's input, int32 [T]; empty for plain text
+    turns: Turns
     document_cut: bool  # the document was longer than the limit
-    answer_cut: bool  # the answer was longer than the row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +58,37 @@ class TextLayout:
     prompts: Prompts  # texts of the prompts
     document_length: int  # most tokens of a document's text
     seed: int = 0  # of the choice among the paraphrase instructions
+    pools: bool = False  # memories are pooled from the text's states: no memory tokens are read
+    # memory vectors of a document in a prompt at each rate of training; empty: all, at one
+    counts: tuple[int, ...] = ()
+    asked: int = 0  # the same in a prompt that is asked; 0: all
+
+    @property
+    def vectors(self) -> tuple[int, ...]:
+        """Memory vectors of a document in a prompt at each rate of training."""
+        return self.counts or (self.extra.memory_tokens,)
+
+    @property
+    def tail(self) -> tuple[int, ...]:
+        """What ends the compressor's input: the memory tokens, unless it pools."""
+        return () if self.pools else self.extra.memory
+
+    @property
+    def longest(self) -> int:
+        """Most tokens of the compressor's input."""
+        return self.document_length + FRAME + len(self.tail)
+
+    def places(self, length: int) -> np.ndarray:
+        """Where in an input of that many tokens its memory vectors are, int32 [M].
+
+        The memory tokens; with pooling a token of each window (`clara.pooled`), or in a text of
+        fewer tokens than M the nearest one.
+        """
+        M = self.extra.memory_tokens
+        j = np.arange(M, dtype=np.int32)
+        if not self.pools:
+            return j + length - M
+        return -(-j * length // M) if length >= M else (2 * j + 1) * length // (2 * M)
 
     def document_ids(self, document: str, limit: int | None = None) -> tuple[list[int], bool]:
         """The compressor's input for one text, a document or a question.
@@ -56,8 +98,8 @@ class TextLayout:
             limit: most tokens of text that are kept; None: `document_length`.
 
         Returns:
-            At most `limit + 3 + M` ids, and whether text was cut. A text that is cut loses its eos
-            too (as in the release, whose weights have seen it so).
+            At most `limit + 3` ids and the `tail`, and whether text was cut. A text that is cut
+            loses its eos too (as in the release, whose weights have seen it so).
         """
         bos, eos = (
             [] if token is None else [token]
@@ -65,15 +107,21 @@ class TextLayout:
         )
         ids = self.tokenizer.encode([self.extra.enc, *bos, document, *eos])
         most = (self.document_length if limit is None else limit) + FRAME
-        return ids[:most] + list(self.extra.memory), len(ids) > most
+        return ids[:most] + list(self.tail), len(ids) > most
 
     def head(self, document: str) -> str:
         """The part of a text that the compressor reads."""
         return self.tokenizer.head(document, self.document_length)
 
-    def slots(self, documents: int = 1) -> list[int]:
-        """What stands for a number of compressed documents in a prompt."""
-        return [*self.extra.memory, self.extra.sep] * documents
+    def slots(self, documents: int = 1, count: int = 0) -> list[int]:
+        """What stands for compressed documents in a prompt.
+
+        Args:
+            documents: their number.
+            count: vectors of each; 0: as many as where a question is asked.
+        """
+        count = count or self.asked or self.extra.memory_tokens
+        return [*self.extra.memory[:count], self.extra.sep] * documents
 
     def scp_turns(
         self, record: ScpRecord, docs: Parts, index: int = 0
@@ -108,25 +156,55 @@ class TextLayout:
         """
         if record.compress:
             enc, document_cut = self.document_ids(record.document)
-            docs: Parts = self.slots()
         else:
             text = self.head(record.document)
-            enc, document_cut, docs = [], text != record.document, [text]
-        system, user = self.scp_turns(record, docs, index)
+            enc, document_cut = [], text != record.document
         if record.data_type == "qa":
             answer = qa_text(record.questions, record.answers)
         else:
             answer = record.answers[0]
         if record.data_type == "reconstruction":
             answer = self.head(answer)
-        whole, start = dialogue(self.tokenizer, system, user, answer)
-        if start >= decoder_row:
-            raise NoLabelError(f"{record.origin}: {no_room(start, decoder_row)}")
-        tokens = np.asarray(whole[:decoder_row], np.int32)
-        is_cut = len(whole) > decoder_row
-        return Example(
-            np.asarray(enc, np.int32), tokens, labels(tokens, start), document_cut, is_cut
-        )
+
+        given = self.at_rates() if record.compress else [[text]]
+        dialogues = [
+            dialogue(self.tokenizer, *self.scp_turns(record, docs, index), answer) for docs in given
+        ]
+        turns = self.turns(dialogues, decoder_row, record.origin)
+        return Example(np.asarray(enc, np.int32), turns, document_cut)
+
+    def at_rates(self, documents: int = 1) -> list[list[int]]:
+        """What stands for compressed documents in a prompt, at each rate of training."""
+        return [self.slots(documents, count) for count in self.vectors]
+
+    def turns(
+        self, dialogues: Sequence[tuple[list[int], int]], decoder_row: int, origin: str
+    ) -> Turns:
+        """Exchanges at every rate as they stand in a row.
+
+        Args:
+            dialogues: ids of each, and where the answer starts; the documents are as in `at_rates`.
+            decoder_row: most tokens of all; a longer answer is cut on the right.
+            origin: of the record, for the error.
+
+        Raises:
+            NoLabelError: a prompt alone fills its part of the row, so that no label is left.
+        """
+        counts = self.vectors
+        most, first, rows = decoder_row // len(dialogues), 0, []
+        for part, (ids, start) in enumerate(dialogues):
+            if start >= most:
+                raise NoLabelError(f"{origin}: {no_room(start, decoder_row, len(dialogues))}")
+            tokens = np.asarray(ids[:most], np.int32)
+            is_slot = self.extra.is_memory(tokens)
+            document, vector = np.divmod(np.arange(is_slot.sum()), counts[part])
+            slots = np.full_like(tokens, -1)
+            slots[is_slot] = document * sum(counts) + first + vector
+            first += counts[part]
+            order = np.arange(len(tokens), dtype=np.int32)
+            rows.append((tokens, labels(tokens, start), order, np.full_like(tokens, part), slots))
+        cut = any(len(ids) > most for ids, _ in dialogues)
+        return Turns(*(np.concatenate(column) for column in zip(*rows, strict=True)), cut)
 
     def scp_question(self, docs: Parts, question: str) -> list[int]:
         """Prompt that asks an SCP model one question; its answer ends at the next newline.
@@ -179,11 +257,12 @@ def labels(tokens: np.ndarray, start: int, stop: int | None = None) -> np.ndarra
     return targets
 
 
-def no_room(start: int, decoder_row: int) -> str:
-    """What to say where a prompt of `start` tokens fills a row."""
+def no_room(start: int, decoder_row: int, rates: int = 1) -> str:
+    """What to say where a prompt of `start` tokens fills its part of a row."""
+    row = f"a row of {decoder_row}" + (f", which {rates} rates share" if rates > 1 else "")
     return (
-        f"the prompt has {start} tokens and leaves no label in a row of {decoder_row}; set "
-        f"config.data.decoder_row to {start + 1} or more"
+        f"the prompt has {start} tokens and leaves no label in {row}; set "
+        f"config.data.decoder_row to {(start + 1) * rates} or more"
     )
 
 

@@ -31,7 +31,7 @@ def measure(reader: Reader, *, compress: bool) -> Shapes:
     """
     reader = reader.measuring()
     data, source = reader.config.data, reader.source
-    smallest = packing.smallest_row(data, reader.layout.extra)
+    smallest = packing.smallest_row(data, reader.layout)
     sample = np.random.default_rng(0).permutation(len(source))[:SAMPLE].tolist()
     picked = [reader.picked(i) for i in sample]
     _check_labels(reader, picked)
@@ -39,14 +39,16 @@ def measure(reader: Reader, *, compress: bool) -> Shapes:
     if compress:
         groups, encoder, padding = _documents(reader, picked, smallest)
     query = max(len(reader.query_ids(record.question, LONGEST)) for record in picked)
-    turns = [reader.dialogue(i, r) for i, r in zip(sample, picked, strict=True)]
-    whole = [len(ids) for ids, _ in turns]
+    turns = [reader.dialogues(i, r) for i, r in zip(sample, picked, strict=True)]
+    # A row holds a prompt and its answer at every rate.
+    whole = [max(len(ids) for ids, _ in dialogues) * len(dialogues) for dialogues in turns]
     # One very long answer must not make all rows long: the longest hundredth may be cut.
     decoder = data.decoder_row or round_up(int(np.quantile(whole, 0.99, method="higher")))
-    if all(start >= decoder for _, start in turns):
+    shortest = min(max(start for _, start in dialogues) * len(dialogues) for dialogues in turns)
+    if shortest >= decoder:
         raise UserError(
             f"config.data.decoder_row={decoder}: no prompt of {len(turns)} questions leaves room "
-            f"for an answer; the shortest has {min(start for _, start in turns)} tokens"
+            f"for an answer; the shortest has {shortest} tokens"
         )
     shapes = Shapes(groups, encoder, round_up(query), decoder)
     compressed = f"compressed in {groups} rows of {encoder} ({padding:.1%} padding)"

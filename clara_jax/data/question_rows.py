@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import grain
 import numpy as np
 
-from clara_jax.data import packing, prompts
+from clara_jax.data import packing
 from clara_jax.data.batches import Batch, whole_batches
 from clara_jax.data.memories import MemoryFile
+from clara_jax.data.prompts import NO_LABEL, NoLabelError, Turns
 from clara_jax.data.reader import Reader, restrict
 from clara_jax.data.records import QaRecord, digest
 from clara_jax.data.scp_rows import shuffled
@@ -49,18 +50,15 @@ class QuestionRows:
         else:
             record = self._pack(record, row)
         if "qry" in sides:
-            row |= _side("qry", reader.query_ids(record.question, shapes.query), shapes.query)
+            row |= self._query(record.question)
         if "dec" in sides:
-            whole, start = reader.dialogue(index, record)
-            if start >= shapes.decoder:
-                reader.skip(index, f"{record.origin}: {prompts.no_room(start, shapes.decoder)}")
+            dialogues = reader.dialogues(index, record)
+            try:
+                turns = reader.layout.turns(dialogues, shapes.decoder, record.origin)
+            except NoLabelError as e:
+                reader.skip(index, str(e))
                 return None
-            whole = whole[: shapes.decoder]
-            row |= _side("dec", whole, shapes.decoder)
-            row["dec_targets"] = prompts.labels(row["dec_tokens"], start, len(whole))
-            row["dec_slots"] = np.full_like(row["dec_tokens"], -1)
-            slots = np.flatnonzero(reader.layout.extra.is_memory(row["dec_tokens"]))
-            row["dec_slots"][slots] = np.arange(len(slots))
+            row |= _decoder_side(turns, shapes.decoder)
         valid, gold = np.zeros((2, places), np.int32)
         valid[: len(record.documents)], gold[list(record.gold)] = 1, 1
         teacher = np.zeros(places, np.float32)
@@ -74,7 +72,7 @@ class QuestionRows:
         """Adds the documents' texts; gives the record with those that fit into the rows."""
         reader, shape = self.reader, (self.shapes.groups, self.shapes.encoder)
         tokens, segments, positions = np.zeros((3, *shape), np.int32)
-        used, last = np.zeros(shape[0], int), {}
+        used, first = np.zeros(shape[0], int), {}
         encoded = [reader.layout.document_ids(document)[0] for document in record.documents]
         # Gold ones first, then longest first, which wastes least; what fits nowhere is left out.
         order = range(len(encoded))
@@ -87,21 +85,44 @@ class QuestionRows:
                 positions[group, place] = np.arange(len(encoded[n]))
                 segments[group, place] = segments[group].max() + 1
                 used[group] = place.stop
-                last[n] = group * shape[1] + place.stop
-        kept = sorted(last)
+                first[n] = group * shape[1] + place.start
+        kept = sorted(first)
         if len(kept) < len(encoded):
             reader.count("questions lost documents, which did not fit into their rows")
-        first = np.zeros(reader.config.places, np.int32)
-        first[: len(kept)] = [last[n] - len(reader.layout.extra.memory) for n in kept]
+        places = np.zeros((reader.config.places, reader.layout.extra.memory_tokens), np.int32)
+        for place, n in enumerate(kept):
+            places[place] = first[n] + reader.layout.places(len(encoded[n]))
         row |= {"enc_tokens": tokens, "enc_segments": segments, "enc_positions": positions}
-        row["doc_first"] = first
+        row["doc_places"] = places
         return restrict(record, kept)
 
+    def _query(self, question: str) -> Batch:
+        """The question by itself, as the reasoner reads it."""
+        length = self.shapes.query
+        ids = self.reader.query_ids(question, length)
+        return {
+            "qry_tokens": _padded(ids, length),
+            "qry_segments": _padded(np.ones_like(ids), length),
+            "qry_positions": _padded(np.arange(len(ids)), length),
+            "qry_places": self.reader.layout.places(len(ids)),
+        }
 
-def _side(side: str, ids: Sequence[int], length: int) -> Batch:
-    tokens, segments, positions = np.zeros((3, length), np.int32)
-    tokens[: len(ids)], segments[: len(ids)], positions[: len(ids)] = ids, 1, np.arange(len(ids))
-    return {f"{side}_tokens": tokens, f"{side}_segments": segments, f"{side}_positions": positions}
+
+def _decoder_side(turns: Turns, length: int) -> Batch:
+    columns = {
+        "tokens": (turns.tokens, 0),
+        "segments": (turns.parts + 1, 0),
+        "positions": (turns.positions, 0),
+        "targets": (turns.targets, NO_LABEL),
+        "slots": (turns.slots, -1),
+    }
+    return {f"dec_{name}": _padded(ids, length, fill) for name, (ids, fill) in columns.items()}
+
+
+def _padded(ids: Sequence[int] | np.ndarray, length: int, fill: int = 0) -> np.ndarray:
+    row = np.full(length, fill, np.int32)
+    row[: len(ids)] = ids
+    return row
 
 
 def make_train_iterator(

@@ -52,17 +52,17 @@ class Reader:
 
     def query_ids(self, question: str, row: int) -> list[int]:
         """The reasoner's input for a question: laid out as a document, in a row of `row` tokens."""
-        length = min(row - FRAME - len(self.layout.extra.memory), self.layout.document_length)
+        length = min(row - FRAME - len(self.layout.tail), self.layout.document_length)
         ids, is_cut = self.layout.document_ids(question, length)
         if is_cut:
             self.count("questions were longer than their row and cut")
         return ids
 
-    def dialogue(self, index: int, record: QaRecord) -> tuple[list[int], int]:
-        """Ids of prompt and answer, and where the answer starts."""
+    def dialogues(self, index: int, record: QaRecord) -> list[tuple[list[int], int]]:
+        """Ids of prompt and answer at each rate, and where the answer starts."""
         answer = record.answers[0] if self.answers is None else self.answers[index]
-        slots = self.layout.slots(min(self.config.select.k, len(record.documents)))
-        return self.layout.answer_prompt(slots, record.question, answer)
+        given = self.layout.at_rates(min(self.config.select.k, len(record.documents)))
+        return [self.layout.answer_prompt(docs, record.question, answer) for docs in given]
 
     def count(self, what: str) -> None:
         """Warns of what happens to some records, at the first and then ever more rarely."""

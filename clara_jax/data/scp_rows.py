@@ -18,12 +18,13 @@ from clara_jax.config import Config, with_options
 from clara_jax.data import packing, prompts, sources
 from clara_jax.data.batches import Batch, whole_batches
 from clara_jax.data.packing import RowLengths
+from clara_jax.data.prompts import TextLayout
 from clara_jax.data.reader import Reader
 from clara_jax.errors import UserError
-from clara_jax.models.config import ExtraTokens
 from clara_jax.stages import STAGES
 
 SAMPLE = 1024  # records that are measured before training
+_DECODER = ("tokens", "targets", "positions", "parts", "slots")  # of `Turns`, packed alike
 
 
 def open_data(config: Config) -> sources.Source:
@@ -68,7 +69,7 @@ def row_lengths(reader: Reader) -> RowLengths:
             of the sample leaves room for an answer.
     """
     data, source = reader.config.data, reader.source
-    smallest = packing.smallest_row(data, reader.layout.extra)
+    smallest = packing.smallest_row(data, reader.layout)
     decoder_row = data.decoder_row or packing.LONGEST
     measuring = reader.measuring()
     order = np.random.default_rng(0).permutation(len(source))[:SAMPLE].tolist()
@@ -78,7 +79,7 @@ def row_lengths(reader: Reader) -> RowLengths:
             f"config.data.decoder_row={decoder_row}: no prompt of {len(order)} records leaves "
             "room for an answer; make the row longer or the rate higher"
         )
-    measured = np.array([(len(e.enc_tokens), len(e.dec_tokens)) for e in examples])
+    measured = np.array([(len(e.enc_tokens), len(e.turns.tokens)) for e in examples])
     lengths = packing.choose(measured, data, smallest)
     logging.info(
         "data: of %d records, of which %d were looked at: %d skipped (the prompt fills the row), "
@@ -88,7 +89,7 @@ def row_lengths(reader: Reader) -> RowLengths:
         measuring.skipped,
         sum(e.document_cut for e in examples),
         data.document_length,
-        sum(e.answer_cut or len(e.dec_tokens) > lengths.decoder for e in examples),
+        sum(e.turns.cut or len(e.turns.tokens) > lengths.decoder for e in examples),
         lengths.decoder,
     )
     return lengths
@@ -107,7 +108,7 @@ def make_dataset(
         functools.partial(_sides, reader=reader, decoder_row=lengths.decoder)
     )
     examples = examples.to_iter_dataset(packing.READ)
-    sides = {"enc": lengths.encoder, "dec": lengths.decoder, "targets": lengths.decoder}
+    sides = {"enc": lengths.encoder} | dict.fromkeys(_DECODER, lengths.decoder)
     if data.pack:
         packed = grain.experimental.FirstFitPackIterDataset(
             examples,
@@ -118,7 +119,7 @@ def make_dataset(
         )
     else:
         packed = examples.map(functools.partial(pad_example, lengths=sides))
-    return packed.map(functools.partial(finish_row, extra=reader.layout.extra))
+    return packed.map(functools.partial(finish_row, layout=reader.layout, most=data.row_examples))
 
 
 def shuffled(reader: Reader, stream: int, streams: int) -> grain.MapDataset:
@@ -153,7 +154,7 @@ def make_train_iterator(
     dataset = make_dataset(reader, lengths, stream=stream, streams=streams)
     if stream == 0:
         logging.info("data: %r", reader.source)
-        logging.info("data: %s", packing.measure(dataset, config.data, reader.layout.extra))
+        logging.info("data: %s", packing.measure(dataset, config.data, reader.layout))
     dataset = dataset.batch(config.train.batch_rows // streams, drop_remainder=True)
     return iter(packing.prefetch(dataset, config.data.workers))
 
@@ -175,27 +176,39 @@ def _sides(index: int, *, reader: Reader, decoder_row: int) -> Batch | None:
     example = reader.example(index, decoder_row)
     if example is None:
         return None
-    return {"enc": example.enc_tokens, "dec": example.dec_tokens, "targets": example.dec_targets}
+    return {"enc": example.enc_tokens} | {k: getattr(example.turns, k) for k in _DECODER}
 
 
-def finish_row(packed: dict[str, Any], *, extra: ExtraTokens) -> Batch:
-    """Names the arrays of a packed row and points each slot at its memory token.
+def finish_row(packed: dict[str, Any], *, layout: TextLayout, most: int) -> Batch:
+    """Names the arrays of a packed row, and says where its documents' memory vectors are.
 
-    The nth memory token of the encoder's side fills the nth slot of the decoder's side, for both
-    hold the same examples in the same order.
+    Both sides hold the same examples in the same order: the document of the nth fills slots of the
+    nth alone.
+
+    Args:
+        packed: arrays of each side, with Grain's segments and positions.
+        layout: of the texts.
+        most: examples in a row, at most.
     """
-    row = {}
-    for side in ("enc", "dec"):
-        row[f"{side}_tokens"] = packed[side]
-        row[f"{side}_segments"] = packed[f"{side}_segment_ids"]
-        row[f"{side}_positions"] = packed[f"{side}_positions"]
-    is_real = row["dec_segments"] > 0
-    dec_slots = np.full_like(packed["dec"], -1)
-    dec_slots[extra.is_memory(packed["dec"]) & is_real] = np.flatnonzero(
-        extra.is_memory(packed["enc"]) & (row["enc_segments"] > 0)
-    )
-    targets = np.where(is_real, packed["targets"], prompts.NO_LABEL).astype(np.int32)
-    return row | {"dec_targets": targets, "dec_slots": dec_slots}
+    tokens, segments = packed["enc"], packed["enc_segment_ids"]
+    row = {"enc_tokens": tokens, "enc_segments": segments}
+    row["enc_positions"] = packed["enc_positions"]
+    row["doc_places"] = np.zeros((most, layout.extra.memory_tokens), np.int32)
+    row["doc_valid"] = np.zeros(most, np.int32)
+    for segment in np.unique(segments[segments > 0]):
+        (of_document,) = np.nonzero(segments == segment)
+        row["doc_places"][segment - 1] = of_document[0] + layout.places(len(of_document))
+        row["doc_valid"][segment - 1] = 1
+    example, rates = packed["tokens_segment_ids"], len(layout.vectors)
+    is_real = example > 0
+    row["dec_tokens"] = packed["tokens"]
+    row["dec_segments"] = np.where(is_real, (example - 1) * rates + packed["parts"] + 1, 0)
+    row["dec_positions"] = packed["positions"]
+    row["dec_targets"] = np.where(is_real, packed["targets"], prompts.NO_LABEL)
+    filled = is_real & (packed["slots"] >= 0)
+    slots = (example - 1) * sum(layout.vectors) + packed["slots"]
+    row["dec_slots"] = np.where(filled, slots, -1)
+    return {name: array.astype(np.int32) for name, array in row.items()}
 
 
 def pad_example(example: Batch, *, lengths: dict[str, int]) -> dict[str, Any]:

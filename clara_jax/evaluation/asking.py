@@ -193,13 +193,14 @@ def text_means(
         role: whose adapter reads them; None: the plain base.
         enc: whether the token ENC stands before a text, which the base does not know.
     """
-    M = len(model.extra.memory)
-    encoded = [model.layout.document_ids(text)[0][0 if enc else 1 : -M] for text in texts]
+    tail = len(model.layout.tail)
+    whole = [model.layout.document_ids(text)[0] for text in texts]
+    encoded = [ids[0 if enc else 1 : len(ids) - tail] for ids in whole]
     trees = generate.needed(trees, role)
     means = of_documents(
         model,
         encoded,
-        lambda *arrays: _means(model.decoder, role, trees, *arrays),
+        lambda *arrays: _means(model.decoder, role, trees, *arrays[:3]),
         model.config.eval.batch,
     )
     return np.array(means, np.float32).reshape(-1, model.architecture.d_model)
@@ -213,12 +214,14 @@ def of_documents(
     Args:
         model: the model.
         encoded: ids of each document.
-        compute: of tokens, positions and segments, int32 [B, T] on the mesh, to an array [B, ...].
+        compute: of tokens, positions and segments, int32 [B, T] on the mesh, and places of memory
+            vectors, int32 [B, M], to an array [B, ...].
         batch: most documents at once.
     """
     out: list[np.ndarray] = [np.empty(0)] * len(encoded)
-    for part in encoder_batches(encoded, generate.rows_for(len(encoded), batch)):
-        arrays = [generate.put(model, x) for x in (part.tokens, part.positions, part.segments)]
+    for part in encoder_batches(model.layout, encoded, generate.rows_for(len(encoded), batch)):
+        parts = part.tokens, part.positions, part.segments, part.places
+        arrays = [generate.put(model, x) for x in parts]
         rows = generate.to_host(model, compute(*arrays))
         for i, row in zip(part.index, rows, strict=False):
             out[i] = row

@@ -193,9 +193,9 @@ def _compress(model: Model, trees: Trees, records: Sequence[QaRecord]) -> tuple[
     else:
         vectors = encode.compress(model, trees, documents, model.config.eval.batch).memories
         memories = dict(zip(map(digest, documents), vectors, strict=True))
-    M = len(model.extra.memory)
+    M, tail = model.extra.memory_tokens, len(model.layout.tail)
     fed = [model.layout.document_ids(d) for d in documents]
-    text = sum(len(ids) - M - FRAME for ids, _ in fed)
+    text = sum(len(ids) - tail - FRAME for ids, _ in fed)
     return memories, sum(cut for _, cut in fed), text / (M * len(fed))
 
 

@@ -72,7 +72,8 @@ def _copy(directory: pathlib.Path, folder: str, base: str | None) -> tuple[Confi
         return config, names  # only a base that the user names is fetched
     model = base_lib.read_config(base or config.model.base)
     weights_lib.stored(base_lib.open_tensors(base or config.model.base, model), model)
-    expected = native.expected(model, config.lora, config.memory_tokens)
+    pools = config.memory.kind == "pool"
+    expected = native.expected(model, config.lora, config.memory_tokens, pools)
     native.read(folder, {name: expected[name] for name in names}, model, config.lora)
     return config, names
 

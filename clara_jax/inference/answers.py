@@ -38,11 +38,14 @@ def laid_out(model: Model, given: str | np.ndarray) -> tuple[Parts, np.ndarray |
 
     Args:
         model: the model.
-        given: their text, or their memories [K, M, D].
+        given: their text, or their memories [K, M, D], of which a prompt at a higher rate holds
+            means of neighbours.
     """
     if isinstance(given, str):
         return given, None
-    return model.layout.slots(len(given)), np.concatenate(given)
+    n, M, D = given.shape
+    count = model.layout.asked or M
+    return model.layout.slots(n), given.reshape(n * count, M // count, D).mean(1)
 
 
 def answers(

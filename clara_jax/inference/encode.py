@@ -14,7 +14,7 @@ from clara_jax.data.prompts import FRAME
 from clara_jax.inference import checks
 from clara_jax.inference.generate import needed, put, rows_for, to_host
 from clara_jax.models import clara
-from clara_jax.models.clara import Trees
+from clara_jax.models.clara import MemoryLayout, Trees
 from clara_jax.models.decoder import Decoder
 from clara_jax.runs.setup import Model
 
@@ -79,7 +79,7 @@ def _encode(
     """Reads texts with the adapter of `role`; `what` is their name in messages."""
     texts = checks.texts(what, texts)
     length = model.config.data.document_length
-    M = len(model.extra.memory)
+    M = model.extra.memory_tokens
     encoded = [model.layout.document_ids(text) for text in texts]
     memories = np.zeros((len(encoded), M, model.architecture.d_model), np.float32)
     rows = rows_for(len(encoded), batch)
@@ -91,7 +91,7 @@ def _encode(
     cut = sum(is_cut for _, is_cut in encoded)
     if cut:
         logging.warning("%d of %d %s cut to %d tokens", cut, len(encoded), what, length)
-    read = sum(len(ids) - M - FRAME for ids, _ in encoded)
+    read = sum(len(ids) - len(model.layout.tail) - FRAME for ids, _ in encoded)
     return Compressed(memories, cut, read / max(M * len(encoded), 1))
 
 
@@ -118,14 +118,14 @@ def encode_batches(
         processes get all of them.
     """
     trees, waiting = needed(trees, role), None
-    spread = model.config.spread
 
     def fetched(index: np.ndarray, memories_BMD: jax.Array) -> tuple[np.ndarray, np.ndarray]:
         return index, to_host(model, memories_BMD)[: len(index)]
 
-    for batch in encoder_batches(documents, rows, bucket):
-        arrays = [put(model, x) for x in (batch.tokens, batch.positions, batch.segments)]
-        begun = batch.index, encode_rows(model.decoder, role, spread, trees, *arrays)
+    for batch in encoder_batches(model.layout, documents, rows, bucket):
+        parts = batch.tokens, batch.positions, batch.segments, batch.places
+        arrays = [put(model, x) for x in parts]
+        begun = batch.index, encode_rows(model.decoder, role, model.memory, trees, *arrays)
         if waiting is not None:  # while the devices work on the next batch
             yield fetched(*waiting)
         waiting = begun
@@ -133,19 +133,18 @@ def encode_batches(
         yield fetched(*waiting)
 
 
-@functools.partial(jax.jit, static_argnames=("decoder", "role", "spread"))
+@functools.partial(jax.jit, static_argnames=("decoder", "role", "layout"))
 def encode_rows(
     decoder: Decoder,
     role: str,
-    spread: bool,
+    layout: MemoryLayout,
     trees: Trees,
     tokens_BT: jax.Array,
     positions_BT: jax.Array,
     segments_BT: jax.Array,
+    places_BM: jax.Array,
 ) -> jax.Array:
     """Memory vectors float32 [B, M, D] of rows that hold one document each; see `clara.encode`."""
-    hidden_BTD = clara.encode(
-        decoder, trees, tokens_BT, positions_BT, segments_BT, role, spread=spread
-    )
-    memories = clara.memory_vectors(decoder.config, trees, hidden_BTD, tokens_BT)
-    return memories.astype(jnp.float32)
+    row = tokens_BT, positions_BT, segments_BT
+    hidden_BTD = clara.encode(decoder, trees, *row, layout, role)
+    return clara.memories(trees, hidden_BTD, places_BM[:, None])[:, 0].astype(jnp.float32)

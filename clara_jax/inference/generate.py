@@ -255,7 +255,7 @@ def rows_for(examples: int, batch: int) -> int:
 
 def needed(trees: Trees, role: str | None) -> Trees:
     """The trees that a pass with this role reads; passing on others would only add arguments."""
-    return {k: v for k, v in trees.items() if k in ("base", "memory", "added", role)}
+    return {k: v for k, v in trees.items() if k in ("base", "memory", "pool", "added", role)}
 
 
 def put(model: Model, tree: PromptBatch | np.ndarray) -> PromptBatch | jax.Array:

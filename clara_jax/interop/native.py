@@ -118,13 +118,18 @@ def read(
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
-def expected(config: ModelConfig, lora: LoraConfig, memory_tokens: int) -> dict[str, Any]:
+def expected(
+    config: ModelConfig, lora: LoraConfig, memory_tokens: int, pools: bool
+) -> dict[str, Any]:
     """Shapes of all trees that there may be, for `read`."""
     adapter = jax.eval_shape(lambda: init_adapter(config, lora, jax.random.key(0)))
     memory, added = (
         jax.ShapeDtypeStruct((n, config.d_model), np.float32) for n in (memory_tokens, 3)
     )
-    return {**dict.fromkeys(ADAPTERS, adapter), "memory": memory, "added": {"embed": added}}
+    trees = {**dict.fromkeys(ADAPTERS, adapter), "memory": memory, "added": {"embed": added}}
+    if pools:
+        trees["pool"] = jax.ShapeDtypeStruct((config.d_model,) * 2, np.float32)
+    return trees
 
 
 def _open(directory: str | os.PathLike[str]) -> Any:

@@ -6,6 +6,7 @@ decoding against a cache is XLA's whatever is chosen.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,11 +44,13 @@ def splash(
     segments_BT: jax.Array,
     window: int | None,
     layout: Layout,
+    mask_BTS: jax.Array | None = None,
 ) -> jax.Array:
     """The Pallas kernel for TPUs: causal, within segments; [B, T, H*C]. Interpreted elsewhere.
 
     Tokens see their own segment (int32) alone, of it themselves and the window - 1 tokens before
-    them in the row. The kernel runs on every device's part of rows and heads, cut as `layout` says.
+    them in the row; or, where a mask is given, what it allows. The kernel runs on every device's
+    part of rows and heads, cut as `layout` says.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel as kernel_lib,
@@ -59,26 +62,39 @@ def splash(
     extra = padded - T
     block = max(size for size in (128, 256, 384, 512) if padded % size == 0)
 
-    def run(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
-        shape = (padded, padded)
-        if window is None or window >= T:
-            mask = masks.CausalMask(shape)
-        else:
-            mask = masks.LocalMask(shape, (window - 1, 0), 0)
-        kernel = kernel_lib.make_splash_mha(
-            masks.MultiHeadMask([mask] * q.shape[2]),
-            block_sizes=kernel_lib.BlockSizes(**dict.fromkeys(_BLOCKS, block)),
-            head_shards=1,
-            q_seq_shards=1,
-            interpret=layout.platform != "tpu",
-        )
+    make = functools.partial(
+        kernel_lib.make_splash_mha,
+        block_sizes=kernel_lib.BlockSizes(**dict.fromkeys(_BLOCKS, block)),
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=layout.platform != "tpu",
+    )
+    shape = (padded, padded)
+    if window is None or window >= T:
+        in_order = masks.CausalMask(shape)
+    else:
+        in_order = masks.LocalMask(shape, (window - 1, 0), 0)
+
+    def run(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, *mask: Any) -> jax.Array:
         q, k, v = (
             jnp.pad(x, ((0, 0), (0, extra), (0, 0), (0, 0))).swapaxes(1, 2)
             for x in (q * C**-0.5, k, v)
         )
         segments = jnp.pad(segments, ((0, 0), (0, extra)))
-        y = jax.vmap(kernel)(q, k, v, kernel_lib.SegmentIds(segments, segments))
+        H = q.shape[1]
+        if mask:
+            seen = jnp.pad(mask[0], ((0, 0), (0, extra), (0, extra)))
+
+            def kernel(q: Any, k: Any, v: Any, segments: Any, seen_TS: jax.Array) -> jax.Array:
+                return make(jnp.tile(seen_TS[None], (H, 1, 1)))(q, k, v, segments)
+
+            y = jax.vmap(kernel)(q, k, v, kernel_lib.SegmentIds(segments, segments), seen)
+        else:
+            kernel = make(masks.MultiHeadMask([in_order] * H))
+            y = jax.vmap(kernel)(q, k, v, kernel_lib.SegmentIds(segments, segments))
         return y.swapaxes(1, 2)[:, :T].reshape(*y.shape[:1], T, -1)
+
+    row = (segments_BT,) if mask_BTS is None else (segments_BT, mask_BTS)
 
     if layout.mesh is not None:
         rows = layout.spec((B,), "batch")
@@ -88,11 +104,11 @@ def splash(
         run = jax.shard_map(
             run,
             mesh=layout.mesh,
-            in_specs=(q_spec, k_spec, k_spec, rows),
+            in_specs=(q_spec, k_spec, k_spec, *[rows] * len(row)),
             out_specs=PartitionSpec(*q_spec[:3]),
             check_vma=False,  # the kernel's outputs do not say how they vary over the mesh
         )
-    return run(q_BTHC, k_BTGC, v_BTGC, segments_BT)
+    return run(q_BTHC, k_BTGC, v_BTGC, *row)
 
 
 def cudnn(
@@ -106,11 +122,22 @@ def cudnn(
 
 
 def for_rows(
-    name: str, layout: Layout, mask_BTS: jax.Array, segments_BT: jax.Array, window: int | None
+    name: str,
+    layout: Layout,
+    mask_BTS: jax.Array,
+    segments_BT: jax.Array,
+    window: int | None,
+    in_order: bool = True,
 ) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
-    """The attention of that name (`ModelConfig.attention`) over whole rows."""
+    """The attention of that name (`ModelConfig.attention`) over whole rows.
+
+    `in_order` says that no token sees what follows it, which the mask shows too.
+    """
     if name == "splash":
-        return functools.partial(splash, segments_BT=segments_BT, window=window, layout=layout)
+        mask = None if in_order else mask_BTS
+        return functools.partial(
+            splash, segments_BT=segments_BT, window=window, layout=layout, mask_BTS=mask
+        )
     return functools.partial({"xla": attend, "cudnn": cudnn}[name], mask_BTS=mask_BTS)
 
 

@@ -6,10 +6,13 @@
     compressor  adapter that turns a document into memory vectors   } absent or None:
     generator   adapter that reads memory vectors and answers       } the plain base
     memory      embeddings [M, D] of the memory tokens
+    pool        [D, D], the map of pooled memories, where memories are pooled
     added       {"embed": [3, D]} embeddings of AE, ENC, SEP; {"head": [D, M + 3]} only for
                 checkpoints of the release, which score the added tokens too
 """
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -69,11 +72,35 @@ def run(
     rng: jax.Array | None = None,
 ) -> tuple[jax.Array, Cache | None]:
     """The base with the adapter of `role`; `rng` switches adapter dropout on. See `Decoder`."""
-    variables = {"params": trees["base"]}
-    if role is not None and trees.get(role) is not None:
-        variables["lora"] = trees[role]
-    rngs = None if rng is None else {"dropout": rng}
-    return decoder.apply(variables, x_BTD, positions_BT, segments_BT, cache, rngs=rngs)
+    row = x_BTD, positions_BT, segments_BT, cache
+    return decoder.apply(_variables(trees, role), *row, rngs=_rngs(rng))
+
+
+def _variables(trees: Trees, role: str | None) -> dict[str, Any]:
+    adapter = None if role is None else trees.get(role)
+    return {"params": trees["base"], **({} if adapter is None else {"lora": adapter})}
+
+
+def _rngs(rng: jax.Array | None) -> dict[str, jax.Array] | None:
+    return None if rng is None else {"dropout": rng}
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryLayout:
+    """Where in a text's row the memory vectors come from (`config.memory`)."""
+
+    count: int  # M, vectors of a text
+    # `tokens`: states at memory tokens after the text (paper); `pool`: means of the text's states
+    kind: str = "tokens"
+    # whom the encoder's tokens attend to beside those before them: `memories`, memory tokens each
+    # other; `all`, every token its whole text
+    sees: str = "before"
+    spread: bool = False  # rotary positions of memory tokens are spread over their text
+
+    @property
+    def pools(self) -> bool:
+        """The row holds no memory tokens."""
+        return self.kind == "pool"
 
 
 def encode(
@@ -82,21 +109,77 @@ def encode(
     tokens_BT: jax.Array,
     positions_BT: jax.Array,
     segments_BT: jax.Array,
+    layout: MemoryLayout,
     role: str = "compressor",
     rng: jax.Array | None = None,
-    spread: bool = False,
 ) -> jax.Array:
-    """Hidden states [B, T, D] after the final norm; those at memory tokens are the memory vectors.
+    """States [B, T, D] after the final norm, of which `memories` takes the memory vectors.
 
-    Used as they are: no projection, scale or further norm (release, golden point 2). With `spread`
-    the rotary positions of the memory tokens are spread evenly over the document that they follow,
-    so that each is near the part it is to hold; the paper and the release count on after it.
+    Without pooling those at memory tokens, as they are: no scale or further norm (release, golden
+    point 2). The paper and the release count the positions of memory tokens on after the text;
+    spread evenly over it, each is near the part that it is to hold. With pooling each state is the
+    mean over its window of the text (2510.20797).
     """
-    if spread:
+    if layout.spread:
         positions_BT = spread_positions(decoder.config, trees, tokens_BT, positions_BT)
+    both_BT = both_ways(decoder.config, layout, tokens_BT, segments_BT)
     with jax.named_scope("encode"):
         x_BTD = embed(decoder.config, trees, tokens_BT)
-        return run(decoder, trees, role, x_BTD, positions_BT, segments_BT, rng=rng)[0]
+        row = x_BTD, positions_BT, segments_BT, None, both_BT
+        hidden_BTD, _ = decoder.apply(_variables(trees, role), *row, rngs=_rngs(rng))
+        return pooled(hidden_BTD, positions_BT, segments_BT, layout) if layout.pools else hidden_BTD
+
+
+def both_ways(
+    config: ModelConfig, layout: MemoryLayout, tokens_BT: jax.Array, segments_BT: jax.Array
+) -> jax.Array | None:
+    """The encoder's tokens that see each other both ways, bool [B, T]; None where none does."""
+    if layout.sees == "before":
+        return None
+    if layout.sees == "all":
+        return segments_BT > 0
+    j_BT = tokens_BT - config.vocab_size
+    return (j_BT >= 0) & (j_BT < layout.count)
+
+
+def pooled(
+    hidden_BTD: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array, layout: MemoryLayout
+) -> jax.Array:
+    """The mean [B, T, D] of each token's window, of which a text of L tokens has min(M, L).
+
+    Token t of a text is in window floor(t M / L); of a text of fewer than M tokens every token is
+    a window.
+    """
+    same_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
+    length_BT = same_BTT.sum(-1)
+    window_BT = positions_BT * layout.count // length_BT
+    member_BTT = same_BTT & (window_BT[:, :, None] == window_BT[:, None, :])
+    weight_BTT = member_BTT / member_BTT.sum(-1, keepdims=True)
+    return jnp.einsum("bts,bsd->btd", weight_BTT.astype(hidden_BTD.dtype), hidden_BTD)
+
+
+def memories(trees: Trees, hidden_BTD: jax.Array, places_BSM: jax.Array) -> jax.Array:
+    """Memory vectors [B, S, M, D] of the S texts of a row, from the states at their places.
+
+    Pooled ones go through the trained map `pool`, which starts as the identity.
+    """
+    B, S, M = places_BSM.shape
+    vectors = jnp.take_along_axis(hidden_BTD, places_BSM.reshape(B, S * M, 1), axis=1)
+    if "pool" in trees:
+        vectors = vectors @ trees["pool"].astype(vectors.dtype)
+    return vectors.reshape(B, S, M, -1)
+
+
+def every_rate(memories_BSMD: jax.Array, counts: Sequence[int]) -> jax.Array:
+    """Memories [B, S, P, D] at several rates one after the other; P is the sum of the counts.
+
+    A coarser memory is the mean of neighbours in the finest one, whose M each count divides.
+    """
+    B, S, M, D = memories_BSMD.shape
+    if tuple(counts) == (M,):
+        return memories_BSMD
+    of_rate = [memories_BSMD.reshape(B, S, n, M // n, D).mean(3) for n in counts]
+    return jnp.concatenate(of_rate, axis=2)
 
 
 def spread_positions(
@@ -108,16 +191,6 @@ def spread_positions(
     length_BT = positions_BT - j_BT  # of the document before, since memory tokens count on after it
     spread_BT = (2 * j_BT + 1) * length_BT // (2 * memory_tokens)
     return jnp.where((j_BT >= 0) & (j_BT < memory_tokens), spread_BT, positions_BT)
-
-
-def memory_vectors(
-    config: ModelConfig, trees: Trees, hidden_BTD: jax.Array, tokens_BT: jax.Array
-) -> jax.Array:
-    """Memory vectors [B, M, D] of rows that hold one document each."""
-    memory_tokens = trees["memory"].shape[0]
-    first_B = jnp.argmax(tokens_BT == config.vocab_size, axis=1)
-    index_BM = first_B[:, None] + jnp.arange(memory_tokens)[None]
-    return jnp.take_along_axis(hidden_BTD, index_BM[..., None], axis=1)
 
 
 def fill_slots(x_BTD: jax.Array, vectors_BSD: jax.Array, slots_BT: jax.Array) -> jax.Array:

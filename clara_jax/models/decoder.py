@@ -88,6 +88,7 @@ class Layer(nn.Module):
     config: ModelConfig
     lora: LoraConfig
     layout: Layout
+    in_order: bool = True  # no token sees what follows it
 
     @nn.compact
     def __call__(
@@ -103,13 +104,47 @@ class Layer(nn.Module):
         c = self.config
         x_BTD, cache = carry
         y_BTD = RMSNorm(c.norm_eps, c.held_dtype, name="attention_norm")(x_BTD)
-        y_BTD, cache = Attention(c, self.lora, self.layout, name="attention")(
+        y_BTD, cache = Attention(c, self.lora, self.layout, self.in_order, name="attention")(
             y_BTD, cos, sin, mask_BTS, segments_BT, cache, layer
         )
         x_BTD = x_BTD + y_BTD
         y_BTD = RMSNorm(c.norm_eps, c.held_dtype, name="mlp_norm")(x_BTD)
         x_BTD = x_BTD + MLP(c, self.lora, self.layout, name="mlp")(y_BTD)
         return (self.layout.constrain(x_BTD, "batch", None, None), cache), None
+
+
+def row_mask(
+    config: ModelConfig,
+    positions_BT: jax.Array,
+    segments_BT: jax.Array | None = None,
+    both_BT: jax.Array | None = None,
+    keys_BS: jax.Array | None = None,
+) -> jax.Array:
+    """Which keys each token sees, bool [B, T, S].
+
+    Args:
+        config: its window is used.
+        positions_BT: int32, of the tokens.
+        segments_BT: as of `Decoder`.
+        both_BT: as of `Decoder`.
+        keys_BS: int32, positions of the keys in a cache; None: the tokens themselves.
+    """
+    if keys_BS is None:
+        keys_BS, order_T = positions_BT, jnp.arange(positions_BT.shape[1])
+        mask_BTS = (order_T[:, None] >= order_T[None])[None]
+        if both_BT is not None:
+            mask_BTS |= both_BT[:, :, None] & both_BT[:, None]
+    else:
+        mask_BTS = positions_BT[:, :, None] >= keys_BS[:, None]
+    mask_BTS &= (keys_BS != EMPTY)[:, None]
+    if segments_BT is not None:
+        mask_BTS &= segments_BT[:, :, None] == segments_BT[:, None, :]
+    if config.sliding_window is not None:
+        distance_BTS = positions_BT[:, :, None] - keys_BS[:, None, :]
+        mask_BTS &= distance_BTS < config.sliding_window
+        if both_BT is not None:
+            mask_BTS &= -distance_BTS < config.sliding_window
+    return mask_BTS
 
 
 class Decoder(nn.Module):
@@ -134,6 +169,7 @@ class Decoder(nn.Module):
         positions_BT: jax.Array,
         segments_BT: jax.Array | None = None,
         cache: Cache | None = None,
+        both_BT: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """Runs the layers.
 
@@ -147,27 +183,22 @@ class Decoder(nn.Module):
             cache: keys and values of the tokens before these; EMPTY positions mark padding. One
                 with T slots must be empty: it is filled, and these tokens attend to themselves.
                 With LongRope no row may cross its length between calls (layers.py: crosses).
+            both_BT: bool, tokens that see each other both ways, within their segment and window.
+                None: nobody sees what follows. Not used with a cache.
 
         Returns:
             Hidden states [B, T, D] after the final norm, and the cache with these tokens added.
         """
         c = self.config
         self._head_params()
-        if cache is None:
-            keys_BS, order_T = positions_BT, jnp.arange(positions_BT.shape[1])
-            mask_BTS = (order_T[:, None] >= order_T[None])[None]
-        else:
+        if cache is not None:
             cache = cache.extend(positions_BT)
-            keys_BS = cache.positions_BS
-            mask_BTS = positions_BT[:, :, None] >= keys_BS[:, None]
-        mask_BTS &= (keys_BS != EMPTY)[:, None]
-        if segments_BT is None:  # the padding of prompts is a segment of its own
+        segments = segments_BT
+        if segments is None:  # the padding of prompts is a segment of its own
+            keys_BS = positions_BT if cache is None else cache.positions_BS
             segments = (keys_BS != EMPTY).astype(jnp.int32)
-        else:
-            segments = segments_BT
-            mask_BTS &= segments_BT[:, :, None] == segments_BT[:, None, :]
-        if c.sliding_window is not None:
-            mask_BTS &= positions_BT[:, :, None] - keys_BS[:, None, :] < c.sliding_window
+        keys_BS = None if cache is None else cache.positions_BS
+        mask_BTS = row_mask(c, positions_BT, segments_BT, both_BT, keys_BS)
         cos, sin = rotary_tables(c, positions_BT)
 
         layer = Layer
@@ -180,7 +211,7 @@ class Decoder(nn.Module):
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, *[nn.broadcast] * 4),
             length=c.n_layers,
-        )(c, self.lora, self.layout, name="layers")
+        )(c, self.lora, self.layout, both_BT is None, name="layers")
         x_BTD = self.layout.constrain(x_BTD, "batch", None, None)
         (x_BTD, cache), _ = layers(
             (x_BTD, cache), jnp.arange(c.n_layers), cos, sin, mask_BTS, segments

@@ -233,11 +233,12 @@ def random_words(key: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
 
 
 class Attention(nn.Module):
-    """Causal self-attention with grouped key/value heads."""
+    """Self-attention with grouped key/value heads."""
 
     config: ModelConfig
     lora: LoraConfig
     layout: Layout = Layout()
+    in_order: bool = True  # no token sees what follows it
 
     @nn.compact
     def __call__(
@@ -277,7 +278,9 @@ class Attention(nn.Module):
         if decoding:
             y = attend(q, *cache.read(layer), mask_BTS)
         else:  # the cache holds no other tokens; reading it would cost a copy
-            rows = for_rows(c.attention, self.layout, mask_BTS, segments_BT, c.sliding_window)
+            rows = for_rows(
+                c.attention, self.layout, mask_BTS, segments_BT, c.sliding_window, self.in_order
+            )
             y = rows(q, k, v)
         return linear["o"](y, dropout(y)), cache
 

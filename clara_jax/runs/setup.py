@@ -17,7 +17,7 @@ from clara_jax.data.prompts import TextLayout
 from clara_jax.data.tokenizer import Tokenizer, load_tokenizer
 from clara_jax.errors import UserError
 from clara_jax.interop import native
-from clara_jax.models.clara import Trees
+from clara_jax.models.clara import MemoryLayout, Trees
 from clara_jax.models.config import ExtraTokens, ModelConfig
 from clara_jax.models.decoder import Decoder, abstract_params
 from clara_jax.runs import weights
@@ -50,10 +50,34 @@ class Model:
     @property
     def layout(self) -> TextLayout:
         """How texts become token ids."""
-        data, prompts = self.config.data, self.config.prompts
+        config = self.config
         return TextLayout(
-            self.tokenizer, self.extra, prompts, data.document_length, self.config.seed
+            self.tokenizer,
+            self.extra,
+            config.prompts,
+            config.data.document_length,
+            config.seed,
+            self.memory.pools,
+            config.vectors,
+            config.asked,
         )
+
+    @property
+    def memory(self) -> MemoryLayout:
+        """Where the memory vectors of a text come from."""
+        config = self.config
+        return MemoryLayout(
+            config.memory_tokens, config.memory.kind, config.memory.sees, config.spread
+        )
+
+    def at_rate(self, rate: int) -> "Model":
+        """The same, whose prompts hold memories at this rate; 0: at the finest.
+
+        Raises:
+            UserError: its memories cannot be put together to that rate.
+        """
+        config = config_lib.with_options(self.config, {"eval.rate": rate})
+        return dataclasses.replace(self, config=config_lib.freeze(dataclasses.asdict(config)))
 
 
 class Loaded(NamedTuple):

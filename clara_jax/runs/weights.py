@@ -117,6 +117,8 @@ def fresh(
     fresh = {
         name: init_adapter(model, config.lora, rngs[ADAPTERS.index(name)]) for name in adapters
     }
+    if config.memory.kind == "pool":
+        fresh["pool"] = jnp.eye(model.d_model)
     return jax.tree.map(jnp.asarray, {**fresh, "memory": memory, "added": added})
 
 

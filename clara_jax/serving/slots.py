@@ -58,11 +58,13 @@ def _prefill(
     draws: Draws,
 ) -> tuple[DecodingState, jax.Array]:
     """Reads what follows the prefix into a slot: all slots, and its first token int32 [1]."""
-    # Tokens and, of the table's R * M vectors, those that fill places (-1 elsewhere), both padded
-    # on the right; and how many are no padding.
-    tokens_1T, vectors_1T, length_1 = prompt
+    # Tokens; of the table's R * M vectors, those whose means fill places (-1 elsewhere), both
+    # padded on the right; and how many are no padding.
+    tokens_1T, vectors_1TF, length_1 = prompt
     x_1TD = clara.embed(decoder.config, trees, tokens_1T)
-    x_1TD = clara.fill_slots(x_1TD, table_RMD.reshape(1, -1, table_RMD.shape[2]), vectors_1T)
+    vectors_XD = table_RMD.reshape(-1, table_RMD.shape[2])
+    means_1TD = vectors_XD[jnp.maximum(vectors_1TF, 0)].mean(2).astype(x_1TD.dtype)
+    x_1TD = jnp.where(vectors_1TF[..., :1] >= 0, means_1TD, x_1TD)
     cache = prefix.grow(tokens_1T.shape[1])
     row = decoding.prefill(decoder, trees, ROLE, x_1TD, length_1, cache, draws)
 
@@ -175,8 +177,8 @@ class Slots:
         vectors = self._vectors(tokens, places)
         padding = next(size for size in self.buckets if size >= len(tokens)) - len(tokens)
         tokens_1T = np.pad(tokens, (0, padding))[None]
-        vectors_1T = np.pad(vectors, (0, padding), constant_values=-1)[None]
-        prompt = tokens_1T, vectors_1T, np.array([len(tokens)], np.int32)
+        vectors_1TF = np.pad(vectors, ((0, padding), (0, 0)), constant_values=-1)[None]
+        prompt = tokens_1T, vectors_1TF, np.array([len(tokens)], np.int32)
         draws = Draws.create(sampling, 1)
         self._state, token_1 = self._prefill(
             self._trees, self._prefix, self._state, table_RMD, np.int32(slot), prompt, draws
@@ -200,13 +202,18 @@ class Slots:
             jax.block_until_ready(self.step())
 
     def _vectors(self, tokens: np.ndarray, places: Sequence[int]) -> np.ndarray:
-        """Which vector of the table, of M a place, fills each token's slot; int32, -1 elsewhere."""
-        M = len(self._model.extra.memory)
-        vectors = np.full(len(tokens), -1, np.int32)
+        """Which of the table's vectors, M a place, fill each token's slot; [T, F], -1 elsewhere.
+
+        Where the prompt's rate is higher than the memories', F neighbours share a slot.
+        """
+        M = self._model.extra.memory_tokens
         slots = np.flatnonzero(self._model.extra.is_memory(tokens))
-        if len(slots) != M * len(places):
+        own = np.array(places, np.int32)[:, None] * M + np.arange(M, dtype=np.int32)[None]
+        if len(slots) < len(places) or (len(slots) and own.size % len(slots)):
             raise ValueError(f"a prompt has {len(slots)} slots for {len(places)} documents")
-        vectors[slots] = (np.array(places, np.int32)[:, None] * M + np.arange(M)[None]).reshape(-1)
+        shared = own.size // max(len(slots), 1) or 1
+        vectors = np.full((len(tokens), shared), -1, np.int32)
+        vectors[slots] = own.reshape(-1, shared)
         return vectors
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 
-from clara_jax.data.prompts import FRAME
 from clara_jax.inference import encode
 from clara_jax.inference.generate import BUCKET
 from clara_jax.models.clara import Trees
@@ -21,7 +20,7 @@ def compress(model: Model, trees: Trees, texts: Sequence[str]) -> encode.Compres
 def warm_up(model: Model, trees: Trees) -> None:
     """Compiles what `compress` and `encode_query` run, for all lengths of texts."""
     reader = "compressor" if trees.get("reasoner") is None else "reasoner"
-    longest = model.config.data.document_length + FRAME + len(model.extra.memory)
+    longest = model.layout.longest
     lengths = range(BUCKET, longest + BUCKET, BUCKET)
     for role, rows in sorted({(reader, 1), (reader, TOGETHER), ("compressor", TOGETHER)}):
         documents = [[0] * length for length in lengths for _ in range(rows)]

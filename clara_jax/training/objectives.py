@@ -44,23 +44,32 @@ Objective = Callable[[Model, Trees, Batch, Draw], Measured]
 
 def scp(model: Model, trees: Trees, batch: Batch, draw: Draw) -> Measured:
     """SCP (paper, section 3.1): cross-entropy of the turn, and alignment of the memories."""
-    rng_enc, rng_dec = _split(draw.rng, 2)
-    hidden_BTD = _encoded(model, trees, _side(batch, "enc"), "compressor", rng_enc)
-    answer_BTD = clara.generate_hidden(model.decoder, trees, batch, hidden_BTD, rng_dec)
-    most = model.config.data.row_examples
-    mse = _alignment(model, hidden_BTD, batch["enc_tokens"], batch["enc_segments"], most)
-    return Measured({"ce_loss": _cross_entropy(model, trees, answer_BTD, batch), "mse_loss": mse})
+    return _answered(model, trees, batch, draw, model.config.data.row_examples)
 
 
 def instruct(model: Model, trees: Trees, batch: Batch, draw: Draw) -> Measured:
     """Instruction tuning (section 3.2): all documents of a question, in the order given."""
+    return _answered(model, trees, batch, draw, batch["doc_valid"].shape[1])
+
+
+def _answered(model: Model, trees: Trees, batch: Batch, draw: Draw, most: int) -> Measured:
+    """Losses where the row's documents are compressed and read; `most` are in a row of texts."""
     rng_enc, rng_dec = _split(draw.rng, 2)
-    memories_BNMD, hidden, tokens, segments = _compressed(model, trees, batch, rng_enc)
-    B, N = memories_BNMD.shape[:2]
-    vectors_BSD = memories_BNMD.reshape(B, -1, memories_BNMD.shape[-1])
-    answer_BTD = clara.generate_hidden(model.decoder, trees, batch, vectors_BSD, rng_dec)
-    mse = _alignment(model, hidden, tokens, segments, N)
-    return Measured({"ce_loss": _cross_entropy(model, trees, answer_BTD, batch), "mse_loss": mse})
+    memories_BSMD, hidden, tokens, segments = _compressed(model, trees, batch, rng_enc)
+    answer_BTD = _read(model, trees, batch, memories_BSMD, rng_dec)
+    sums = {"ce_loss": _cross_entropy(model, trees, answer_BTD, batch)}
+    if not model.memory.pools:  # the means are the same there
+        sums["mse_loss"] = _alignment(model, hidden, tokens, segments, most)
+    return Measured(sums)
+
+
+def _read(
+    model: Model, trees: Trees, batch: Batch, memories_BSMD: jax.Array, rng: jax.Array | None
+) -> jax.Array:
+    """The generator's states over prompts that hold a row's memories at every rate."""
+    vectors = clara.every_rate(memories_BSMD, model.layout.vectors)
+    vectors_BSD = vectors.reshape(len(vectors), -1, vectors.shape[-1])
+    return clara.generate_hidden(model.decoder, trees, batch, vectors_BSD, rng)
 
 
 def e2e(model: Model, trees: Trees, batch: Batch, draw: Draw) -> Measured:
@@ -81,8 +90,7 @@ def e2e(model: Model, trees: Trees, batch: Batch, draw: Draw) -> Measured:
         if draw.probe_BKN is not None:
             weights_BKN += draw.probe_BKN
         chosen_BKMD = topk.mix(weights_BKN, indices_BK, memories_BNMD)
-    vectors_BSD = chosen_BKMD.reshape(len(scores_BN), -1, chosen_BKMD.shape[-1])
-    answer_BTD = clara.generate_hidden(model.decoder, trees, batch, vectors_BSD, rng_dec)
+    answer_BTD = _read(model, trees, batch, chosen_BKMD, rng_dec)
     ce = _cross_entropy(model, trees, answer_BTD, batch)
     return Measured({"ce_loss": ce, **_ranking(model.config, scores_BN, batch)}, scores_BN)
 
@@ -110,7 +118,9 @@ OBJECTIVES: dict[str, Objective] = {
 
 def weights(config: Config) -> dict[str, float]:
     """Weight of each mean in the loss of the stage."""
-    losses = STAGES[config.stage].losses
+    losses = dict(STAGES[config.stage].losses)
+    if config.memory.kind == "pool":
+        losses.pop("mse_loss", None)
     return {
         name: get(config, weight) if isinstance(weight, str) else weight
         for name, weight in losses.items()
@@ -122,9 +132,9 @@ def counts(model: Model, batch: Batch) -> Sums:
     counted = {}
     if "dec_targets" in batch:
         counted["labels"] = (batch["dec_targets"] != IGNORE).sum()
-    if "enc_tokens" in batch:
-        counted["documents"] = (batch["enc_tokens"] == model.extra.memory[0]).sum()
     if "doc_valid" in batch:
+        counted["documents"] = (batch["doc_valid"] > 0).sum()
+    if "doc_gold" in batch:
         counted["questions"] = (batch["doc_valid"].sum(1) > 0).sum()
         counted["with_gold"] = batch["doc_gold"].any(1).sum()
         counted["with_teacher"] = batch["doc_teacher"].any(1).sum()
@@ -203,21 +213,18 @@ def _side(batch: Batch, side: str) -> tuple[jax.Array, jax.Array, jax.Array]:
 def _encoded(
     model: Model, trees: Trees, side: tuple[jax.Array, ...], role: str, rng: jax.Array | None
 ) -> jax.Array:
-    return clara.encode(model.decoder, trees, *side, role=role, rng=rng, spread=model.config.spread)
+    return clara.encode(model.decoder, trees, *side, model.memory, role, rng)
 
 
 def _compressed(
     model: Model, trees: Trees, batch: Batch, rng: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Memories [B, N, M, D]; hidden states [B * G, T, D], tokens and segments of the documents."""
-    B, G, T = batch["enc_tokens"].shape
-    tokens, positions, segments = (x.reshape(B * G, T) for x in _side(batch, "enc"))
+    B, T = len(batch["enc_tokens"]), batch["enc_tokens"].shape[-1]
+    tokens, positions, segments = (x.reshape(-1, T) for x in _side(batch, "enc"))
     hidden = _encoded(model, trees, (tokens, positions, segments), "compressor", rng)
-    M = len(model.extra.memory)
-    index_BNM = batch["doc_first"][..., None] + jnp.arange(M)[None, None]
-    flat_BSD = hidden.reshape(B, G * T, -1)
-    memories = jnp.take_along_axis(flat_BSD, index_BNM.reshape(B, -1)[..., None], axis=1)
-    memories_BNMD = memories.reshape(*index_BNM.shape, -1)
+    states = hidden.reshape(B, -1, hidden.shape[-1])
+    memories_BNMD = clara.memories(trees, states, batch["doc_places"])
     valid = batch["doc_valid"][..., None, None] > 0
     return jnp.where(valid, memories_BNMD, 0), hidden, tokens, segments
 
@@ -227,7 +234,7 @@ def _scores(
 ) -> jax.Array:
     """Scores [B, N] of the candidates by the query reasoner."""
     hidden_BTD = _encoded(model, trees, _side(batch, "qry"), "reasoner", rng)
-    query_BMD = clara.memory_vectors(model.architecture, trees, hidden_BTD, batch["qry_tokens"])
+    query_BMD = clara.memories(trees, hidden_BTD, batch["qry_places"][:, None])[:, 0]
     with jax.named_scope("score"):
         return scores.score(query_BMD, memories_BNMD, model.config.select.score)
 

@@ -16,9 +16,9 @@ from clara_jax.evaluation.asking import of_documents
 from clara_jax.evaluation.inside.data import Given
 from clara_jax.inference import generate
 from clara_jax.models import clara
-from clara_jax.models.clara import Trees
+from clara_jax.models.clara import MemoryLayout, Trees
 from clara_jax.models.config import ModelConfig
-from clara_jax.models.decoder import Decoder, Layer
+from clara_jax.models.decoder import Decoder, Layer, row_mask
 from clara_jax.models.layers import RMSNorm, rotary_tables, rotate
 from clara_jax.plotting import FONT, heat_map, pyplot, shortened, slot_labels
 from clara_jax.runs.setup import Model
@@ -54,36 +54,36 @@ def weights(
     tokens_BT: jax.Array,
     positions_BT: jax.Array,
     segments_BT: jax.Array,
+    places_BM: jax.Array,
+    layout: MemoryLayout,
     *,
     role: str = "compressor",
-    spread: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """Attention of the memory tokens of rows that hold one document each.
+    """Attention of the tokens that memory vectors come from, in rows of one document each.
 
     Args:
         decoder: the module.
         trees: base, memory, added, and the adapter of `role`.
-        tokens_BT: int32, documents with memory tokens at their ends.
+        tokens_BT: int32, documents as the compressor reads them.
         positions_BT: int32.
         segments_BT: int32, 0 at the padding.
+        places_BM: int32, where the memory vectors are.
+        layout: as of `clara.encode`.
         role: whose adapter reads.
-        spread: as of `clara.encode`.
 
     Returns:
-        Weights float32 [B, M, T], means over layers and heads; and the hidden states [B, T, D] that
-        the layers came to, which are those of `clara.encode`.
+        Weights float32 [B, M, T], means over layers and heads, with pooling over the tokens of a
+        window too; and the hidden states [B, T, D] that the layers came to, which are those of
+        `clara.encode` before it pools.
     """
     config = decoder.config
-    if spread:
+    both_BT = clara.both_ways(config, layout, tokens_BT, segments_BT)
+    if layout.spread:
         positions_BT = clara.spread_positions(config, trees, tokens_BT, positions_BT)
     x_BTD = clara.embed(config, trees, tokens_BT)
-    order_T = jnp.arange(tokens_BT.shape[1])
-    mask_BTS = (order_T[:, None] >= order_T[None])[None]
-    mask_BTS &= segments_BT[:, :, None] == segments_BT[:, None]
-    if config.sliding_window is not None:
-        mask_BTS &= positions_BT[:, :, None] - positions_BT[:, None] < config.sliding_window
+    mask_BTS = row_mask(config, positions_BT, segments_BT, both_BT)
     rotary = rotary_tables(config, positions_BT)
-    module = Layer(config, decoder.lora, decoder.layout)
+    module = Layer(config, decoder.lora, decoder.layout, both_BT is None)
     caught = ("q_norm", "k_norm") if config.qk_norm else ("q", "k")
     adapter = (trees.get(role) or {}).get("layers")
 
@@ -96,7 +96,10 @@ def weights(
         q, k = (kept["intermediates"]["attention"][name]["__call__"][0] for name in caught)
         q, k = (y.reshape(*tokens_BT.shape, -1) for y in (q, k))
         seen_BHTS = layer_weights(config, q, k, rotary, mask_BTS)
-        return x_BTD, clara.memory_vectors(config, trees, seen_BHTS.mean(1), tokens_BT)
+        seen_BTS = seen_BHTS.mean(1)
+        if layout.pools:
+            seen_BTS = clara.pooled(seen_BTS, positions_BT, segments_BT, layout)
+        return x_BTD, jnp.take_along_axis(seen_BTS, places_BM[..., None], axis=1)
 
     parts = trees["base"]["layers"], adapter, jnp.arange(config.n_layers)
     x_BTD, seen_LBMS = jax.lax.scan(layer, x_BTD, parts)
@@ -114,24 +117,23 @@ def measure(model: Model, trees: Trees, given: Given) -> dict[str, Any]:
     Raises:
         UserError: no document has a token.
     """
-    M = len(model.extra.memory)
+    tail = len(model.layout.tail)
     front = 1 + (model.tokenizer.bos_id is not None)
     encoded = [model.layout.document_ids(text)[0] for text in given.documents]
-    encoded = [ids for ids in encoded if _end(model, ids, M) > front]
+    encoded = [ids for ids in encoded if _end(model, ids, tail) > front]
     if not encoded:
         raise UserError("attention: no document has a token; give others")
     trees = generate.needed(trees, "compressor")
-    spread = model.config.memory.positions == "spread"
     seen = of_documents(
         model,
         encoded,
-        lambda *arrays: weights(model.decoder, trees, *arrays, spread=spread)[0],
+        lambda *arrays: weights(model.decoder, trees, *arrays, model.memory)[0],
         min(model.config.eval.batch, 8),
     )
     seen = [row[:, : len(ids)] for row, ids in zip(seen, encoded, strict=True)]
-    texts = [slice(front, _end(model, ids, M)) for ids in encoded]
+    texts = [slice(front, _end(model, ids, tail)) for ids in encoded]
     own = [row[:, place] for row, place in zip(seen, texts, strict=True)]
-    memories = np.mean([row[:, -M:].sum(1) for row in seen], 0)
+    memories = np.mean([row[:, row.shape[1] - tail :].sum(1) for row in seen], 0)
     on_text = np.mean([row.sum(1) for row in own], 0)
     lengths = {row.shape[1] for row in own}
     if len(lengths) == 1:
@@ -146,7 +148,7 @@ def measure(model: Model, trees: Trees, given: Given) -> dict[str, Any]:
     example = min(range(len(own)), key=lambda i: abs(own[i].shape[1] - 1.5 * _LINE))
     return {
         "documents": len(encoded),
-        "slots": M,
+        "slots": model.extra.memory_tokens,
         "share": {
             "document": on_text.tolist(),
             "memory tokens": memories.tolist(),
