@@ -44,8 +44,8 @@ def test_e2e_batches_are_whole_questions():
     slots = texts["dec_slots"]
     np.testing.assert_array_equal(slots[slots >= 0], np.arange(5 * 16))
     assert (texts["dec_targets"] >= 0).sum() == 192 - 164
-    first = np.flatnonzero(texts["enc_tokens"] == setup.model.extra.memory[0])
-    np.testing.assert_array_equal(texts["doc_first"], [first])
+    is_memory = setup.model.extra.is_memory(texts["enc_tokens"])
+    np.testing.assert_array_equal(texts["doc_places"].reshape(-1), np.flatnonzero(is_memory))
     found = objectives.candidates(setup.model, setup.trees, texts)
     assert found.shape == given["memories"].shape
 

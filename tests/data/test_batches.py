@@ -39,7 +39,8 @@ def test_real_batches_are_as_listed(stage):
         (batch, *_) = question_rows.eval_batches(QuestionRows(reader, shapes), 2)
         sizes = {"enc": shapes.encoder, "qry": shapes.query, "dec": shapes.decoder}
         sizes |= {"G": shapes.groups, "N": reader.config.places}
-    expected = batches.shapes(STAGES[stage], {"B": 2, **sizes})
+    sizes |= {"B": 2, "S": reader.config.data.row_examples, "M": reader.config.memory_tokens}
+    expected = batches.shapes(STAGES[stage], sizes)
     assert {name: (array.shape, str(array.dtype)) for name, array in batch.items()} == expected
 
 

@@ -5,9 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clara_jax.config import Data
+from clara_jax.config import Data, Prompts
 from clara_jax.data import batches, packing
 from clara_jax.data.packing import RowLengths
+from clara_jax.data.prompts import TextLayout
+from clara_jax.models.config import ExtraTokens
+
+LAYOUT = TextLayout(None, ExtraTokens(4, 1), Prompts(), 70)
 
 
 def lengths_like(seed: int, n: int = 400) -> np.ndarray:
@@ -62,7 +66,7 @@ def test_long_documents_make_long_rows():
 def test_buckets_hold_every_document_once(sizes, batch, bucket):
     documents = [list(range(i * 100 + 1, i * 100 + 1 + n)) for i, n in enumerate(sizes)]
     seen = []
-    for part in batches.encoder_batches(documents, batch, bucket):
+    for part in batches.encoder_batches(LAYOUT, documents, batch, bucket):
         assert part.tokens.shape == part.segments.shape == part.positions.shape
         assert part.tokens.shape[0] == batch and part.tokens.shape[1] % bucket == 0
         assert part.tokens.dtype == np.int32
@@ -78,7 +82,7 @@ def test_buckets_hold_every_document_once(sizes, batch, bucket):
 
 
 def test_no_documents_make_no_batches():
-    assert batches.encoder_batches([], 4) == []
+    assert batches.encoder_batches(LAYOUT, [], 4) == []
 
 
 def test_first_fit_counts_padding():

@@ -85,9 +85,9 @@ def golden(request, shared) -> Golden:
 
 
 def assert_row(example, tokens: np.ndarray, labels: np.ndarray) -> None:
-    np.testing.assert_array_equal(example.dec_tokens, tokens)
-    np.testing.assert_array_equal(example.dec_targets[:-1], labels[1:])
-    assert example.dec_targets[-1] == prompts_lib.NO_LABEL
+    np.testing.assert_array_equal(example.turns.tokens, tokens)
+    np.testing.assert_array_equal(example.turns.targets[:-1], labels[1:])
+    assert example.turns.targets[-1] == prompts_lib.NO_LABEL
 
 
 KINDS = {
@@ -120,7 +120,7 @@ def check_scp_rows(golden: Golden, stage: str) -> None:
             for user in options
         ]
         np.testing.assert_array_equal(variants[0].enc_tokens, encoder[i])
-        matches = [v for v in variants if np.array_equal(v.dec_tokens, decoder[i])]
+        matches = [v for v in variants if np.array_equal(v.turns.tokens, decoder[i])]
         assert len(matches) == 1, f"row {i} equals {len(matches)} of the instructions"
         assert_row(matches[0], decoder[i], labels[i])
 
@@ -186,8 +186,8 @@ def test_prompt_that_fills_the_row_names_the_record(words, extra):
     with pytest.raises(UserError, match=r"^file:7: the prompt has (\d+) tokens") as error:
         make(words, extra, qa(), row=10)
     smallest = int(str(error.value).split()[-3])
-    assert make(words, extra, qa(), row=smallest).dec_targets[-1] == prompts_lib.NO_LABEL
-    assert (make(words, extra, qa(), row=smallest).dec_targets >= 0).sum() == 1
+    assert make(words, extra, qa(), row=smallest).turns.targets[-1] == prompts_lib.NO_LABEL
+    assert (make(words, extra, qa(), row=smallest).turns.targets >= 0).sum() == 1
     with pytest.raises(UserError):
         make(words, extra, qa(), row=smallest - 1)
 
@@ -195,15 +195,15 @@ def test_prompt_that_fills_the_row_names_the_record(words, extra):
 def test_long_answer_is_cut_to_the_row(words, extra):
     record = qa(answers=("one two " * 100,))
     example = make(words, extra, record, row=200)
-    assert example.answer_cut and len(example.dec_tokens) == 200
-    assert not make(words, extra, record, row=1000).answer_cut
+    assert example.turns.cut and len(example.turns.tokens) == 200
+    assert not make(words, extra, record, row=1000).turns.cut
 
 
 def test_reconstruction_is_cut_to_what_is_seen(words, extra):
     document = " ".join(["one", "two", "three"] * 5)
     record = ScpRecord("reconstruction", (), (document,), document, "f:1")
     example = make(words, extra, record, length=4)
-    answer = words.decode(example.dec_targets[example.dec_targets >= 0])
+    answer = words.decode(example.turns.targets[example.turns.targets >= 0])
     assert answer.split() == ["one", "two", "three", "one"]
 
 
@@ -211,18 +211,18 @@ def test_text_in_place_of_memories(words, extra):
     record = dataclasses.replace(qa("one two three one"), compress=False)
     example = make(words, extra, record, length=3)
     assert example.enc_tokens.size == 0 and example.document_cut
-    assert not set(example.dec_tokens.tolist()) & {*extra.memory, extra.sep}
+    assert not set(example.turns.tokens.tolist()) & {*extra.memory, extra.sep}
     prompt = TextLayout(words, extra, Prompts(), 3).scp_prompt(record, ["one two three"])
-    assert example.dec_tokens[: len(prompt)].tolist() == prompt
+    assert example.turns.tokens[: len(prompt)].tolist() == prompt
     compressed = make(words, extra, qa("one two three one"), length=3)
-    labels = [e.dec_targets[e.dec_targets >= 0].tolist() for e in (example, compressed)]
+    labels = [e.turns.targets[e.turns.targets >= 0].tolist() for e in (example, compressed)]
     assert labels[0] == labels[1]
 
 
 def test_paraphrase_instruction_depends_on_seed_and_index_alone(words, extra):
     record = ScpRecord("paraphrase", (), ("two",), "one", "f:1")
-    rows = [make(words, extra, record, index=i).dec_tokens for i in range(30)]
-    again = [make(words, extra, record, index=i).dec_tokens for i in range(30)]
+    rows = [make(words, extra, record, index=i).turns.tokens for i in range(30)]
+    again = [make(words, extra, record, index=i).turns.tokens for i in range(30)]
     assert all(np.array_equal(a, b) for a, b in zip(rows, again, strict=True))
     assert len({tuple(row) for row in rows}) == len(Prompts().paraphrase_users)
 
@@ -231,7 +231,7 @@ def test_scp_question_continues_the_training_row(words, extra):
     example = make(words, extra, qa(questions=("who ?",), answers=("one",)))
     layout = TextLayout(words, extra, Prompts(), 8)
     prompt = layout.scp_question(layout.slots(), "who ?")
-    assert list(example.dec_tokens[: len(prompt)]) == prompt
+    assert list(example.turns.tokens[: len(prompt)]) == prompt
     full = layout.scp_question("one two", "who ?")
     none = layout.scp_question("", "who ?")
     assert not set(extra.memory) & set(full) and len(none) < len(full)
@@ -241,9 +241,9 @@ def test_scp_prompt_is_what_precedes_the_labels(words, extra):
     example = make(words, extra, qa())
     layout = TextLayout(words, extra, Prompts(), 8)
     prompt = layout.scp_prompt(qa(), layout.slots())
-    assert list(example.dec_tokens[: len(prompt)]) == prompt
-    assert (example.dec_targets[: len(prompt) - 1] == prompts_lib.NO_LABEL).all()
-    assert (example.dec_targets[len(prompt) - 1 : -1] >= 0).all()
+    assert list(example.turns.tokens[: len(prompt)]) == prompt
+    assert (example.turns.targets[: len(prompt) - 1] == prompts_lib.NO_LABEL).all()
+    assert (example.turns.targets[len(prompt) - 1 : -1] >= 0).all()
 
 
 def test_braces_in_texts_mean_nothing(words, extra):

@@ -21,7 +21,7 @@ LENGTH, RATE = 24, 8
 MEMORY = LENGTH // RATE
 SCP_KEYS = {
     "enc_tokens", "enc_segments", "enc_positions", "dec_tokens", "dec_segments", "dec_positions",
-    "dec_targets", "dec_slots",
+    "dec_targets", "dec_slots", "doc_places", "doc_valid",
 }  # fmt: skip
 
 
@@ -58,7 +58,15 @@ def make_config(path: str, **data) -> Config:
 
 
 def make_reader(config, words, extra) -> Reader:
-    layout = TextLayout(words, extra, config.prompts, config.data.document_length, config.seed)
+    layout = TextLayout(
+        words,
+        extra,
+        config.prompts,
+        config.data.document_length,
+        config.seed,
+        config.memory.kind == "pool",
+        config.vectors,
+    )
     return Reader(scp_rows.open_data(config), layout, config)
 
 
@@ -101,19 +109,20 @@ def test_rows_hold_every_record_once_and_slots_point_at_its_memory(words, extra,
             found.append(index)
             expected = reader.example(index, 700)
             np.testing.assert_array_equal(row["enc_tokens"][enc], expected.enc_tokens)
-            np.testing.assert_array_equal(row["dec_tokens"][dec], expected.dec_tokens)
-            np.testing.assert_array_equal(row["dec_targets"][dec], expected.dec_targets)
+            np.testing.assert_array_equal(row["dec_tokens"][dec], expected.turns.tokens)
+            np.testing.assert_array_equal(row["dec_targets"][dec], expected.turns.targets)
             for side, used in (("enc", enc), ("dec", dec)):
                 assert row[f"{side}_positions"][used].tolist() == list(range(used.sum()))
             slots = row["dec_slots"][dec]
             assert (slots >= 0).sum() == MEMORY
             # A slot's id equals that of the memory token it points at, in the same segment.
-            pointed = slots[slots >= 0]
+            pointed = row["doc_places"].reshape(-1)[slots[slots >= 0]]
             np.testing.assert_array_equal(row["enc_tokens"][pointed], extra.memory)
             np.testing.assert_array_equal(
                 row["dec_tokens"][dec][slots >= 0], row["enc_tokens"][pointed]
             )
             assert (row["enc_segments"][pointed] == segment).all()
+        assert row["doc_valid"].tolist() == [s < examples for s in range(16)]
         padding = row["dec_segments"] == 0
         assert (row["dec_targets"][padding] == prompts.NO_LABEL).all()
         assert (row["dec_slots"][padding] == -1).all() and not row["enc_tokens"][
@@ -128,15 +137,62 @@ def test_documents_as_text_are_packed_beside_compressed_ones(words, extra, recor
     found = make_rows(config, words, extra)
     assert sum(row["dec_segments"].max() for row in found) == 120
     assert sum((row["enc_tokens"] == extra.memory[0]).sum() for row in found) == 60
+    assert sum(row["doc_valid"].sum() for row in found) == 60
     for row in found:
         slots = np.flatnonzero(row["dec_slots"] >= 0)
-        pointed = row["dec_slots"][slots]
+        pointed = row["doc_places"].reshape(-1)[row["dec_slots"][slots]]
         np.testing.assert_array_equal(row["dec_tokens"][slots], row["enc_tokens"][pointed])
         np.testing.assert_array_equal(row["dec_segments"][slots], row["enc_segments"][pointed])
-    report = packing.measure(found, dataclasses.replace(config.data, packing_bins=999), extra)
+    layout = make_reader(config, words, extra).layout
+    report = packing.measure(found, dataclasses.replace(config.data, packing_bins=999), layout)
     only = make_rows(make_config(records, pack=pack), words, extra)
-    expected = packing.measure(only, dataclasses.replace(config.data, packing_bins=999), extra)
+    expected = packing.measure(only, dataclasses.replace(config.data, packing_bins=999), layout)
     assert report.examples == 120 and report.rate == pytest.approx(expected.rate)
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_pooled_memories_have_a_place_in_their_text(words, extra, records, pack):
+    config = make_config(f"{records},text:{records}", pack=pack)
+    config = config_lib.with_options(config, {"memory.kind": "pool"})
+    found = make_rows(config, words, extra)
+    assert not any(extra.is_memory(row["enc_tokens"]).any() for row in found)
+    assert sum(row["doc_valid"].sum() for row in found) == 60
+    for row in found:
+        slots = np.flatnonzero(row["dec_slots"] >= 0)
+        pointed = row["doc_places"].reshape(-1)[row["dec_slots"][slots]]
+        np.testing.assert_array_equal(row["dec_segments"][slots], row["enc_segments"][pointed])
+        for segment in np.unique(row["enc_segments"][row["enc_segments"] > 0]):
+            (own,) = np.nonzero(row["enc_segments"] == segment)
+            windows = [t * MEMORY // len(own) for t in row["doc_places"][segment - 1] - own[0]]
+            assert windows == list(range(MEMORY))
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_each_document_is_read_at_every_rate(words, extra, records, pack):
+    """One encoder pass; the prompts differ in their slots, and each slot has its own vector."""
+    config = make_config(f"{records},text:{records}", pack=pack, decoder_row=1400, rates=(8, 24))
+    reader, labels = make_reader(config, words, extra), 0
+    for row in make_rows(config, words, extra):
+        assert row["dec_segments"].max() <= 32
+        for segment in range(1, row["dec_segments"].max() + 1):
+            dec = row["dec_segments"] == segment
+            example, part = divmod(segment - 1, 2)
+            slots = row["dec_slots"][dec]
+            of_rate = [range(3), [3]][part]
+            is_text = not row["doc_valid"][example]
+            expected = [] if is_text else [example * 4 + j for j in of_rate]
+            assert slots[slots >= 0].tolist() == expected
+            assert row["dec_positions"][dec].tolist() == list(range(dec.sum()))
+            targets = row["dec_targets"][dec]
+            labels += (targets >= 0).sum() * (2 if is_text else 1)
+            if part == 1 and not is_text:  # a text is read once
+                np.testing.assert_array_equal(targets[targets >= 0], earlier[earlier >= 0])
+            earlier = targets
+    plain = make_reader(make_config(f"{records}"), words, extra)
+    assert labels == 4 * sum((plain.example(i, 700).turns.targets >= 0).sum() for i in range(60))
+    short = make_config(records, rates=(8, 24), decoder_row=60)
+    assert make_reader(short, words, extra).example(0, 60) is None
+    assert reader.example(0, 1400).turns.cut is False
 
 
 def test_rows_hold_no_more_examples_than_allowed(words, extra, records):
@@ -202,7 +258,7 @@ def test_evaluation_sees_every_record_once(words, extra, records):
     assert any(not row["enc_segments"].any() for row in single)
     labels = sum(int((row["dec_targets"] >= 0).sum()) for row in single)
     expected = [reader.example(i, 700) for i in range(60)]
-    assert labels == sum(int((example.dec_targets >= 0).sum()) for example in expected)
+    assert labels == sum(int((example.turns.targets >= 0).sum()) for example in expected)
 
 
 def test_encoder_row_that_is_too_short_names_the_smallest(words, extra, records):
@@ -237,11 +293,11 @@ def test_the_log_tells_what_was_cut(words, extra, records, monkeypatch):
     monkeypatch.setattr(logging, "info", lambda text, *args: lines.append(text % args))
     reader = make_reader(make_config(records), words, extra)
     examples = [reader.example(i, 700) for i in range(60)]
-    row = int(np.median([len(example.dec_tokens) for example in examples]))
+    row = int(np.median([len(example.turns.tokens) for example in examples]))
     config = make_config(records, epochs=0, decoder_row=row)
     next(make_iterator(config, words, extra))
     documents = sum(example.document_cut for example in examples)
-    answers = sum(len(example.dec_tokens) > row for example in examples)
+    answers = sum(len(example.turns.tokens) > row for example in examples)
     assert 0 < documents < 60 and 0 < answers < 60
     log = "\n".join(lines)
     assert f"{documents} documents cut to {LENGTH} tokens, {answers} answers cut" in log
@@ -270,7 +326,8 @@ def test_padding_of_documents_of_many_lengths(words, tmp_path, name):
     lengths = scp_rows.row_lengths(reader)
     assert max(lengths.encoder, lengths.decoder) <= 1024
     dataset = scp_rows.make_dataset(reader, lengths)
-    report = packing.measure(dataset, dataclasses.replace(config.data, packing_bins=128), extra)
+    data = dataclasses.replace(config.data, packing_bins=128)
+    report = packing.measure(dataset, data, reader.layout)
     print(f"{name} at {rate}x: {report}")
     assert report.encoder_padding < 0.15 and report.decoder_padding < 0.15
     assert report.token_ratio >= 0.9 * report.possible_ratio

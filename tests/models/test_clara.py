@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from clara_jax.config import Prompts
+from clara_jax.data.prompts import TextLayout
 from clara_jax.models import clara
 from clara_jax.models.config import ExtraTokens, LoraConfig
 from clara_jax.models.decoder import Decoder
@@ -69,13 +71,75 @@ def test_fill_slots():
     assert clara.fill_slots(x.astype(jnp.bfloat16), vectors, slots).dtype == jnp.bfloat16
 
 
-def test_memory_vectors_are_the_states_at_the_memory_tokens(small, trees):
-    V = small.vocab_size
-    tokens = jnp.asarray([[1, 2, V, V + 1, V + 2, 0], [3, V, V + 1, V + 2, 0, 0]])
+def test_memories_are_the_states_at_their_places(small, trees):
     hidden = jax.random.normal(jax.random.key(0), (2, 6, small.d_model))
-    memories = clara.memory_vectors(small, trees, hidden, tokens)
-    np.testing.assert_array_equal(memories[0], hidden[0, 2:5])
-    np.testing.assert_array_equal(memories[1], hidden[1, 1:4])
+    places = jnp.asarray([[[2, 3, 4], [0, 1, 2]], [[1, 2, 3], [3, 3, 5]]])
+    memories = clara.memories(trees, hidden, places)
+    for row in range(2):
+        np.testing.assert_array_equal(memories[row], hidden[row][places[row]])
+    half = clara.memories({**trees, "pool": 0.5 * jnp.eye(small.d_model)}, hidden, places)
+    np.testing.assert_allclose(half, 0.5 * memories, rtol=1e-6)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 8, 30])
+def test_pooled_states_are_means_of_windows(length):
+    """Window j of M holds the tokens t with floor(t M / L) = j; of a short text, one token."""
+    layout = clara.MemoryLayout(4, "pool")
+    rng = np.random.default_rng(length)
+    hidden = rng.standard_normal((2, length + 9, 5)).astype(np.float32)
+    # The text lies behind another in its row, and before padding.
+    segments = np.array([[1] * 6 + [2] * length + [0] * 3] * 2)
+    positions = np.array([[*range(6), *range(length), 0, 0, 0]] * 2)
+    actual = clara.pooled(jnp.asarray(hidden), positions, segments, layout)
+    assert np.isfinite(actual).all()
+    places = TextLayout(None, ExtraTokens(9, 4), Prompts(), 40, pools=True).places(length)
+    for j, place in enumerate(places):
+        window = [t for t in range(length) if t * 4 // length == j]
+        if length < 4:  # the nearest token
+            window = [min(range(length), key=lambda t: abs(t + 0.5 - (j + 0.5) * length / 4))]
+        expected = hidden[:, [6 + t for t in window]].mean(1)
+        np.testing.assert_allclose(actual[:, 6 + place], expected, atol=1e-6)
+
+
+def test_coarser_memories_are_means_of_neighbours():
+    memories = np.random.default_rng(0).standard_normal((2, 3, 8, 5)).astype(np.float32)
+    every = np.asarray(clara.every_rate(jnp.asarray(memories), (8, 4, 1)))
+    assert every.shape == (2, 3, 13, 5)
+    np.testing.assert_array_equal(every[:, :, :8], memories)
+    np.testing.assert_allclose(every[:, :, 9], memories[:, :, 2:4].mean(2), atol=1e-6)
+    np.testing.assert_allclose(every[:, :, 12], memories.mean(2), atol=1e-6)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("sees", ["before", "memories", "all"])
+def test_who_sees_whom_in_the_encoder(small, trees, sees, window):
+    """By changing one token at a time; packed texts never see each other."""
+    config, V = dataclasses.replace(small, sliding_window=window), small.vocab_size
+    memory = [V, V + 1, V + 2]
+    tokens = np.array([[1, 2, 3, 4, *memory, 5, 6, *memory]])
+    segments = np.array([[1] * 7 + [2] * 5])
+    positions = np.array([[*range(7), *range(5)]])
+    layout = clara.MemoryLayout(M, sees=sees)
+
+    @jax.jit
+    def states(x_BTD):
+        one = dataclasses.replace(config, n_layers=1)
+        base = {**trees["base"], "layers": jax.tree.map(lambda x: x[:1], trees["base"]["layers"])}
+        both = clara.both_ways(one, layout, tokens, segments)
+        apply = Decoder(one, LORA).apply
+        return apply({"params": base}, x_BTD, jnp.asarray(positions), segments, None, both)[0]
+
+    x = clara.embed(small, trees, jnp.asarray(tokens))
+    before = states(x)
+    is_memory = np.isin(tokens[0], memory)
+    for s in range(tokens.shape[1]):
+        seen = np.abs(np.asarray(states(x.at[:, s].add(1.0)) - before)[0]).max(-1) > 1e-6
+        for t in range(tokens.shape[1]):
+            both = sees == "all" or (sees == "memories" and is_memory[s] and is_memory[t])
+            expected = segments[0, s] == segments[0, t] and (s <= t or both)
+            if window is not None:
+                expected = expected and abs(positions[0, s] - positions[0, t]) < window
+            assert seen[t] == expected, (s, t)
 
 
 def test_memory_tokens_spread_over_their_documents(small, trees, batch):
@@ -97,7 +161,7 @@ def test_spread_memory_tokens_still_see_all_before_them_and_nothing_after(small,
 
     def states(tokens, spread):
         args = (tokens, positions, batch["enc_segments"])
-        return clara.encode(decoder, trees, *args, spread=spread)[0]
+        return clara.encode(decoder, trees, *args, clara.MemoryLayout(M, spread=spread))[0]
 
     plain, spread = states(tokens, False), states(tokens, True)
     np.testing.assert_array_equal(spread[:first], plain[:first])
@@ -132,7 +196,7 @@ def test_init_memory(small, trees, init):
 def passes(config, trees, batch):
     decoder = Decoder(config, LORA)
     enc = (batch["enc_tokens"], batch["enc_positions"], batch["enc_segments"])
-    hidden = clara.encode(decoder, trees, *enc)
+    hidden = clara.encode(decoder, trees, *enc, clara.MemoryLayout(M))
     return hidden, clara.generate_hidden(decoder, trees, batch, hidden)
 
 

@@ -114,12 +114,16 @@ def lay_out(golden: Golden, stage: str, packed: bool) -> Laid:
         batch[f"{side}_positions"] = place([np.arange(len(s)) for s in sequences], rows, 0)[0]
     labels = [t[m] for t, m in zip(targets, dec_mask, strict=True)]
     batch["dec_targets"] = place(labels, dec_rows, IGNORE)[0]
-    slots = np.full_like(batch["dec_tokens"], -1)
     memory = golden.setup.model.extra.memory
-    for row in range(len(slots)):
-        is_memory = {s: np.isin(batch[f"{s}_tokens"][row], memory) for s in ("enc", "dec")}
-        slots[row, is_memory["dec"]] = np.flatnonzero(is_memory["enc"])
-    batch["dec_slots"] = slots
+    is_slot = np.isin(batch["dec_tokens"], memory)
+    batch["dec_slots"] = np.where(is_slot, np.cumsum(is_slot, axis=1) - 1, -1)
+    documents = np.bincount(enc_rows, minlength=len(is_slot))
+    places = np.zeros((len(is_slot), documents.max() * len(memory)), np.int32)
+    for row, tokens in enumerate(batch["enc_tokens"]):
+        found = np.flatnonzero(np.isin(tokens, memory))
+        places[row, : len(found)] = found
+    batch["doc_places"] = places.reshape(len(places), -1, len(memory))
+    batch["doc_valid"] = (np.arange(documents.max()) < documents[:, None]).astype(np.int32)
     padding = dec_mask.argmax(1)
     dec = starts["dec"] - np.stack([np.zeros_like(padding), padding], axis=1)
     return Laid({k: jnp.asarray(v) for k, v in batch.items()}, starts["enc"], dec)
@@ -147,8 +151,10 @@ def compute(golden):
         (total, parts), grads = jax.value_and_grad(loss, has_aux=True)(trained)
         trees = {**frozen, **trained}
         enc = (batch["enc_tokens"], batch["enc_positions"], batch["enc_segments"])
-        hidden = clara.encode(setup.model.decoder, trees, *enc)
-        answer = clara.generate_hidden(setup.model.decoder, trees, batch, hidden)
+        hidden = clara.encode(setup.model.decoder, trees, *enc, setup.model.memory)
+        vectors = clara.memories(trees, hidden, batch["doc_places"])
+        vectors = vectors.reshape(len(hidden), -1, hidden.shape[-1])
+        answer = clara.generate_hidden(setup.model.decoder, trees, batch, vectors)
         logits = head_logits(
             setup.model.architecture, trees["base"], answer, trees["added"]["head"]
         )

@@ -241,7 +241,7 @@ def test_recall_and_reciprocal_rank(made):
 
 def test_memories_computed_once_give_the_same_loss(made):
     mean, grads, _ = made.found
-    kept = {k: v for k, v in made.batch.items() if not k.startswith(("enc_", "doc_first"))}
+    kept = {k: v for k, v in made.batch.items() if not k.startswith(("enc_", "doc_places"))}
     documents = [document for record in made.records for document in record.documents]
     memories = compress(made.setup.model, made.setup.trees, documents).memories
     kept["memories"] = jnp.asarray(memories.reshape(4, 5, 4, 64))

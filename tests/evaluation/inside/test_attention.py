@@ -50,6 +50,9 @@ def rows():
     return jnp.asarray(tokens), jnp.asarray(positions), jnp.asarray(segments)
 
 
+PLACES = jnp.asarray([[12 - M + m for m in range(M)], [9 - M + m for m in range(M)]])
+
+
 @pytest.mark.parametrize(
     ("options", "spread"),
     [
@@ -61,9 +64,10 @@ def rows():
 )
 def test_the_layers_come_to_the_hidden_states_of_the_decoder(options, spread):
     decoder, trees = model(dataclasses.replace(SMALL, **options))
-    encode = jax.jit(functools.partial(clara.encode, decoder, spread=spread))
+    layout = clara.MemoryLayout(M, spread=spread)
+    encode = jax.jit(functools.partial(clara.encode, decoder, layout=layout))
     expected = encode(trees, *rows())
-    seen_BMT, hidden = attention.weights(decoder, trees, *rows(), spread=spread)
+    seen_BMT, hidden = attention.weights(decoder, trees, *rows(), PLACES, layout)
     np.testing.assert_allclose(hidden, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(seen_BMT.sum(-1), 1, rtol=1e-5)
     assert (seen_BMT[1, :, 9:] == 0).all()  # padding
