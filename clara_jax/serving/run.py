@@ -195,7 +195,11 @@ class Server(uvicorn.Server):
                 self.failed = self.should_exit = True
             elif self.guard.draining:
                 late = time.monotonic() > self._drained
-                self.should_exit |= late or not self.guard.active
+                if late or not self.guard.active:
+                    self.should_exit = True
+                    for client in self.guard.reading:  # what is still arriving is not waited for
+                        if client in self._wires:
+                            self._wires[client].abort()
             self._close_idle()
 
     def _close_idle(self) -> None:
