@@ -197,7 +197,7 @@ class Tokenizer:
         text = _REMOVE.sub("", text)
         return self._added_pattern.sub(lambda match: self._protection[match[0]], text)
 
-    def _render(self, turns: dict[str, str | None]) -> str:
+    def _render(self, turns: dict[str, str | None], opens: bool = True) -> str:
         texts = {role: text for role, text in turns.items() if text is not None}
         messages = [
             {"role": role, "content": [{"type": "text", "text": text}] if self._in_parts else text}
@@ -207,7 +207,7 @@ class Tokenizer:
             messages,
             chat_template=self._template,
             tokenize=False,
-            add_generation_prompt="assistant" not in texts,
+            add_generation_prompt=opens and "assistant" not in texts,
             enable_thinking=False,  # Qwen3: so that the open turn is the start of the closed one
         )
 
@@ -243,6 +243,8 @@ class Tokenizer:
             raise ValueError("it does not show the text of the user")
         if _ANSWER not in closed:
             raise ValueError("it does not show the answer")
+        if opened == self._render(turns, opens=False) and closed.startswith(opened):
+            return  # it opens no turn: the answer's head is learnt
         rest = closed.removeprefix(opened) if closed.startswith(opened) else ""
         self._cuts = not rest.lstrip().startswith(_ANSWER)
 

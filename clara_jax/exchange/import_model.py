@@ -59,6 +59,8 @@ def run(source: str, workdir: str, base: str | None = None) -> int:
             here = os.path.abspath(base) if os.path.exists(base) else base
             config = with_options(config, {"model.base": here})
         config_lib.save(config, os.path.join(folder, "config.json"))
+        if native.is_native(directory):
+            shutil.copymode(directory / "config.json", os.path.join(folder, "config.json"))
     print(summary(config, names, source, workdir))
     return 0
 
