@@ -78,7 +78,7 @@ def run(
         if line.strip():
             is_empty = False
             print(answer(line.strip()), flush=True)
-    if is_empty and not sys.stdin.isatty():
+    if is_empty and not (sys.stdin and sys.stdin.isatty()):
         raise UserError("standard input holds no question; write one a line, or give --question")
     return 0
 
@@ -127,6 +127,8 @@ def _compress(clara: Clara, texts: list[str]) -> np.ndarray:
 
 def _lines() -> Iterator[str]:
     """Lines of standard input; on a terminal each is asked for, until Ctrl-D or Ctrl-C."""
+    if sys.stdin is None:  # closed, as daemons do
+        return
     if not sys.stdin.isatty():
         try:
             yield from sys.stdin

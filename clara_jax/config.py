@@ -17,6 +17,7 @@ from clara_jax import files
 from clara_jax.config_checks import (
     AT_LEAST_1,
     BELOW_1,
+    DAY,
     DRAW,
     FOLDER,
     METHOD,
@@ -24,6 +25,7 @@ from clara_jax.config_checks import (
     NOTHING,
     ONE_OR_TWO,
     PORT,
+    PROCESSES,
     RATES,
     REMAT,
     SCALE,
@@ -31,6 +33,9 @@ from clara_jax.config_checks import (
     SCHEDULE,
     SEED,
     SHARE,
+    SIZE,
+    SIZE_OR_0,
+    VOCABULARY,
     Option,
     build,
     choice,
@@ -51,7 +56,8 @@ class Model:
     preset: str = "smollm2_135m"  # architecture (models/config.py) when there is no `base`
     base: str = ""  # HF directory, hub id or .gguf file; empty: random weights of `preset`
     tokenizer: str = ""  # HF directory or hub id, or `facts`; empty: the base's own
-    vocab_size: int = 0  # overrides the preset's for random weights; 0: the preset's own
+    # overrides the preset's for random weights; 0: the preset's own
+    vocab_size: int = option(0, VOCABULARY)
     dtype: str = choice("float32", "bfloat16")  # of activations and matmuls: float32 or bfloat16
     # of the base weights: float32, bfloat16, or int8 (matrices only)
     param_dtype: str = choice("float32", "bfloat16", "int8")
@@ -72,32 +78,32 @@ class Data:
     records: int = option(0, NOT_NEGATIVE)  # number of records, sampled by seed; 0 = all
     # to train on in instruct: gold, or teacher (the base, from full texts)
     answers: str = choice("gold", "teacher")
-    teacher_tokens: int = option(64, AT_LEAST_1)  # most new tokens of a teacher's answer
+    teacher_tokens: int = option(64, SIZE)  # most new tokens of a teacher's answer
     # folder of memories computed once (e2e, contrastive); empty: in each step
     memories: str = option("", FOLDER, ties=NOTHING)
     split: str = choice("train", "dev")  # train or dev: which side of `holdout` the sources give
     holdout: float = option(0.0, BELOW_1)  # share of the documents (by title) that belong to dev
     tfds_dir: str = option("", ties=NOTHING)  # where TFDS keeps its data; empty: its default
     # tokens of a document's text; longer ones are cut and counted
-    document_length: int = option(256, AT_LEAST_1, inherited=True)
+    document_length: int = option(256, SIZE, inherited=True)
     # compression rate; M = document_length // rate memory vectors
-    rate: int = option(16, AT_LEAST_1, inherited=True)
+    rate: int = option(16, SIZE, inherited=True)
     # train at several rates at once, such as (8, 16, 32), by the mean of their losses; memories are
     # then kept at the finest one, in place of `rate`, and coarser ones are means of neighbours
     rates: tuple[int, ...] = option((), RATES, inherited=True)
     pack: bool = True  # several examples a row; false: one example a row, padded
     # tokens a row of the compressor's batch; 0: measured on the data
-    encoder_row: int = option(0, NOT_NEGATIVE)
+    encoder_row: int = option(0, SIZE_OR_0)
     # tokens a row of the generator's batch; 0: measured on the data
-    decoder_row: int = option(0, NOT_NEGATIVE)
-    row_examples: int = option(16, AT_LEAST_1)  # most examples packed into one row
-    packing_bins: int = option(64, AT_LEAST_1)  # rows that are filled at the same time
+    decoder_row: int = option(0, SIZE_OR_0)
+    row_examples: int = option(16, SIZE)  # most examples packed into one row
+    packing_bins: int = option(64, SIZE)  # rows that are filled at the same time
     epochs: int = option(0, NOT_NEGATIVE)  # passes over the data; 0: as many as the steps need
     # processes that prepare a stream's data; 0: in the main one
-    workers: int = option(0, NOT_NEGATIVE)
+    workers: int = option(0, PROCESSES)
     # streams the records are shared out to, each read by one process; a batch has equal rows of
     # each; 0: as many as there are processes when the run starts
-    shards: int = option(0, NOT_NEGATIVE, ties=DRAW)
+    shards: int = option(0, SIZE_OR_0, ties=DRAW)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,8 +111,8 @@ class Train:
     """The training loop."""
 
     steps: int = option(1000, AT_LEAST_1)  # optimizer steps
-    batch_rows: int = option(16, AT_LEAST_1)  # rows a step, over all hosts and micro-batches
-    accumulate: int = option(1, AT_LEAST_1)  # micro-batches a step
+    batch_rows: int = option(16, SIZE)  # rows a step, over all hosts and micro-batches
+    accumulate: int = option(1, SIZE)  # micro-batches a step
     # train these of the stage's trees alone, as `generator`; empty: all
     only: str = option("", ties=METHOD)
     # train the base itself instead of adapters (from scratch, quickstart)
@@ -116,11 +122,11 @@ class Train:
     # its gradient: both (paper, release) or memory (text states fixed)
     mse_into: str = choice("both", "memory")
     # blocks of the cross-entropy over tokens; 1: all logits at once
-    loss_chunks: int = option(1, AT_LEAST_1)
+    loss_chunks: int = option(1, SIZE)
     log_every: int = option(10, AT_LEAST_1)  # steps between lines of metrics.jsonl
     # steps between checkpoints; the last step is always saved
     checkpoint_every: int = option(500, AT_LEAST_1)
-    keep_checkpoints: int = option(2, AT_LEAST_1)  # newest checkpoints kept
+    keep_checkpoints: int = option(2, SIZE)  # newest checkpoints kept
     # steps between evaluations of the held-out CE; 0: never
     eval_every: int = option(0, NOT_NEGATIVE)
     tensorboard: bool = False  # also write TensorBoard events (needs tensorboardX)
@@ -165,10 +171,10 @@ class Select:
     """Ranking of a question's candidates, and the differentiable top-k (models/topk.py)."""
 
     # documents in a prompt; instruct takes that number of a record's, gold ones first
-    k: int = option(5, AT_LEAST_1)
+    k: int = option(5, SIZE)
     # Most candidates of a question in training, where gold ones are kept first, and as many as are
     # retrieved by eval.setting.
-    candidates: int = option(20, AT_LEAST_1)
+    candidates: int = option(20, SIZE)
     # of flattened memories (paper), or maxsim, mean (models/scores.py)
     score: str = choice("cosine", "maxsim", "mean")
     # see models/topk.py; `hard` gives the reasoner no gradient
@@ -190,11 +196,11 @@ class Eval:
 
     sources: str = ""  # records to evaluate on; empty: the dev side of data.sources
     records: int = option(100, NOT_NEGATIVE)  # the first ones; 0 = all
-    batch: int = option(16, AT_LEAST_1)  # records at once
-    max_new_tokens: int = option(32, AT_LEAST_1)  # of an answer
+    batch: int = option(16, SIZE)  # records at once
+    max_new_tokens: int = option(32, SIZE)  # of an answer
     # documents in a prompt, where there are candidates; 0: select.k, as trained
-    k: int = option(0, NOT_NEGATIVE)
-    rate: int = option(0, NOT_NEGATIVE)  # of the memories in a prompt; 0: the finest of training
+    k: int = option(0, SIZE_OR_0)
+    rate: int = option(0, SIZE_OR_0)  # of the memories in a prompt; 0: the finest of training
     untrained: bool = False  # evaluate the model as it starts, before any training
     baselines: bool = True  # also without any document, and with its full text
     # Of evaluation/joint.py or scp.py, with commas, or `every`; empty: the usual ones.
@@ -244,6 +250,9 @@ class Prompts:
         "Express the content of the following in your own words: {docs}",
     )
     reconstruct_user: str = "Background: {docs} Repeat the background word for word."
+    # that chat templates print as the day's, the same in training and in every question later; this
+    # is the one that Llama's templates have where there is no clock
+    date: str = option("2024-07-26", DAY)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,13 +265,13 @@ class Synthesis:
     model: str = option("", ties=METHOD)  # its name there; the key is OPENAI_API_KEY
     # of questions and paraphrases; checks are greedy
     temperature: float = option(0.7, NOT_NEGATIVE, ties=METHOD)
-    max_tokens: int = option(1024, AT_LEAST_1, ties=METHOD)  # of a reply
+    max_tokens: int = option(1024, SIZE, ties=METHOD)  # of a reply
     timeout: float = option(120.0, SCALE)  # seconds for a reply
     # of a request, after errors of the network or the server, with backoff
     retries: int = option(5, NOT_NEGATIVE)
     # new requests for a reply that is not the JSON that was asked for
     repairs: int = option(2, NOT_NEGATIVE)
-    concurrency: int = option(32, AT_LEAST_1)  # requests in flight
+    concurrency: int = option(32, SIZE)  # requests in flight
     # of questions about what is not covered yet, at most
     rounds: int = option(10, NOT_NEGATIVE, ties=METHOD)
     # Documents whose questions still leave facts out then: exclude, as in the paper, or keep pairs.
@@ -288,13 +297,13 @@ class Serve:
     host: str = "127.0.0.1"  # address to listen on; 0.0.0.0: all of the machine's
     port: int = option(8000, PORT)
     token_file: str = ""  # file with the bearer token; empty: CLARA_TOKEN, and without it none
-    slots: int = option(8, AT_LEAST_1)  # answers decoded at the same time
-    queue: int = option(64, AT_LEAST_1)  # requests that may wait; more get 429
+    slots: int = option(8, SIZE)  # answers decoded at the same time
+    queue: int = option(64, SIZE)  # requests that may wait; more get 429
     deadline: float = option(60.0, SCALE)  # seconds from a request to the end of its answer
     # most tokens of a prompt after the start that all prompts share
-    prompt_tokens: int = option(512, AT_LEAST_1)
-    max_new_tokens: int = option(128, AT_LEAST_1)  # most tokens of an answer
-    cached: int = option(1024, AT_LEAST_1)  # documents whose memories stay on the device
+    prompt_tokens: int = option(512, SIZE)
+    max_new_tokens: int = option(128, SIZE)  # most tokens of an answer
+    cached: int = option(1024, SIZE)  # documents whose memories stay on the device
     body: int = option(2**20, AT_LEAST_1)  # most bytes of a request
 
 
@@ -305,10 +314,10 @@ class Store:
     # of a new store's memories: bfloat16, or int8 with a scale a vector
     dtype: str = choice("bfloat16", "int8")
     # of a new store: documents, or pieces of long ones, that are written together
-    part: int = option(1024, AT_LEAST_1)
-    batch: int = option(16, AT_LEAST_1)  # documents compressed at once
+    part: int = option(1024, SIZE)
+    batch: int = option(16, SIZE)  # documents compressed at once
     # lengths of rows are multiples of it: few shapes are compiled
-    bucket: int = option(32, AT_LEAST_1)
+    bucket: int = option(32, SIZE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,8 +327,8 @@ class Search:
     # candidates by keys of the memories, by bm25 (words), or both, fused
     by: str = choice("fused", "keys", "bm25")
     # numbers of a document's key, principal components of its memory
-    key: int = option(512, AT_LEAST_1)
-    candidates: int = option(200, AT_LEAST_1)  # documents of a question that are scored exactly
+    key: int = option(512, SIZE)
+    candidates: int = option(200, SIZE)  # documents of a question that are scored exactly
     rescore: bool = True  # the trained score decides; else candidates keep their order
     # 2: search again with the question and the best document's text
     hops: int = option(1, ONE_OR_TWO)
@@ -401,6 +410,18 @@ class Config:
         return tuple(name for name in names if name in only) if only else names
 
 
+_PATHS = (
+    "init_from",
+    "model.base",
+    "model.tokenizer",
+    "data.memories",
+    "data.tfds_dir",
+    "eval.store",
+    "synthesis.prompts",
+    "synthesis.demonstrations",
+    "serve.token_file",
+)
+
 # Every option by its dotted name.
 OPTIONS: dict[str, Option] = dict(options(Config))
 
@@ -434,6 +455,8 @@ def freeze(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
     """
     tree = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
     frozen = build(Config, tree, "config")
+    # After `=` shells leave a tilde as it is.
+    frozen = with_options(frozen, {name: os.path.expanduser(get(frozen, name)) for name in _PATHS})
     validate(frozen, OPTIONS)
     return frozen
 

@@ -1,6 +1,7 @@
 """What an option of `config.py` is: the values that it may have, and what depends on it."""
 
 import dataclasses
+import datetime
 import math
 import re
 import types
@@ -28,6 +29,11 @@ class Allowed(NamedTuple):
 
 
 AT_LEAST_1 = Allowed(lambda x: x >= 1, "must be at least 1")
+# Of what is held in memory: more is a slip, which would end in no memory or in no end.
+SIZE = Allowed(lambda x: 1 <= x <= 10**6, "must be from 1 to 1000000")
+SIZE_OR_0 = Allowed(lambda x: 0 <= x <= 10**6, "must be from 0 to 1000000")
+VOCABULARY = Allowed(lambda x: 0 <= x <= 2**24, f"must be from 0 to {2**24}")
+PROCESSES = Allowed(lambda x: 0 <= x <= 1024, "must be from 0 to 1024")
 NOT_NEGATIVE = Allowed(lambda x: 0 <= x < math.inf, "must be a number, not negative")
 BELOW_1 = Allowed(lambda x: 0 <= x < 1, "must be at least 0 and below 1")
 SHARE = Allowed(lambda x: 0 <= x <= 1, "must be from 0 to 1")
@@ -42,10 +48,18 @@ RATES = Allowed(
     "must be different rates, each at least 1",
 )
 REMAT = Allowed(is_remat, f"is not one of none, dots, full, nor some of {','.join(LINEAR_NAMES)}")
+DAY = Allowed(lambda x: _is_day(x), "must be a day, as 2024-07-26")
 FOLDER = Allowed(
     lambda x: "://" not in x,
     "must be a local folder: vectors are read from it at any position",
 )
+
+
+def _is_day(text: str) -> bool:
+    try:
+        return datetime.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 class Option(NamedTuple):

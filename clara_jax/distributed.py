@@ -8,7 +8,6 @@ import contextlib
 import os
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -173,19 +172,24 @@ def _leave(error: BaseException, farewell: Callable[[], None]) -> None:
     if _is_loss(error):
         logging.error("%s", str(error).splitlines()[0][:200])
         code = LOST  # the line comes when the process has ended
-    elif code := tell(error):
+    elif (code := _code(error)) == 2:
         # Others often find the same mistake: each shall report it before the first one ends.
         with contextlib.suppress(Exception):
             client = jax._src.distributed.global_state.client  # no public barrier has a time limit
             client.wait_at_barrier("clara_jax mistake", _MEETING * 1000)
         farewell()
     else:
-        traceback.print_exception(error)
-        code = 1
         farewell()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _code(error: BaseException) -> int:
+    """The exit code for an error that is reported here."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else bool(error.code)
+    return tell(error)
 
 
 def _is_loss(error: BaseException | None) -> bool:

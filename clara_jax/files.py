@@ -19,6 +19,9 @@ from clara_jax.errors import UserError, reason
 
 Name = str | os.PathLike[str]
 
+UMASK = os.umask(0o077)  # can only be read by setting it
+os.umask(UMASK)
+
 
 def is_remote(name: Name) -> bool:
     """Whether the name is a URL."""
@@ -149,10 +152,7 @@ def whole_folder(name: str, *outside: Name) -> Iterator[str]:
             yield folder
         finally:
             _on_sigterm(before)
-        for place, _, names in os.walk(folder):  # mkdtemp and safetensors let nobody else read
-            os.chmod(place, 0o755)
-            for file in names:
-                os.chmod(os.path.join(place, file), 0o644)
+        os.chmod(folder, 0o777 & ~UMASK)  # mkdtemp lets nobody else read
         os.replace(folder, final)
     except OSError as e:
         raise UserError(f"{name}: cannot be written ({e.strerror or e}); nothing is left") from e

@@ -112,7 +112,7 @@ def read(
                 break
             try:
                 take(json.loads(line), size)
-            except (ValueError, KeyError, TypeError) as e:
+            except (ValueError, KeyError, TypeError, RecursionError) as e:
                 if damaged is None:
                     break
                 damaged(f"{name}:{number}: damaged ({e})")

@@ -14,8 +14,8 @@
     synthesize  --mode=synthesize --documents=… --output=… [--config=configs/synthesize.py]
               [--dry_run] [--preview=3], training data from documents by an OpenAI-like endpoint
 
-Exit codes: 0 done, 2 a mistake that the printed line tells how to mend, 143 SIGTERM after saving;
-1 or 134 another process is gone.
+Exit codes: 0 done, 2 a mistake that the printed line tells how to mend, 70 a bug of ours with the
+file to report it with, 130 Ctrl-C, 143 SIGTERM after saving; 1 or 134 another process is gone.
 """
 
 import contextlib

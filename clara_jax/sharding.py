@@ -8,6 +8,7 @@ it saves in memory.
 """
 
 import math
+import os
 import re
 from typing import Any
 
@@ -119,6 +120,28 @@ def abstract(mesh: Mesh, name: str, tree: Any) -> Any:
         tree,
         shardings(mesh, name, tree),
     )
+
+
+def check_memory(tree: Any, what: str) -> None:
+    """Refuses arrays that all devices together cannot hold: XLA might end the process instead.
+
+    Args:
+        tree: of arrays or their shapes.
+        what: needs them, for the message.
+
+    Raises:
+        UserError: they need more than there is.
+    """
+    needed = sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+    own = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    if own is None:  # CPUs share what the machine has
+        own = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        own = own * jax.process_count() / jax.device_count()
+    if needed > own * jax.device_count():
+        raise UserError(
+            f"{what} needs {needed / 1e9:,.0f} GB of memory at least, all devices together have "
+            f"{own * jax.device_count() / 1e9:,.0f}"
+        )
 
 
 def layout(mesh: Mesh) -> Layout:

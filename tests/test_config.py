@@ -82,6 +82,7 @@ VALID = {name: choices[-1] for name, choices in CHOICES.items()} | {
     "search.hops": 2,
     "mesh.fsdp": 4,
     "serve.port": 0,
+    "prompts.date": "2020-02-03",
     "prompts.paraphrase_users": ("{docs} again",),
 }
 

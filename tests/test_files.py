@@ -109,7 +109,7 @@ def test_a_run_on_gs_is_resumed_and_read(bucket, tmp_path, monkeypatch, named):
     (run / "checkpoints" / "3").mkdir()
     whole = dataclasses.replace(half, train=dataclasses.replace(half.train, steps=4), profile=1)
     assert train(whole, workdir) == 0
-    kept = ["checkpoints", "config.json", "metrics.jsonl", "origins.json", "profile"]
+    kept = ["checkpoints", "config.json", "data.json", "metrics.jsonl", "origins.json", "profile"]
     assert sorted(os.listdir(run)) == kept
     (trace,) = (run / "profile" / "plugins").rglob("*.xplane.pb")
     assert b"(alignment)/" in trace.read_bytes()

@@ -257,3 +257,10 @@ def scp_step(mesh: Mesh, full: bool):
     )
     assert step._cache_size() == 1
     return jax.device_get((values, trained))
+
+
+def test_more_than_all_memory_is_refused():
+    check = sharding.check_memory
+    check({"a": jax.ShapeDtypeStruct((4,), np.float32)}, "it")
+    with pytest.raises(UserError, match=r"it needs 4,000,000 GB of memory at least, all devices"):
+        check({"a": jax.ShapeDtypeStruct((10**9, 10**6), np.float32)}, "it")

@@ -100,7 +100,7 @@ def _ids(given: str) -> list[str]:
     """Ids of a file, one a line, or of a list with commas between."""
     parts = given.split(",")
     if files.path(given).is_file():
-        parts = files.read(given).splitlines()
+        parts = files.read(given).split("\n")
     ids = [part.strip() for part in parts if part.strip()]
     if not ids:
         raise UserError(f"--delete={given}: names no document")

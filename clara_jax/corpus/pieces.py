@@ -29,7 +29,8 @@ def digest(document: Document) -> bytes:
 def rows(model: Model, document: Document) -> list[NewRow]:
     """A document as it is if it is within the limit, else in pieces that end with sentences."""
     limit = model.config.data.document_length
-    first = _row(model, document, "", 0, document.title, document.text)
+    title, text, own = document.title, document.text, digest(document)
+    first = _row(model, document, own, 0, title, model.tokenizer.shortened(text, limit))
     if not first.cut:
         return [first]
 
@@ -37,15 +38,22 @@ def rows(model: Model, document: Document) -> list[NewRow]:
         return len(model.tokenizer.encode(text))
 
     title, texts = chunks.pieces(document.title, document.text, size, limit)
-    made = [_row(model, document, f"#{i}", i, title, text) for i, text in enumerate(texts)]
+    made = [_row(model, document, own, i, title, text, f"#{i}") for i, text in enumerate(texts)]
     if title != document.title and made:
         lost = size(document.title) - size(title)
         made[0] = dataclasses.replace(made[0], cut=made[0].cut + lost)
-    return made or [first]  # a long title without text
+    # A long title without text has no piece.
+    return made or [dataclasses.replace(first, text=text, cut=size(document.whole) - first.tokens)]
 
 
 def _row(
-    model: Model, document: Document, suffix: str, chunk: int, title: str, text: str
+    model: Model,
+    document: Document,
+    own: bytes,
+    chunk: int,
+    title: str,
+    text: str,
+    suffix: str = "",
 ) -> NewRow:
     tokenizer = model.tokenizer
     ids, is_cut = model.layout.document_ids(whole(title, text))
@@ -53,4 +61,4 @@ def _row(
     tokens = len(ids) - len(model.layout.tail) - sum(around)
     cut = len(tokenizer.encode(whole(title, text))) - tokens if is_cut else 0
     name = document.id + suffix
-    return NewRow(name, document.id, chunk, title, text, tokens, cut, digest(document), ids)
+    return NewRow(name, document.id, chunk, title, text, tokens, cut, own, ids)

@@ -1,7 +1,9 @@
-"""Files of documents: JSONL, Parquet, or plain text with blank lines between documents."""
+"""Files of documents: JSON, JSONL, CSV, TSV, Parquet, or plain text with blank lines between."""
 
+import csv
 import dataclasses
 import itertools
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +17,7 @@ from clara_jax.text.chunks import whole
 __all__ = ["Document", "of_value", "of_values", "paragraphs", "read_documents", "stream", "whole"]
 
 _KEYS = ("text", "contents", "document", "docs", "context", "content", "passage", "article")
+IDS = ("id", "_id", "docid", "doc_id", "docno", "pid")
 _LONGEST_TITLE = 200  # characters of a first line that is a title
 _BATCH = 256  # rows of a Parquet file that are read at once
 _HEADING = re.compile(r"#{1,6}\s+(.*?)\s*#*$")
@@ -47,8 +50,10 @@ def read_documents(path: str | os.PathLike[str]) -> list[str]:
 def stream(path: str | os.PathLike[str]) -> Iterator[Document]:
     """The documents of a file in their order, empty ones left out.
 
-    In a file `.jsonl` a line is what `of_value` takes. A file `.parquet` has columns of the same
-    names. Any other file is plain text, whose paragraphs are the documents.
+    In a file `.jsonl` or `.ndjson` a line is what `of_value` takes; a file `.json` is one such
+    object, a list of them or of texts, or lines. A file `.parquet`, `.csv` or `.tsv` has columns of
+    the same names. Any other file but those of _REFUSED is plain text, whose paragraphs are the
+    documents.
 
     Raises:
         UserError: the file cannot be read, is not UTF-8, has a line that is none of these, or holds
@@ -57,7 +62,11 @@ def stream(path: str | os.PathLike[str]) -> Iterator[Document]:
     path = os.fspath(path)
     kind = os.path.splitext(path)[1].lower()
     empty = True
-    for document in {".jsonl": _lines, ".parquet": _parquet}.get(kind, paragraphs)(path):
+    if kind in _REFUSED:
+        raise UserError(
+            f"{path}: {kind} is not read; convert it to one of {', '.join(_READERS)} or plain text"
+        )
+    for document in _READERS.get(kind, paragraphs)(path):
         if document.whole.strip():
             empty = False
             yield document
@@ -88,13 +97,14 @@ def of_value(value: Mapping[str, Any], origin: str) -> Iterator[Document]:
 
     Args:
         value: has a text under `text`, `contents`, `document`, `context`, `content`, `passage` or
-            `article`, and perhaps a `title` and an `id`; or under one of these or `docs` a list of
-            texts with their titles as first lines, or of such rows.
+            `article`, and perhaps a `title` and an `id` (or another of IDS); or under one of these
+            or `docs` a list of texts with their titles as first lines, or of such rows.
         origin: file and line.
 
     Raises:
         UserError: it has none of these, or a value is of the wrong type.
     """
+    value = records.present(value)
     key = next((key for key in _KEYS if key in value), None)
     if key is None:
         raise UserError(f"{origin}: has none of {', '.join(_KEYS)}")
@@ -110,11 +120,12 @@ def of_value(value: Mapping[str, Any], origin: str) -> Iterator[Document]:
     if key == "docs":
         raise UserError(f"{origin}: {key} must be a list of texts, not {content!a:.40}")
     text = _text(content, key, origin)
-    title = _text(value.get("title") or "", "title", origin).strip()
+    title = _text(value.get("title", ""), "title", origin).strip()
     first, newline, rest = text.strip().partition("\n")
     if title and first.strip() == title:  # it is there already
         title, text = (title, rest) if newline else ("", text)
-    yield _document(text, title, value.get("id"), origin)
+    name = next((value[key] for key in IDS if key in value), None)
+    yield _document(text, title, name, origin)
 
 
 def paragraphs(path: str, headings: bool = False) -> Iterator[Document]:
@@ -160,24 +171,72 @@ def _lines(path: str) -> Iterator[Document]:
         yield from of_value(value, origin)
 
 
+def _json(path: str) -> Iterator[Document]:
+    text = "".join(line for _, line in _text_lines(path))
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        yield from _lines(path)  # many a `.json` holds lines; else the error names the line
+        return
+    values = value if isinstance(value, list) else [value]
+    for number, one in enumerate(values, 1):
+        origin = f"{path}: number {number}"
+        if isinstance(one, Mapping):
+            yield from of_value(one, origin)
+        else:
+            yield _document(_text(one, "a document", origin), "", None, origin)
+
+
+def _table(path: str) -> Iterator[Document]:
+    csv.field_size_limit(2**31 - 1)
+    delimiter = "\t" if path.lower().endswith(".tsv") else ","
+    lines = (line for _, line in _text_lines(path))
+    rows = csv.DictReader(lines, delimiter=delimiter, strict=True)
+    try:
+        names = rows.fieldnames or []
+        if not set(_KEYS) & set(names):
+            raise UserError(
+                f"{path}:1: must name the columns, one of them {', '.join(_KEYS)}: {names!a:.80}"
+            )
+        for row in rows:
+            origin = f"{path}:{rows.line_num}"
+            if None in row or None in row.values():
+                raise UserError(f"{origin}: has not the {len(names)} cells that line 1 names")
+            yield from of_value(row, origin)
+    except csv.Error as e:
+        hint = 'double a " inside a cell, and put the cell between two'
+        raise UserError(f"{path}:{rows.reader.line_num}: {e}; {hint}") from e
+
+
 def _parquet(path: str) -> Iterator[Document]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(files.local(path)) as file:
-            known = {*_KEYS, "id", "title"}
+            known = {*_KEYS, *IDS, "title"}
             columns = [name for name in file.schema_arrow.names if name in known]
             row = 0
             for batch in file.iter_batches(_BATCH, columns=columns):
                 for value in batch.to_pylist():
                     row += 1
-                    present = {name: cell for name, cell in value.items() if cell is not None}
-                    yield from of_value(present, f"{path}: row {row}")
+                    yield from of_value(value, f"{path}: row {row}")
     except pyarrow.ArrowException as e:
         raise UserError(f"{path}: not a readable Parquet file ({reason(e)})") from e
     except OSError as e:
         raise UserError(f"{path}: cannot be read ({e.strerror or reason(e)})") from e
+
+
+_READERS = {
+    ".jsonl": _lines,
+    ".ndjson": _lines,
+    ".json": _json,
+    ".csv": _table,
+    ".tsv": _table,
+    ".parquet": _parquet,
+}
+# Text that is no prose: markup would be compressed with it.
+_REFUSED = (".html", ".htm", ".xml", ".yaml", ".yml", ".rtf")
 
 
 def _titled(text: str) -> tuple[str, str]:

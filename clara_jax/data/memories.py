@@ -49,7 +49,7 @@ class MemoryFile:
             there = json.loads(files.read(path))
             for name in ("digests.bin", "vectors.bin"):
                 open(self._path(name), "ab").close()
-        except (OSError, ValueError) as e:
+        except (OSError, ValueError, RecursionError) as e:
             raise UserError(
                 f"config.data.memories={directory}: cannot be used ({e}); if manifest.json in it "
                 "is damaged, remove the folder to have the memories made again"

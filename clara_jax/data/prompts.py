@@ -105,8 +105,9 @@ class TextLayout:
             [] if token is None else [token]
             for token in (self.tokenizer.bos_id, self.tokenizer.eos_id)
         )
-        ids = self.tokenizer.encode([self.extra.enc, *bos, document, *eos])
         most = (self.document_length if limit is None else limit) + FRAME
+        text = self.tokenizer.shortened(document, most)
+        ids = self.tokenizer.encode([self.extra.enc, *bos, text, *eos])
         return ids[:most] + list(self.tail), len(ids) > most
 
     def head(self, document: str) -> str:
@@ -291,9 +292,26 @@ def dialogue(
     The turn is everything that the open prompt does not hold: answer, end token and what the
     template puts after it.
     """
-    prompt = tokenizer.encode(tokenizer.chat(system, user))
-    whole = tokenizer.encode(tokenizer.chat(system, user, assistant))
-    return whole, common(prompt, whole)
+    opened, closed = tokenizer.chat(system, user), tokenizer.chat(system, user, assistant)
+    prompt, whole = tokenizer.encode(opened), tokenizer.encode(closed)
+    start = common(prompt, whole)
+    if start < len(prompt) and (rest := _after(opened, closed)) is not None:
+        # A token would span both: apart, so that what is asked is the start of what was trained.
+        return prompt + tokenizer.encode(rest), len(prompt)
+    return whole, start
+
+
+def _after(opened: list[str | int], closed: list[str | int]) -> list[str | int] | None:
+    """What follows in a closed exchange on the open one; None where that is not its start."""
+    *before, last = opened
+    if closed[: len(before)] != before or len(closed) == len(before):
+        return None
+    following, *after = closed[len(before) :]
+    if following == last:
+        return after
+    if isinstance(last, str) and isinstance(following, str) and following.startswith(last):
+        return [following[len(last) :], *after]
+    return None
 
 
 def common(first: Sequence[int], second: Sequence[int]) -> int:

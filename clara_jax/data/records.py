@@ -11,9 +11,10 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from clara_jax import files
@@ -21,6 +22,7 @@ from clara_jax.errors import UserError, reason
 
 DATA_TYPES = ("qa", "paraphrase", "reconstruction")
 _DOCUMENT_KEYS = ("docs", "context", "content")
+_PREFIX = re.compile(r"(?:[0-9]+\*)?(?:[a-z]+:)*")  # of a source's name, before its path
 _RELEASE = re.compile(r"This a document about (.*?)\. ?\n ?(.*)", re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ANSWER_KEYS = ("answer", "answers", "golden_answers", "gold_answer")
@@ -94,7 +96,33 @@ def parse_line(line: str | bytes, origin: str) -> dict[str, Any]:
         raise UserError(f"{origin}: not JSON ({e})") from e
     if not isinstance(value, dict):
         raise UserError(f"{origin}: a record must be a JSON object, not {type(value).__name__}")
-    return value
+    return present(value)
+
+
+def present(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a row that are there: null stands for none, as exports of tables write it."""
+    return {key: field for key, field in value.items() if field is not None}
+
+
+def names_of(text: str) -> list[str]:
+    """Names of sources with commas between, where a leading tilde is the user's folder.
+
+    A comma inside the name of a file that is there belongs to the name.
+    """
+    parts, found = text.split(","), []
+    while parts:
+        ends = range(len(parts), 0, -1)
+        tried = [_name(",".join(parts[:end])) for end in ends]
+        known = (n for n, name in enumerate(tried) if os.path.exists(_PREFIX.sub("", name)))
+        n = next(known, len(parts) - 1)
+        found.append(tried[n])
+        parts = parts[ends[n] :]
+    return [name for name in found if name]
+
+
+def _name(text: str) -> str:
+    prefix = _PREFIX.match(text.strip())[0]
+    return prefix + os.path.expanduser(text.strip().removeprefix(prefix))
 
 
 def lines(path: str) -> Iterator[tuple[dict[str, Any], str]]:
@@ -136,6 +164,7 @@ def parse_scp(value: dict[str, Any], origin: str) -> ScpRecord:
     Raises:
         UserError: a field is missing or of the wrong kind, with the record's origin.
     """
+    value = present(value)
     data_type = value.get("data_type")
     if data_type not in DATA_TYPES:
         raise UserError(f"{origin}: data_type {data_type!r} is not one of {', '.join(DATA_TYPES)}")
@@ -162,7 +191,7 @@ def parse_scp(value: dict[str, Any], origin: str) -> ScpRecord:
     aliases = value.get("aliases") or [[]] * len(questions)
     if not isinstance(aliases, list) or len(aliases) != len(questions):
         raise UserError(f"{origin}: aliases must hold a list of texts for each question")
-    aliases = tuple(_texts({"aliases": texts}, "aliases", origin) for texts in aliases)
+    aliases = tuple(_texts({"aliases": texts or []}, "aliases", origin) for texts in aliases)
     return ScpRecord(data_type, questions, answers, documents[0], origin, aliases=aliases)
 
 
@@ -174,6 +203,7 @@ def parse_qa(value: dict[str, Any], origin: str) -> QaRecord:
     Raises:
         UserError: a field is missing or of the wrong kind, with the record's origin.
     """
+    value = present(value)
     question = value.get("question")
     if not isinstance(question, str) or not question.strip():
         raise UserError(f"{origin}: question must be a text, not {question!r}")

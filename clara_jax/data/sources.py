@@ -261,7 +261,7 @@ def open_sources(
         UserError: there is no source, one cannot be opened, or no record is on this side.
     """
     opened: list[Source] = []
-    for name in filter(None, (name.strip() for name in names.split(","))):
+    for name in records.names_of(names):
         times, star, rest = name.partition("*")
         if star and re.fullmatch("[0-9]{1,6}", times) and int(times) > 0:
             opened += [open_source(rest, tfds_dir, form)] * int(times)

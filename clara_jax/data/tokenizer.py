@@ -5,18 +5,24 @@ stands where it stands. Users can therefore write `<|im_end|>` or `<MEM0>` witho
 memory and separator ids need no entry in the tokenizer.
 """
 
+import contextlib
+import copy
+import ctypes
+import datetime
 import hashlib
 import itertools
 import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jinja2
 import tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from clara_jax.config import Prompts
 from clara_jax.data import facts
 from clara_jax.errors import UserError, reason
 from clara_jax.interop import base, gguf
@@ -38,7 +44,12 @@ _PRIVATE = range(0x100000, 0x10FFFE)
 _SENTINELS = 0x100000  # each stands for an id put in by the program
 _PLACEHOLDERS = 0x101000  # each stands for an int of the user turn while the template is rendered
 _PROTECTED = 0x108000  # each stands for an added token's string in a user's text
+_ANSWER = chr(_PRIVATE[-1])  # stands for the answer where the open turn is looked for
 _REMOVE = re.compile(f"[{chr(_PRIVATE[0])}-{chr(_PRIVATE[-1])}]")
+
+# What a template may ask the clock for, also without padding as in `%-d`.
+_CLOCK = [f"%{padding}{kind}" for padding in ("-", "") for kind in "aAbBcdDeFHIjmMpSTuUwWxXyYZ"]
+_SECONDS = 10.0  # for a template to render a few short texts
 
 # Blanks, cases, numbers, marks, accents in both forms of Unicode, and several scripts.
 _SAMPLE = (
@@ -60,8 +71,8 @@ class Tokenizer:
         size: one more than the largest id that the tokenizer itself knows.
     """
 
-    def __init__(self, hf: PreTrainedTokenizerFast):
-        self._hf = hf
+    def __init__(self, hf: PreTrainedTokenizerFast, date: str = Prompts().date):
+        self._hf, self._date = hf, date
         self.bos_id: int | None = hf.bos_token_id
         self.eos_id: int | None = hf.eos_token_id
         self.size = max(hf.get_vocab().values()) + 1
@@ -87,15 +98,19 @@ class Tokenizer:
         self._added_pattern = _any_of(contents)
         self._protection = {s: chr(_PROTECTED + i) for i, s in enumerate(contents)}
         self._restore = str.maketrans({c: s for s, c in self._protection.items()})
-        self._template = hf.chat_template or PLAIN_TEMPLATE
-        self._has_system = self._takes_system()
+        self._template = _dated(_default(hf.chat_template) or PLAIN_TEMPLATE, date)
+        with _in_time():
+            self._try_template()
 
     def __reduce__(self):
-        return Tokenizer, (self._hf,)
+        return Tokenizer, (self._hf, self._date)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes tokenizer.json and what belongs to it, for transformers and `load_tokenizer`."""
-        self._hf.save_pretrained(os.fspath(directory))
+        hf = copy.copy(self._hf)
+        if isinstance(hf.chat_template, str):
+            hf.chat_template = self._template  # with the date of the training
+        hf.save_pretrained(os.fspath(directory))
         path = pathlib.Path(directory) / "tokenizer_config.json"
         settings = json.loads(path.read_text(encoding="utf-8"))
         for key in ("backend", "is_local"):  # of transformers 5, like the name of its class
@@ -125,9 +140,19 @@ class Tokenizer:
         known = [int(i) for i in ids if 0 <= i < self.size]
         return self._backend.decode(known, skip_special_tokens=True)
 
+    def shortened(self, text: str, length: int) -> str:
+        """The start of a long text that has more than `length` tokens; the whole of others.
+
+        So that no more of it is tokenised than can be read.
+        """
+        size = 16 * length + 1024
+        while size < len(text) and len(self.encode(text[:size])) < length + 16:  # the cut's tokens
+            size *= 4
+        return text[:size]
+
     def head(self, text: str, length: int) -> str:
         """The start of a text that is at most `length` tokens long, cut between tokens."""
-        text = _REMOVE.sub("", text)
+        text = _REMOVE.sub("", self.shortened(text, length))
         encoding = self._backend.encode(text, add_special_tokens=False)
         return text if len(encoding.ids) <= length else text[: encoding.offsets[length][0]]
 
@@ -164,18 +189,25 @@ class Tokenizer:
             turns |= {"system": None, "user": f"{system}\n{text}" if system else text}
         if assistant is not None:
             turns["assistant"] = self._protect(assistant)
-        return self._parse(self._render(turns), ints)
+        elif self._cuts:
+            turns["assistant"] = _ANSWER
+        return self._parse(self._render(turns).partition(_ANSWER)[0], ints)
 
     def _protect(self, text: str) -> str:
         text = _REMOVE.sub("", text)
         return self._added_pattern.sub(lambda match: self._protection[match[0]], text)
 
-    def _render(self, turns: dict[str, str | None]) -> str:
+    def _render(self, turns: dict[str, str | None], opens: bool = True) -> str:
+        texts = {role: text for role, text in turns.items() if text is not None}
+        messages = [
+            {"role": role, "content": [{"type": "text", "text": text}] if self._in_parts else text}
+            for role, text in texts.items()
+        ]
         return self._hf.apply_chat_template(
-            [{"role": role, "content": text} for role, text in turns.items() if text is not None],
+            messages,
             chat_template=self._template,
             tokenize=False,
-            add_generation_prompt=turns["assistant"] is None,
+            add_generation_prompt=opens and "assistant" not in texts,
             enable_thinking=False,  # Qwen3: so that the open turn is the start of the closed one
         )
 
@@ -193,17 +225,82 @@ class Tokenizer:
                 parts.append(piece.translate(self._restore))
         return parts
 
-    def _takes_system(self) -> bool:
-        """Whether the template shows the system text in an open and in a closed exchange."""
-        probe = "the system text"
-        for assistant in (None, "the answer"):
-            turns = {"system": probe, "user": "the question", "assistant": assistant}
+    def _try_template(self) -> None:
+        """Finds out what the template takes, and how its open turn must end."""
+        both = {"system": "the system text", "user": "the question"}
+        user = {"user": "the question"}
+        self._in_parts, self._cuts = False, False
+        self._has_system = self._shows(both)
+        if not self._has_system and not self._shows(user):  # it may read a list of parts
+            self._in_parts = True
+            self._has_system = self._shows(both)
+            self._in_parts = self._has_system or self._shows(user)
+        # Templates of reasoning models open a thought that their closed turns do not have, or
+        # have empty: then the open turn is the closed one up to the answer, as it was trained.
+        turns = both if self._has_system else user
+        opened, closed = self._render(turns), self._render(turns | {"assistant": _ANSWER})
+        if not all(turns["user"] in text for text in (opened, closed)):
+            raise ValueError("it does not show the text of the user")
+        if _ANSWER not in closed:
+            raise ValueError("it does not show the answer")
+        if opened == self._render(turns, opens=False) and closed.startswith(opened):
+            return  # it opens no turn: the answer's head is learnt
+        rest = closed.removeprefix(opened) if closed.startswith(opened) else ""
+        self._cuts = not rest.lstrip().startswith(_ANSWER)
+
+    def _shows(self, turns: dict[str, str | None]) -> bool:
+        """Whether the template shows these texts in an open and in a closed exchange."""
+        for more in ({}, {"assistant": "the answer"}):
             try:
-                if probe not in self._render(turns):
-                    return False
-            except jinja2.TemplateError:
+                rendered = self._render(turns | more)
+            except (jinja2.TemplateError, TypeError):
+                return False
+            if not all(text in rendered for text in turns.values()):
                 return False
         return True
+
+
+class _Endless(Exception):
+    """What `_in_time` raises."""
+
+    def __str__(self) -> str:
+        return f"it does not end within {_SECONDS:.0f} s"
+
+
+@contextlib.contextmanager
+def _in_time() -> Iterator[None]:
+    """Stops a template that loops: it is a program of others, and jinja's sandbox has no clock."""
+    thread = ctypes.c_ulong(threading.get_ident())
+    raising = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    timer = threading.Timer(_SECONDS, raising, (thread, ctypes.py_object(_Endless)))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _default(template: str | dict[str, str] | None) -> str | None:
+    """The chat template for plain chats, of those that a tokenizer may have by name."""
+    if not isinstance(template, dict):
+        return template
+    if "default" not in template:
+        raise ValueError(f"none of {', '.join(sorted(template))} is called default")
+    return template["default"]
+
+
+def _dated(template: str, date: str) -> str:
+    """A template that gets this date in place of the day's, so that a run's prompts never change.
+
+    It has a macro in place of transformers' function, for itself and for whoever reads an export.
+    """
+    if "strftime_now" not in template:
+        return template
+    now = datetime.datetime.fromisoformat(date)
+    chain = "".join(f"|replace({kind!r}, {now.strftime(kind)!r})" for kind in _CLOCK)
+    macro = "{%- macro strftime_now(form) -%}{{ form" + chain + " }}{%- endmacro %}{{ '' }}"
+    return macro + template
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
@@ -213,7 +310,10 @@ def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
 
 
 def load_tokenizer(
-    name: str, chat_template: str | None = None, where: str | os.PathLike[str] | None = None
+    name: str,
+    chat_template: str | None = None,
+    where: str | os.PathLike[str] | None = None,
+    date: str = Prompts().date,
 ) -> Tokenizer:
     """Loads a tokenizer by name.
 
@@ -221,21 +321,19 @@ def load_tokenizer(
         name: a key of NAMED, a `.gguf` file, a directory with `tokenizer.json`, or a hub id.
         chat_template: in place of its own.
         where: what holds that template, for messages.
+        date: for a template that prints the day's, as 2024-07-26.
 
     Raises:
         UserError: nothing of that name can be loaded, or it is broken.
     """
     if name in NAMED:
-        return Tokenizer(NAMED[name]())
+        return Tokenizer(NAMED[name](), date)
     hf = gguf.load_tokenizer(name) if name.endswith(".gguf") else _from_files(name)
     hf.chat_template = chat_template or hf.chat_template
     try:
-        tokenizer = Tokenizer(hf)
-        for assistant in (None, "the answer"):
-            tokenizer.chat("the system text", "the question", assistant)
+        return Tokenizer(hf, date)
     except Exception as e:  # a template is a program, which may fail in any way
         raise UserError(f"{where or name}: the chat template cannot be used ({reason(e)})") from e
-    return tokenizer
 
 
 def _from_files(name: str) -> PreTrainedTokenizerFast:

@@ -126,7 +126,8 @@ class Endpoint:
                     self._simplify(said, form)  # some servers fail at a parameter
                 if e.status_code < 500 and e.status_code not in _AGAIN:
                     raise UserError(
-                        f"{self.url}: refuses ({said}); see {_URL} and model, and OPENAI_API_KEY"
+                        f"{shown(self.url)}: refuses ({said}); see {_URL} and model, and "
+                        "OPENAI_API_KEY"
                     ) from e
             except self._errors.APITimeoutError:
                 what, said = "timeout", "no reply in time, config.synthesis.timeout"
@@ -146,7 +147,7 @@ class Endpoint:
         if self._answered:
             raise Failed(f"refused by the endpoint: {said}")
         if form + 1 == len(_FORMS):
-            raise UserError(f"{self.url}: refuses every request ({said})")
+            raise UserError(f"{shown(self.url)}: refuses every request ({said})")
         self._simplify(said, form)
 
     def _simplify(self, said: str, form: int) -> None:
@@ -160,11 +161,11 @@ class Endpoint:
         self._lost += 1
         tries = f"{self._options.retries + 1} tries of a request"
         if not self._answered:
-            raise UserError(f"{self.url}: no answer after {tries} ({what})")
+            raise UserError(f"{shown(self.url)}: no answer after {tries} ({what})")
         if self._lost > 2 * self._options.concurrency:
             raise UserError(
-                f"{self.url}: answers no more, last error: {what}; what is done is kept, run the "
-                "same command again to go on"
+                f"{shown(self.url)}: answers no more, last error: {what}; what is done is kept, "
+                "run the same command again to go on"
             )
         raise Unavailable(what)
 
@@ -184,14 +185,19 @@ def address(options: Synthesis) -> str:
             "OPENAI_BASE_URL"
         )
     if not re.match(r"https?://[^/]", url):
-        raise UserError(f"{_URL}={url!r} must begin with http:// or https://")
+        raise UserError(f"{_URL}={shown(url)!r} must begin with http:// or https://")
     try:
         valid = url.isprintable() and urllib.parse.urlsplit(url).port != 0
     except ValueError:  # of brackets, or the port
         valid = False
     if not valid:
-        raise UserError(f"{_URL}={url!r} is no URL")
+        raise UserError(f"{_URL}={shown(url)!r} is no URL")
     return url.rstrip("/")
+
+
+def shown(url: str) -> str:
+    """A URL for messages: without user and password."""
+    return re.sub(r"(//|^)[^/]*@", r"\1", url)
 
 
 def host(url: str) -> str:

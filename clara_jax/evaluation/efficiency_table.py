@@ -64,7 +64,7 @@ def read(path: str) -> list[Row]:
         return [Row(**row) for row in json.loads(files.read(path))["rows"]]
     except OSError as e:
         raise UserError(f"{path}: {e.strerror}") from e
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise UserError(f"{path}: no table of evaluation.efficiency ({e!r})") from e
 
 

@@ -140,14 +140,14 @@ def of(result_path: str | os.PathLike[str], result: dict[str, Any]) -> list[Line
     path = f"{os.fspath(result_path)}l"
     try:
         text = files.read(path) if files.path(path).exists() else ""
-        found = [json.loads(row) for row in text.splitlines()] or lines(result)
+        found = [json.loads(row) for row in text.split("\n") if row] or lines(result)
         wanted = result.get("questions", len(found))
         if len(found) != wanted:
             raise ValueError(f"{len(found)} lines of {wanted} questions")
         for number, line in enumerate(found, 1):
             _check(line, own(result), number)
         return found
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise UserError(f"{path}: damaged ({e!r}); run --mode=evaluate again") from e
 
 

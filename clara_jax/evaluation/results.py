@@ -145,5 +145,5 @@ def _settings(path: str) -> Any:
     """The settings of an earlier result; none for a file that is damaged."""
     try:
         return json.loads(files.read(path))["settings"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -10,6 +10,8 @@ import shlex
 import shutil
 from collections.abc import Sequence
 
+import huggingface_hub
+
 from clara_jax import config as config_lib
 from clara_jax import files
 from clara_jax.config import Config, with_options
@@ -57,6 +59,8 @@ def run(source: str, workdir: str, base: str | None = None) -> int:
             here = os.path.abspath(base) if os.path.exists(base) else base
             config = with_options(config, {"model.base": here})
         config_lib.save(config, os.path.join(folder, "config.json"))
+        if native.is_native(directory):
+            shutil.copymode(directory / "config.json", os.path.join(folder, "config.json"))
     print(summary(config, names, source, workdir))
     return 0
 
@@ -64,6 +68,11 @@ def run(source: str, workdir: str, base: str | None = None) -> int:
 def _copy(directory: pathlib.Path, folder: str, base: str | None) -> tuple[Config, tuple[str, ...]]:
     """Copies what was exported here and checks it on its base; its config and trees' names."""
     config = config_lib.load(directory / "config.json")
+    # The hub's cache is made of links; another's may lead to files that are not to be copied.
+    roots = directory.resolve(), pathlib.Path(huggingface_hub.constants.HF_HUB_CACHE).resolve()
+    for path in directory.rglob("*"):
+        if path.is_symlink() and not any(path.resolve().is_relative_to(root) for root in roots):
+            raise UserError(f"{path}: is a link to a file elsewhere; put the file itself there")
     shutil.copytree(directory, folder, dirs_exist_ok=True)
     names = native.names(folder)
     if not base and config.model.base == native.OWN_BASE:

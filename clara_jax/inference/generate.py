@@ -187,6 +187,7 @@ def generate(
                 f"{edge}, the length at which this model's rotary frequencies change: ask for at "
                 f"most {edge - length + 1} new tokens, or give a prompt of more than {edge}"
             )
+    _check_memory(model, prompts, max_new_tokens, batch)
     size = model.architecture.vocab_size
     if "head" in trees["added"]:
         size += trees["added"]["head"].shape[1]
@@ -210,6 +211,17 @@ def generate(
             out[i] = Generation(tokens, before_stop(model.tokenizer.decode(tokens), stops))
         report(len(index))
     return out
+
+
+def _check_memory(model: Model, prompts: Sequence[Prompt], max_new_tokens: int, batch: int) -> None:
+    """Refuses prompts or answers whose cache, or scores of the attention, no device could hold."""
+    own, B = model.architecture, rows_for(len(prompts), batch)
+    T = max((len(prompt.tokens) for prompt in prompts), default=0)
+    width = 2 * own.n_layers * own.n_kv_heads * own.head_dim
+    arrays = [jax.ShapeDtypeStruct((B, T + max_new_tokens, width), jnp.dtype(own.dtype))]
+    if own.attention == "xla":
+        arrays.append(jax.ShapeDtypeStruct((B, own.n_heads, T, T), np.float32))
+    sharding.check_memory(arrays, f"a prompt of {T} tokens with {max_new_tokens} new ones")
 
 
 def prompt_batches(

@@ -177,6 +177,10 @@ def _added_tokens(
     if not config.tied_embeddings:
         head, n_head = table(HEAD)
         head_rows = _finite(file, HEAD, head[n_head:])
+    elif HEAD in tensors and not np.array_equal(table(HEAD)[0], embed):
+        raise UserError(
+            f"{path}: {HEAD} differs from {EMBED}, but this base ties both; is it the right base?"
+        )
     added = {"embed": embed_rows[M:], "head": np.ascontiguousarray(head_rows.T)}
     return embed_rows[:M], added
 

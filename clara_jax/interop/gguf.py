@@ -13,7 +13,7 @@ import gguf
 import numpy as np
 import tokenizers
 import transformers
-from tokenizers import decoders, pre_tokenizers
+from tokenizers import decoders, normalizers, pre_tokenizers
 
 from clara_jax.errors import UserError
 from clara_jax.models.config import ModelConfig, RopeScaling
@@ -25,15 +25,40 @@ _ARCHITECTURE = "llama"
 # Divisors of the rotary frequencies, which stand for the llama3 scaling.
 _ROPE_FACTORS = "rope_freqs.weight"
 
-# Pre-tokenizers by the name that llama.cpp gives them.
-_PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
-    "smollm": lambda: pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    ),
+_DIGITS = pre_tokenizers.Digits(individual_digits=True)
+
+
+def _split(digits: str) -> pre_tokenizers.PreTokenizer:
+    """Splits as GPT-4 and its heirs do, with so many digits together."""
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+        + digits
+        + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    return pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
+
+
+# What splits a text before it is a text of bytes, by the name that llama.cpp gives it; `True` also
+# has GPT-2's split.
+_PRE_TOKENIZERS: dict[str, tuple[pre_tokenizers.PreTokenizer | None, bool]] = {
+    "smollm": (_DIGITS, True),
+    "llama-bpe": (_split(r"\p{N}{1,3}"), False),
+    "qwen2": (_split(r"\p{N}"), False),
+    "gpt-2": (None, True),
 }
+_WAY_OUT = "set config.model.tokenizer to a directory with its tokenizer.json"
+_BLANK = "▁"  # stands for one in SentencePiece's tokens
+
+_MOST_ITEMS = 2**22  # of an array: more than any vocabulary has
+_DAMAGED = (
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+)
 
 _ROLES = {
     "bos_token": "tokenizer.ggml.bos_token_id",
@@ -98,29 +123,30 @@ def load_tokenizer(path: str | os.PathLike[str]) -> transformers.PreTrainedToken
     """
     metadata, _ = _open(path)
     model, pre = metadata("tokenizer.ggml.model"), metadata("tokenizer.ggml.pre")
-    if model != "gpt2":
-        raise UserError(f"{path}: tokenizer model {model!r} is not supported; supported: gpt2")
-    if pre not in _PRE_TOKENIZERS:
+    if model not in ("gpt2", "llama"):
         raise UserError(
-            f"{path}: pre-tokenizer {pre!r} is not supported; "
-            f"supported: {', '.join(_PRE_TOKENIZERS)}"
+            f"{path}: tokenizer model {model!r} is not supported, only gpt2 and llama; {_WAY_OUT}"
+        )
+    if model == "gpt2" and pre not in _PRE_TOKENIZERS:
+        raise UserError(
+            f"{path}: pre-tokenizer {pre!r} is not supported, only "
+            f"{', '.join(_PRE_TOKENIZERS)}; {_WAY_OUT}"
         )
     tokens, merges = metadata("tokenizer.ggml.tokens"), metadata("tokenizer.ggml.merges")
-    types = metadata("tokenizer.ggml.token_type")
-    if not tokens or not merges or not types or len(types) != len(tokens):
-        raise UserError(f"{path}: tokens, token types or merges of the tokenizer are missing")
+    types, scores = metadata("tokenizer.ggml.token_type"), metadata("tokenizer.ggml.scores")
+    needed = merges if model == "gpt2" else scores and len(scores) == len(tokens or ())
+    if not tokens or not needed or not types or len(types) != len(tokens):
+        raise UserError(f"{path}: tokens, token types, merges or scores of it are missing")
     roles = {role: metadata(key) for role, key in _ROLES.items() if metadata(key) is not None}
     try:
-        bpe = tokenizers.models.BPE(
-            vocab={token: i for i, token in enumerate(tokens)},
-            merges=[tuple(merge.split(" ", 1)) for merge in merges],
-        )
+        if model == "gpt2":
+            tokenizer = _byte_level(tokens, merges, *_PRE_TOKENIZERS[pre])
+        else:
+            has_blank = metadata("tokenizer.ggml.add_space_prefix", True)
+            tokenizer = _sentence_piece(tokens, scores, roles.get("unk_token"), has_blank)
         roles = {role: tokens[i] for role, i in roles.items()}
     except Exception as e:  # the library raises no narrower class
         raise UserError(f"{path}: inconsistent tokenizer metadata ({e})") from e
-    tokenizer = tokenizers.Tokenizer(bpe)
-    tokenizer.pre_tokenizer = _PRE_TOKENIZERS[pre]()
-    tokenizer.decoder = decoders.ByteLevel()
     for token, kind in zip(tokens, types, strict=True):
         if kind == gguf.TokenType.CONTROL:
             tokenizer.add_special_tokens([tokenizers.AddedToken(token, normalized=False)])
@@ -133,6 +159,60 @@ def load_tokenizer(path: str | os.PathLike[str]) -> transformers.PreTrainedToken
         model_max_length=metadata(f"{_ARCHITECTURE}.context_length"),
         **roles,
     )
+
+
+def _byte_level(
+    tokens: list[str],
+    merges: list[str],
+    split: pre_tokenizers.PreTokenizer | None,
+    use_regex: bool,
+) -> tokenizers.Tokenizer:
+    """A tokenizer of GPT-2's kind."""
+    pairs = [tuple(merge.split(" ", 1)) for merge in merges]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    # Llama 3 takes a word that is a token whole, whatever its merges.
+    whole = not use_regex
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=whole)
+    )
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*filter(None, [split]), level])
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _sentence_piece(
+    tokens: list[str], scores: list[float], unknown: int | None, has_blank: bool
+) -> tokenizers.Tokenizer:
+    """A tokenizer of SentencePiece's kind (Llama 2, Mistral), whose merges follow from its scores.
+
+    Args:
+        tokens: all of them.
+        scores: of the tokens: the best possible pair is joined first.
+        unknown: id of the unknown token.
+        has_blank: whether a blank is put before a text.
+    """
+    ids = {token: i for i, token in enumerate(tokens)}
+    pairs = [
+        (-score, ids[left], ids[right], left, right)
+        for token, score in zip(tokens, scores, strict=True)
+        for left, right in ((token[:i], token[i:]) for i in range(1, len(token)))
+        if left in ids and right in ids
+    ]
+    model = tokenizers.models.BPE(
+        vocab=ids,
+        merges=[pair[3:] for pair in sorted(pairs)],
+        unk_token=None if unknown is None else tokens[unknown],
+        fuse_unk=True,
+        byte_fallback=True,
+    )
+    tokenizer = tokenizers.Tokenizer(model)
+    blanks = normalizers.Replace(" ", _BLANK)
+    before = [normalizers.Prepend(_BLANK)] if has_blank else []
+    tokenizer.normalizer = normalizers.Sequence([*before, blanks])
+    parts = [decoders.Replace(_BLANK, " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence(parts + [decoders.Strip(" ", 1, 0)] * has_blank)
+    return tokenizer
 
 
 class Tensors:
@@ -185,11 +265,22 @@ def _rope_scaling(
     return scaling
 
 
+class _Reader(gguf.GGUFReader):
+    """A reader that refuses arrays which cannot be in the file, and would be read without end."""
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+        if raw_type == gguf.GGUFValueType.ARRAY:
+            length = int(self._get(orig_offs + 4, np.uint64)[0])
+            if length > min(_MOST_ITEMS, len(self.data) - orig_offs):
+                raise ValueError(f"an array of {length} items")
+        return super()._get_field_parts(orig_offs, raw_type)
+
+
 @functools.lru_cache(maxsize=1)
 def _reader(path: str, modified: int) -> gguf.GGUFReader:
     """Parses a file; kept, for that takes seconds and config, weights and tokenizer all need it."""
     del modified  # only tells a new file of the same name from the old one
-    return gguf.GGUFReader(path)
+    return _Reader(path)
 
 
 def _open(path: str | os.PathLike[str]) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -198,7 +289,7 @@ def _open(path: str | os.PathLike[str]) -> tuple[Callable[..., Any], dict[str, A
         reader = _reader(str(path), os.stat(path).st_mtime_ns)
     except OSError as e:
         raise UserError(f"{path}: cannot be opened ({e.strerror})") from e
-    except (ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError) as e:
+    except _DAMAGED as e:
         raise UserError(f"{path}: not a readable GGUF file ({e})") from e
 
     def metadata(key: str, default: Any = None) -> Any:

@@ -10,7 +10,9 @@ import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy, which safetensor
 import numpy as np
 import safetensors
 import safetensors.numpy
+from absl import logging
 
+from clara_jax import files
 from clara_jax.errors import UserError
 from clara_jax.interop.hf_config import read_json
 from clara_jax.models.config import ModelConfig
@@ -62,11 +64,13 @@ class Safetensors:
         self.where = str(directory)
         self._files = {}
         self.shapes = {}
+        head = None
         for file in _files(directory):
             for name, view in _open(file).items():
                 if name.endswith("rotary_emb.inv_freq"):
                     continue
                 if name == "lm_head.weight" and config.tied_embeddings:
+                    head = view
                     continue  # a copy of the embedding
                 if name in self.shapes:
                     raise UserError(f"{file}: tensor {name} is also in {self._files[name][0]}")
@@ -77,6 +81,12 @@ class Safetensors:
                     )
                 self._files[name] = (file, view)
                 self.shapes[name] = tuple(view.get_shape())
+        _, embedding = self._files.get("model.embed_tokens.weight", (None, None))
+        if head is not None and embedding is not None and not _same(head, embedding):
+            raise UserError(
+                f"{directory}: lm_head.weight differs from the embedding, though config.json says "
+                "that they are tied; set tie_word_embeddings to false there"
+            )
 
     @property
     def is_bfloat16(self) -> bool:
@@ -101,17 +111,31 @@ def save(
     """
     try:
         safetensors.numpy.save_file(arrays, path, metadata or {"format": "pt"})
+        os.chmod(path, 0o666 & ~files.UMASK)  # safetensors lets nobody else read
     except (safetensors.SafetensorError, OSError) as e:
         raise UserError(f"{path}: cannot be written ({e})") from e
 
 
+def _same(first: Any, second: Any) -> bool:
+    """Whether two matrices in files hold the same numbers."""
+    rows, width = first.get_shape()
+    if [rows, width] != list(second.get_shape()):
+        return False
+    step = max(1, 2**24 // width)
+    parts = (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+    return all(np.array_equal(first[part], second[part]) for part in parts)
+
+
 def _files(directory: pathlib.Path) -> list[pathlib.Path]:
-    if (directory / INDEX).is_file():
+    single = (directory / SINGLE).is_file()
+    if single and (directory / INDEX).is_file():  # as transformers does
+        logging.warning("%s: %s is read, not the files of %s beside it", directory, SINGLE, INDEX)
+    if not single and (directory / INDEX).is_file():
         weight_map = read_json(directory / INDEX).get("weight_map")
         if not isinstance(weight_map, dict):
             raise UserError(f"{directory / INDEX}: has no weight_map")
         names = sorted({str(name) for name in weight_map.values()})
-    elif (directory / SINGLE).is_file():
+    elif single:
         names = [SINGLE]
     else:
         raise UserError(

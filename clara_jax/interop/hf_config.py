@@ -226,6 +226,11 @@ def _rope(
     rope = data.get("rope_scaling") or data.get("rope_parameters") or {}
     if not isinstance(rope, dict):
         raise UserError(f"{path}: rope_parameters or rope_scaling is {rope!r}, not an object")
+    if groups := [group for group in rope.values() if isinstance(group, dict)]:  # by layer type
+        used = [rope[kind] for kind in data.get("layer_types") or () if kind in rope] or groups
+        if any(group != used[0] for group in used):
+            raise UserError(f"{path}: rotary settings that differ between layers are not supported")
+        rope = used[0]
 
     def get(key: str, default: Any = None) -> Any:
         return rope.get(key, data.get(key, default))

@@ -5,9 +5,11 @@ is read by an unpickler that knows a few harmless names and refuses every other 
 names build is plain descriptions, which are checked before any byte of a storage is looked at.
 """
 
+import io
 import math
 import os
 import pickle
+import pickletools
 import struct
 import types
 import zipfile
@@ -26,8 +28,9 @@ DTYPES = {
     "BFloat16Storage": ml_dtypes.bfloat16,
 }
 
-_PICKLE_BYTES = 2**26
+_PICKLE_BYTES = 2**24
 _DIMENSIONS = 8  # more than any weight has
+_NESTED = 8  # more than the tuples of a tensor are
 
 _LOCAL_HEADER = struct.Struct("<26xHH")  # lengths of the name and of the extra field
 _LOCAL_HEADER_BYTES = 30
@@ -73,10 +76,11 @@ class TorchFile:
                 if self._entries[pickles[0]].file_size > _PICKLE_BYTES:
                     raise UserError(f"{path}: its data.pkl is too large to be of tensors' names")
                 byteorder = self._prefix + "byteorder"
-                if byteorder in self._entries and archive.read(byteorder) != b"little":
+                if byteorder in self._entries and _start_of(archive, byteorder) != b"little":
                     raise UserError(f"{path}: was saved on a big-endian machine")
-                with archive.open(pickles[0]) as f:
-                    self.content = _Unpickler(f).load()
+                content = archive.read(pickles[0])
+                _check_tuples(content)
+                self.content = _Unpickler(io.BytesIO(content)).load()
             self._bytes = np.memmap(path, mode="r")
         except UserError:
             raise
@@ -126,7 +130,7 @@ class TorchFile:
             or not all(type(n) is int and 0 <= n < 2**48 for n in numbers)
             or math.prod(n or 1 for n in tensor.shape) >= 2**48
         ):
-            raise UserError(f"{where}: bad shape {tensor.shape} or strides {tensor.strides}")
+            raise UserError(f"{where}: bad shape or strides")
         if 0 in tensor.shape:
             return np.zeros(tensor.shape, dtype)
         last = tensor.offset + sum(
@@ -157,6 +161,39 @@ class TorchFile:
         return start
 
 
+def _start_of(archive: zipfile.ZipFile, name: str) -> bytes:
+    """A few bytes of an entry, which may unpack to gigabytes."""
+    with archive.open(name) as f:
+        return f.read(16)
+
+
+def _check_tuples(content: bytes) -> None:
+    """Refuses a pickle whose tuples hold tuples, and these others, again and again.
+
+    To hash or print them takes for ever, or ends the process. `torch.save` nests a few, and takes
+    none twice.
+    """
+    depths: list[int | None] = []  # of the stack's tuples, 0 of all else, None for a mark
+    memo: dict[int, int] = {}
+    for op, number, _ in pickletools.genops(content):
+        if op.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            memo[len(memo) if number is None else int(number)] = depths[-1] or 0
+            continue
+        taken, below = [], [kind for kind in op.stack_before if kind is not pickletools.stackslice]
+        while below:
+            if below.pop() is pickletools.markobject:
+                while (depth := depths.pop()) is not None:
+                    taken.append(depth)
+            else:
+                taken.append(depths.pop() or 0)
+        depth = memo.get(int(number), 0) if op.name.endswith("GET") else 0
+        if "TUPLE" in op.name:
+            depth = 1 + max(taken, default=0)
+        if op.name == "DUP" or depth > _NESTED or (depth and op.name.endswith("GET")):
+            raise pickle.UnpicklingError(f"refused: {op.name} makes what plain tensors do not need")
+        depths += [None if kind is pickletools.markobject else depth for kind in op.stack_after]
+
+
 class _RebuildTensor:
     """Stands for torch's function of that name; without attributes that a pickle could set."""
 
@@ -165,6 +202,8 @@ class _RebuildTensor:
     def __call__(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
         if type(storage) is not _Storage:
             raise pickle.UnpicklingError("a tensor without a storage")
+        if not all(type(n) is int for n in (offset, *shape, *strides)):
+            raise pickle.UnpicklingError("a tensor whose shape is not of whole numbers")
         return Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
@@ -209,5 +248,5 @@ class _Unpickler(pickle.Unpickler):
         """Gives the description of a storage."""
         tag, kind, key, _location, _n = pid
         if tag != "storage" or kind not in DTYPES or not isinstance(key, str):
-            raise pickle.UnpicklingError(f"unknown storage {pid!r}")
+            raise pickle.UnpicklingError("a storage of an unknown kind")
         return _Storage(kind, key)

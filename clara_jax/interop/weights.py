@@ -7,6 +7,7 @@ transposing and stacking of layers are decided here, by the names of interop/nam
 import dataclasses
 import functools
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -67,7 +68,7 @@ def load(
         The `params` tree of the decoder in `config.param_dtype`.
 
     Raises:
-        UserError: a tensor is unknown, missing, mis-shaped or unreadable.
+        UserError: a tensor is unknown, missing, mis-shaped, unreadable or holds no finite numbers.
     """
     _check(checkpoint, config)
     single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -92,7 +93,30 @@ def load(
         else:
             made = jax.block_until_ready(jax.jit(convert, out_shardings=shardings)(put()))
         tree |= {f"{name}/{key}": array for key, array in made.items()}
-    return flax.traverse_util.unflatten_dict(tree, sep="/")
+    tree = flax.traverse_util.unflatten_dict(tree, sep="/")
+    check_finite(tree, checkpoint.where)
+    return tree
+
+
+def check_finite(tree: Any, where: str | os.PathLike[str]) -> None:
+    """Checks weights that were read, on the devices that hold them.
+
+    Args:
+        tree: of arrays.
+        where: they come from, for the message.
+
+    Raises:
+        UserError: a number is infinite or none (NaN).
+    """
+    for path, good in jax.tree.leaves_with_path(jax.device_get(_are_finite(tree))):
+        if not good:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise UserError(f"{where}: {name} holds NaN or infinite numbers; is it damaged?")
+
+
+@jax.jit
+def _are_finite(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
 
 
 @dataclasses.dataclass(frozen=True)

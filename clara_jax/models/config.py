@@ -53,6 +53,9 @@ def is_remat(remat: str) -> bool:
     return remat in ("none", "dots", "full") or set(remat.split(",")) <= set(LINEAR_NAMES)
 
 
+_SIZES = ("vocab_size", "d_model", "d_ff", "n_heads", "n_kv_heads", "head_dim")
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Architecture of one decoder, and how it is computed.
@@ -85,6 +88,9 @@ class ModelConfig:
     attention: Literal["xla", "splash", "cudnn"] = "xla"  # models/attention.py
 
     def __post_init__(self) -> None:
+        for name, most in (*dict.fromkeys(_SIZES, 2**24).items(), ("n_layers", 10**4)):
+            if not 0 < getattr(self, name) <= most:
+                raise ValueError(f"{name} {getattr(self, name)} is not from 1 to {most}")
         if self.n_heads % self.n_kv_heads:
             raise ValueError(
                 f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}"
@@ -135,9 +141,9 @@ class LoraConfig:
         unknown = set(self.targets) - set(LINEAR_NAMES)
         if unknown:
             raise ValueError(f"unknown LoRA targets {sorted(unknown)}; known: {LINEAR_NAMES}")
-        if self.rank < 1 or not 0 <= self.dropout < 1:
+        if not 1 <= self.rank <= 2**16 or not 0 <= self.dropout < 1:
             raise ValueError(
-                f"LoRA rank {self.rank} must be >= 1, dropout {self.dropout} in [0, 1)"
+                f"LoRA rank {self.rank} must be from 1 to {2**16}, dropout {self.dropout} in [0, 1)"
             )
 
     @property

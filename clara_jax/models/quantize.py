@@ -18,7 +18,8 @@ def quantize(kernel: jax.Array) -> dict[str, jax.Array]:
     """
     # In the kernel's own dtype: a float32 copy would be used twice, and so be held as a whole.
     largest = jnp.maximum(kernel.max(-2), -kernel.min(-2)).astype(jnp.float32)
-    scale = jnp.where(largest > 0, largest / 127, 1.0).astype(jnp.bfloat16).astype(jnp.float32)
+    # Zeros have the scale 1; NaN stays what it is, for whoever checks the scales.
+    scale = jnp.where(largest == 0, 1.0, largest / 127).astype(jnp.bfloat16).astype(jnp.float32)
     steps = jnp.clip(jnp.round(kernel.astype(jnp.float32) / scale[..., None, :]), -127, 127)
     return {"kernel": steps.astype(jnp.int8), "scale": scale}
 

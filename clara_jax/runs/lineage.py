@@ -100,5 +100,5 @@ def read_origins(workdir: str) -> dict[str, int]:
     try:
         origins = json.loads(files.read(path))
         return {str(name): int(step) for name, step in origins.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as e:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as e:
         raise UserError(f"{path}: damaged ({e}); restore it from a copy") from e

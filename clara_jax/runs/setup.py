@@ -109,7 +109,7 @@ def create(
             "weights config.model.tokenizer: no tokenizer is known"
         )
     architecture = weights.model_config(config, sharding.layout(mesh).platform)
-    tokenizer = load_tokenizer(name)
+    tokenizer = load_tokenizer(name, date=config.prompts.date)
     if tokenizer.size > architecture.vocab_size:
         raise UserError(
             f"the tokenizer {name} has {tokenizer.size} tokens, the model only "

@@ -15,7 +15,7 @@ from clara_jax.interop import base as base_lib
 from clara_jax.models import clara
 from clara_jax.models.clara import Trees
 from clara_jax.models.config import PRESETS, ModelConfig
-from clara_jax.models.decoder import init_params
+from clara_jax.models.decoder import abstract_params, init_params
 from clara_jax.models.lora import init_adapter
 from clara_jax.stages import ADAPTERS
 
@@ -76,6 +76,7 @@ def load_base(
         seed: of the draw.
         parts: the only ones wanted, such as `embed` and `head`; all if none is named.
     """
+    sharding.check_memory(abstract_params(model), f"the model {config.model.base or 'drawn'}")
     if config.model.base:
         return base_lib.load_params(
             config.model.base,

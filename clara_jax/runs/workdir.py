@@ -17,7 +17,7 @@ def read_metrics(workdir: str) -> list[dict[str, Any]]:
     """
     path = os.path.join(workdir, "metrics.jsonl")
     try:
-        rows = files.read(path).splitlines()
+        rows = files.read(path).split("\n")
     except OSError as e:
         raise UserError(f"{path}: {e.strerror}; is this the workdir of a training run?") from e
     lines = []
@@ -27,7 +27,7 @@ def read_metrics(workdir: str) -> list[dict[str, Any]]:
             if not all(isinstance(value, int | float) for value in (line["step"], *line.values())):
                 raise ValueError("a value is no number")
             lines.append(line)
-        except (ValueError, TypeError, KeyError) as e:
+        except (ValueError, TypeError, KeyError, RecursionError) as e:
             if number < len(rows):  # a kill may have cut the last one
                 raise UserError(f"{path}:{number}: not a JSON object ({e})") from e
     if not lines:
@@ -56,7 +56,7 @@ def read_evaluation(path: str) -> dict[str, Any]:
         if not isinstance(result["conditions"], dict) or not result["predictions"]:
             raise ValueError("no conditions or predictions")
         return result
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
         raise UserError(f"{path}: no result ({e!r}); run --mode=evaluate again") from e
 
 

@@ -146,8 +146,10 @@ class LiveReply:
         )
 
 
-async def until_gone(request: Request, work: Awaitable, job: Job, deadline: float) -> Any:
-    """The result of work that ends where the client leaves.
+async def until_gone(
+    request: Request, work: Awaitable, job: Job, deadline: float | None = None
+) -> Any:
+    """The result of work that ends where the client leaves; without a deadline however late.
 
     Raises:
         Exception: the work failed or took too long, or the client has gone (see STATUS).
@@ -155,7 +157,9 @@ async def until_gone(request: Request, work: Awaitable, job: Job, deadline: floa
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
     try:
         await asyncio.wait(
-            (task, gone), return_when=asyncio.FIRST_COMPLETED, timeout=deadline + 2 * _GRACE
+            (task, gone),
+            return_when=asyncio.FIRST_COMPLETED,
+            timeout=None if deadline is None else deadline + 2 * _GRACE,
         )
         if task.done():
             return task.result()
@@ -168,10 +172,14 @@ async def until_gone(request: Request, work: Awaitable, job: Job, deadline: floa
 
 
 async def until_done(request: Request, service: Service, call: Callable[[], Any]) -> Any:
-    """What a call on the service's worker returns; errors as in `until_gone`."""
+    """What a call on the service's worker returns; errors as in `until_gone`.
+
+    The deadline holds until it begins: then its end is waited for, or a client would be told of a
+    failure though all was done.
+    """
     work = service.do(call)
     future = asyncio.wrap_future(work.future)
-    return await until_gone(request, future, work, service.options.deadline)
+    return await until_gone(request, future, work)
 
 
 async def _gone(request: Request) -> None:

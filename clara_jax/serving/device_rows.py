@@ -36,7 +36,9 @@ class DeviceRows:
         self.capacity, self._read, self._count = capacity, read, count
         M, D = len(model.extra.memory), model.architecture.d_model
         dtype, whole = jnp.dtype(model.architecture.dtype), sharding.replicated(model.mesh)
-        make = jax.jit(lambda: jnp.zeros((capacity, M, D), dtype), out_shardings=whole)
+        table = jax.ShapeDtypeStruct((capacity, M, D), dtype)
+        sharding.check_memory(table, f"config.serve.cached={capacity}")
+        make = jax.jit(lambda: jnp.zeros(table.shape, dtype), out_shardings=whole)
         self.table_RMD = make()
         self._write = jax.jit(
             lambda table, places, rows: table.at[places].set(rows.astype(dtype), mode="drop"),

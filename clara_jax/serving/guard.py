@@ -8,6 +8,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
+from clara_jax.config import Serve
 from clara_jax.serving.metrics import Metrics
 
 Message = dict[str, Any]
@@ -28,19 +29,22 @@ class Guard:
         app: the application.
         metrics: of the server.
         token: bearer token that requests need, or None.
-        body: most bytes of a request.
-        host: that the server listens on.
+        options: of the server.
 
     Attributes:
+        most: requests that are served at the same time; more get 503.
         active: addresses of the clients whose requests are served now.
+        reading: addresses of those whose requests are still arriving.
         draining: new requests are refused.
     """
 
-    def __init__(self, app: Any, metrics: Metrics, token: str | None, body: int, host: str):
-        self._app, self._metrics, self._token, self._body = app, metrics, token, body
-        self._local = host in _LOCAL
+    def __init__(self, app: Any, metrics: Metrics, token: str | None, options: Serve):
+        self._app, self._metrics, self._token, self._body = app, metrics, token, options.body
+        self._local = options.host in _LOCAL
         self.draining = False
+        self.most = 4 * (options.queue + options.slots) + 100
         self.active: list[Any] = []
+        self.reading: list[Any] = []
 
     async def __call__(self, scope: Message, receive: Callable, send: Callable) -> None:
         """Serves one request."""
@@ -55,17 +59,22 @@ class Guard:
                 status = message["status"]
             await send(message)
 
-        self.active.append(client)
         try:
             refused = self._refuse(scope)
             if refused is None:
-                receive, refused = await self._read(scope, receive)
+                self.reading.append(client)
+                try:
+                    receive, refused = await self._read(scope, receive)
+                finally:
+                    self.reading.remove(client)
+            self.active.append(client)
             if refused is not None:
                 await _refusal(*refused)(scope, receive, counted)
             else:
                 await self._app(scope, receive, counted)
         finally:
-            self.active.remove(client)
+            if client in self.active:  # unless it was cancelled before
+                self.active.remove(client)
             route = scope.get("route")  # names of our own only: others' would fill the memory
             path = getattr(route, "path", "other")
             self._metrics.requests.labels(path, str(status)).inc()
@@ -85,6 +94,18 @@ class Guard:
                 return 401, "a bearer token is needed: Authorization: Bearer …"
         if self.draining and scope["path"] != "/metrics":
             return 503, "the server is stopping"
+        if len(self.active) >= self.most:
+            return 503, f"{self.most} requests are served already"
+        if scope["method"] in ("GET", "HEAD"):
+            return None
+        # Without a token a browser would let the page of any site change the store.
+        origin = headers.get(b"origin")
+        if self._token is None and origin and origin.partition(b"://")[2] != headers.get(b"host"):
+            return 403, "the page of another site may not ask this server"
+        kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        has_body = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
+        if has_body and kind != b"application/json":
+            return 415, "Content-Type must be application/json"
         return None
 
     async def _read(

@@ -1,7 +1,7 @@
 """The documents that the server answers from: a store, its search, and how both change."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,11 @@ class LiveCorpus:
         store.check(model, trees)
         self._search = Search(store, config.search, model.mesh, model.config.select.score)
 
+    @property
+    def path(self) -> str:
+        """Of the store."""
+        return self._search.store.path
+
     def __len__(self) -> int:
         """Documents, or pieces of long ones."""
         return int(self._search.store.alive_R.sum())
@@ -52,8 +57,9 @@ class LiveCorpus:
     def warm_up(self) -> None:
         """Compiles the scores of all numbers of candidates; the first searches do the rest."""
         M, D = len(self._model.extra.memory), self._model.architecture.d_model
+        most = min(self._search.options.candidates, 2 * self._search.store.rows)
         count = 1
-        while count < 2 * self._search.options.candidates:
+        while count < 2 * most:
             memories = np.zeros((count, M, D), np.float32)
             score = self._model.config.select.score
             rank.best(rank.scores(memories[0], memories, score), MOST)
@@ -77,14 +83,21 @@ class LiveCorpus:
         """Texts of rows."""
         return self._search.store.documents(rows)
 
-    def add(self, documents: Sequence[dict[str, Any]]) -> None:
+    def add(
+        self,
+        documents: Sequence[dict[str, Any]],
+        report: Callable[[int], None] = lambda documents: None,
+    ) -> None:
         """Compresses documents and appends them; those that are there already are left out.
+
+        `report` is called after each batch, and may search meanwhile.
 
         Raises:
             UserError: another document has that id, or another process changes the store.
         """
         path = self._path()
-        self._search.refresh(write.add(path, self._model, self._trees, documents, self._options))
+        store = write.add(path, self._model, self._trees, documents, self._options, report)
+        self._search.refresh(store)
 
     def delete(self, ids: Sequence[str]) -> None:
         """Takes documents out.

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from clara_jax.errors import UserError
@@ -31,9 +32,11 @@ _SECURITY = {
 _ERRORS = {
     400: "not JSON",
     401: "no token",
+    403: "the page of another site asks",
     408: "the request took too long",
     409: "the store is empty, or changed by another process",
     413: "the request is too large",
+    415: "the body is not application/json",
     422: "the request is wrong",
     429: "the queue is full; see Retry-After",
     500: "the server failed",
@@ -60,7 +63,7 @@ def make_app(service: Service, token: str | None = None) -> tuple[FastAPI, Guard
             **dict.fromkeys(STATUS, _failed),
         },
     )
-    guard = Guard(app, service.metrics, token, service.options.body, service.options.host)
+    guard = Guard(app, service.metrics, token, service.options)
     page = _PAGE.read_text(encoding="utf-8")
     most = service.options.max_new_tokens
 
@@ -100,9 +103,11 @@ def make_app(service: Service, token: str | None = None) -> tuple[FastAPI, Guard
     async def completions(body: schemas.Chat, request: Request) -> Any:
         """OpenAI's chat completions; the last message of the user is the question."""
         try:
-            search = schemas.Search(question=body.question().strip())
+            search = schemas.Search(question=body.question())
+        except ValidationError as e:  # such as halves of characters
+            raise UserError("the last message of the user is no text") from e
         except ValueError as e:
-            raise UserError("the last message of the user is no question") from e
+            raise UserError(str(e)) from e
         reply = LiveReply(service, search, body.options(most))
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
@@ -119,7 +124,11 @@ def make_app(service: Service, token: str | None = None) -> tuple[FastAPI, Guard
     async def compress(body: schemas.Compress, request: Request) -> schemas.Compressed:
         """Memories of texts."""
         compressed: Compressed = await until_done(
-            request, service, lambda: compress_texts(service.model, service.trees, body.documents)
+            request,
+            service,
+            lambda: compress_texts(
+                service.model, service.trees, body.documents, service.let_questions_pass
+            ),
         )
         # Thousands of numbers: not on the event loop.
         memories = await asyncio.to_thread(compressed.memories.tolist)
@@ -129,7 +138,9 @@ def make_app(service: Service, token: str | None = None) -> tuple[FastAPI, Guard
     async def add(body: schemas.Add, request: Request) -> schemas.Changed:
         """Compresses documents into the store."""
         documents = [document.model_dump() for document in body.documents]
-        await until_done(request, service, lambda: service.corpus.add(documents))
+        await until_done(
+            request, service, lambda: service.corpus.add(documents, service.let_questions_pass)
+        )
         return schemas.Changed(documents=len(service.corpus))
 
     @app.delete("/v1/documents")

@@ -24,6 +24,7 @@ from clara_jax.config import Config, Serve
 from clara_jax.corpus import locks
 from clara_jax.errors import UserError
 from clara_jax.runs.load import load_setup
+from clara_jax.serving.guard import Guard
 from clara_jax.serving.live_corpus import LiveCorpus
 from clara_jax.serving.routes import make_app
 from clara_jax.serving.service import Service
@@ -33,6 +34,7 @@ FAILED = 1  # exit code where a thread of the server has failed
 _LOOK = 0.1  # seconds between looks whether all is done
 _IDLE_SECONDS = 20.0  # for a client to send the head of a request, or to read on
 
+_DRAIN_SECONDS = 5.0  # after the deadline of requests, until a server that drains ends anyway
 _UNREAD = 2**16  # bytes that wait to be sent, from which on a client is taken not to read
 
 
@@ -87,14 +89,22 @@ def read_token(options: Serve) -> str | None:
 
 
 class _Connection(AutoHTTPProtocol):
-    """A connection that is entered, by its client's address, among the transports that are open."""
+    """A connection that is entered, by its client's address, among the transports that are open.
 
-    def __init__(self, wires: dict[Any, asyncio.Transport], **options: Any):
+    Where there are too many, the oldest without a request in work makes room.
+    """
+
+    def __init__(self, wires: dict[Any, asyncio.Transport], guard: Guard, **options: Any):
         super().__init__(**options)
-        self._wires = wires
+        self._wires, self._guard = wires, guard
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         self._peer = transport.get_extra_info("peername")[:2]
+        if len(self._wires) >= self._guard.most:
+            active = set(self._guard.active)
+            oldest = next((wire for peer, wire in self._wires.items() if peer not in active), None)
+            if oldest is not None:
+                oldest.abort()
         self._wires[self._peer] = transport
         super().connection_made(transport)
 
@@ -123,14 +133,12 @@ class Server(uvicorn.Server):
                 self.guard,
                 host=options.host,
                 port=options.port,
-                http=functools.partial(_Connection, self._wires),
+                http=functools.partial(_Connection, self._wires, self.guard),
                 log_level="warning",
                 lifespan="on",
                 server_header=False,
                 proxy_headers=False,  # a connection is known by its own address
                 timeout_keep_alive=10,
-                # Connections beyond what can be in work; uvicorn itself answers them with 503.
-                limit_concurrency=4 * (options.queue + options.slots) + 100,
                 timeout_graceful_shutdown=10,
             )
         )
@@ -170,6 +178,7 @@ class Server(uvicorn.Server):
         if self.guard.draining:
             self.should_exit = self.force_exit = True
         self.guard.draining = True
+        self._drained = time.monotonic() + self._service.options.deadline + _DRAIN_SECONDS
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Any) -> AsyncIterator[None]:
@@ -184,13 +193,22 @@ class Server(uvicorn.Server):
             await asyncio.sleep(_LOOK)
             if self._service.broken:
                 self.failed = self.should_exit = True
-            elif self.guard.draining and not self.guard.active:
-                self.should_exit = True
+            elif self.guard.draining:
+                late = time.monotonic() > self._drained
+                if late or not self.guard.active:
+                    self.should_exit = True
+                    for client in self.guard.reading:  # what is still arriving is not waited for
+                        if client in self._wires:
+                            self._wires[client].abort()
             self._close_idle()
 
     def _close_idle(self) -> None:
         """Closes connections whose client neither asks nor reads: there is a limit of them."""
-        now, before, active = time.monotonic(), self._idle, set(self.guard.active)
+        now, before, active = (
+            time.monotonic(),
+            self._idle,
+            {*self.guard.active, *self.guard.reading},
+        )
         self._idle = {
             wire: before.get(wire, now)
             for client, wire in self._wires.items()

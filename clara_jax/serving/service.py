@@ -130,6 +130,22 @@ class Service:
 
     # --- The worker ---
 
+    def let_questions_pass(self, *unused: Any) -> None:
+        """Answers questions that wait while a long piece of work, which calls this, goes on.
+
+        Raises:
+            Broken: the server closes.
+        """
+        if self._closed:
+            raise Broken("the server has ended")
+        with self._changed:
+            questions = [job for job in self._jobs if isinstance(job, Question)][:TOGETHER]
+            for job in questions:
+                self._jobs.remove(job)
+        live = [job for job in questions if not self._dropped(job)]
+        if live:
+            self._search(live)
+
     def _run(self) -> None:
         while jobs := self._next():
             live = [job for job in jobs if not self._dropped(job)]
@@ -168,14 +184,14 @@ class Service:
             self.metrics.documents.set(len(self.corpus))
             job.future.set_result(result)
         except Exception as e:
-            job.on_end(_reported(e))
+            job.on_end(self._reported(e))
 
     def _search(self, jobs: Sequence[Question]) -> None:
         """Finds the documents of questions, and hands those to be answered to the batcher."""
         try:
             queries_nMD, hits = self._find([job.text for job in jobs])
         except Exception as e:
-            error = _reported(e)
+            error = self._reported(e)
             for job in jobs:
                 self._one_less()
                 job.on_end(error)
@@ -185,7 +201,7 @@ class Service:
             try:
                 self._prepare(job, query_MD, its_hits[: job.top_k])
             except Exception as e:
-                error = _reported(e)
+                error = self._reported(e)
             if error is None and job.options is not None:
                 self.batcher.submit(job)  # there it still waits
             else:
@@ -231,10 +247,12 @@ class Service:
         lens.words(self.model, self.trees, queries_nMD[:1])
         self._slots.warm_up(self._rows.table_RMD)
 
-
-def _reported(error: Exception) -> Exception:
-    """What is reported of an error: a user's mistake as it is, ours in the log alone."""
-    if isinstance(error, UserError) and not isinstance(error, Damaged):
-        return error
-    logging.error("a job of the worker failed", exc_info=error)
-    return Broken("the server failed; its log says why")
+    def _reported(self, error: Exception) -> Exception:
+        """What is reported of an error: a user's mistake as it is, ours in the log alone."""
+        if isinstance(error, UserError | Broken) and not isinstance(error, Damaged):
+            # Clients need not know the folders of this machine.
+            text = str(error).replace(f"{self.corpus.path}: ", "")
+            error.args = (text.replace(self.corpus.path, "the store"),)
+            return error
+        logging.error("a job of the worker failed", exc_info=error)
+        return Broken("the server failed; its log says why")

@@ -135,6 +135,11 @@ class Slots:
         self._model, self._trees = model, needed(trees, ROLE)
         make = functools.partial(_empty_slots, decoder, slots, first, max_new_tokens)
         shapes = jax.eval_shape(make)
+        sharding.check_memory(
+            shapes,
+            f"config.serve.slots={slots} with prompt_tokens={prompt_tokens} and "
+            f"max_new_tokens={max_new_tokens}",
+        )
         # Where results are stored is fixed, so that the next call finds its arguments as the first.
         stored = jax.tree.map(lambda x: whole, shapes)
         spec = decoder.layout.spec(shapes.cache.k.shape, None, "batch", "kv_heads", None, None)

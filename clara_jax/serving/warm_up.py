@@ -1,7 +1,7 @@
 """Texts to memories in few shapes, all of which are compiled at the start."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from clara_jax.inference import encode
 from clara_jax.inference.generate import BUCKET
@@ -10,10 +10,15 @@ from clara_jax.runs.setup import Model
 from clara_jax.serving.live_corpus import TOGETHER
 
 
-def compress(model: Model, trees: Trees, texts: Sequence[str]) -> encode.Compressed:
+def compress(
+    model: Model,
+    trees: Trees,
+    texts: Sequence[str],
+    report: Callable[[int], None] = lambda documents: None,
+) -> encode.Compressed:
     """As `encode.compress`, in the shapes that are compiled at the start."""
     filled = [*texts, *[texts[-1]] * (-len(texts) % TOGETHER)]
-    compressed = encode.compress(model, trees, filled, TOGETHER)
+    compressed = encode.compress(model, trees, filled, TOGETHER, report)
     return dataclasses.replace(compressed, memories=compressed.memories[: len(texts)])
 
 

@@ -112,7 +112,7 @@ def _leaks(names: str) -> duplicates.Leaks | None:
 
 
 def _raw(names: str, tfds_dir: str) -> Iterator[Document]:
-    given = [name for name in map(str.strip, names.split(",")) if name]
+    given = records.names_of(names)
     if not given:
         raise UserError(
             "no documents named; give a file, a folder, tfds:name/split or hf:name/split"
@@ -182,7 +182,7 @@ def _of_row(value: dict[str, Any], origin: str) -> Iterator[Document]:
         key: [records.plain(v.strip()) if isinstance(v, str) else v for v in cell]
         if isinstance(cell, list)
         else cell
-        for key, cell in value.items()
-        if cell is not None and key != "id"
+        for key, cell in records.present(value).items()
+        if key not in documents.IDS
     }
     return documents.of_value(present, origin)

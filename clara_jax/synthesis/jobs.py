@@ -43,7 +43,7 @@ def documents(names: str, config: Config, counts: Counts) -> Iterator[Job]:
 def questions(names: str, config: Config, counts: Counts) -> Iterator[Job]:
     """A job for each record of files with questions and documents; answers may be missing."""
     del config, counts
-    for name in filter(None, map(str.strip, names.split(","))):
+    for name in records.names_of(names):
         for value, origin in records.lines(name):
             record = records.parse_qa(value | {"answer": "?"}, origin)  # the teacher will give it
             job = {"id": str(value.get("id", origin)), "source": origin}

@@ -8,6 +8,7 @@ are written to disk as they come, so that a run that was stopped resumes.
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import itertools
 import json
 import os
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -22,6 +24,7 @@ from clara_jax import distributed, ledger, sharding
 from clara_jax.config import Config
 from clara_jax.data import question_lengths, question_rows, scp_rows, sources
 from clara_jax.data.memories import MemoryFile
+from clara_jax.data.prompts import FRAME
 from clara_jax.data.question_rows import QuestionRows
 from clara_jax.data.reader import Reader
 from clara_jax.data.records import QaRecord, digest
@@ -46,6 +49,8 @@ class Inputs:
     train: Iterator[Any]  # this process's rows of each batch; has `get_state` and `set_state`
     # whole batches of the first `eval.records` dev records; None unless `train.eval_every`
     held_out: list[dict[str, np.ndarray]] | None
+    # number and hash of the records, whose order a checkpoint's place in the data counts on
+    source: dict[str, int | str]
 
 
 def open_inputs(model: Model, trees: Trees, workdir: str) -> Inputs:
@@ -62,11 +67,22 @@ def open_inputs(model: Model, trees: Trees, workdir: str) -> Inputs:
             f"config.train.batch_rows / accumulate = {rows} rows do not divide by the "
             f"{shards} devices of config.mesh data x fsdp"
         )
+    _check_memory(model, rows)
     reader = Reader(scp_rows.open_data(config), model.layout, config)
     dev = Reader(_dev(config), model.layout, config) if config.train.eval_every else None
     if STAGES[config.stage].records == "scp":
-        return _open_scp(model, reader, dev, rows)
-    return _open_questions(model, trees, workdir, reader, dev)
+        train, held_out = _open_scp(model, reader, dev, rows)
+    else:
+        train, held_out = _open_questions(model, trees, workdir, reader, dev)
+    keys = hashlib.blake2b(reader.source.keys.tobytes(), digest_size=8)
+    return Inputs(train, held_out, {"records": len(reader.source), "titles": keys.hexdigest()})
+
+
+def _check_memory(model: Model, rows: int) -> None:
+    """Refuses more rows than the layers' inputs alone, which are always kept, have room for."""
+    own, length = model.architecture, model.config.data.decoder_row or FRAME
+    kept = jax.ShapeDtypeStruct((rows, length, own.n_layers, own.d_model), jnp.dtype(own.dtype))
+    sharding.check_memory(kept, f"config.train.batch_rows={model.config.train.batch_rows}")
 
 
 def _dev(config: Config) -> sources.Source:
@@ -91,17 +107,19 @@ def _streams(model: Model, open_stream: Callable[..., Any]) -> Streams:
     )
 
 
-def _open_scp(model: Model, reader: Reader, dev: Reader | None, rows: int) -> Inputs:
+def _open_scp(
+    model: Model, reader: Reader, dev: Reader | None, rows: int
+) -> tuple[Streams, list[dict[str, np.ndarray]] | None]:
     lengths = scp_rows.row_lengths(reader)
     open_stream = functools.partial(scp_rows.make_train_iterator, reader, lengths)
     # Held-out rows are like those of training.
     held_out = None if dev is None else scp_rows.eval_batches(dev, lengths, rows)
-    return Inputs(_streams(model, open_stream), held_out)
+    return _streams(model, open_stream), held_out
 
 
 def _open_questions(
     model: Model, trees: Trees, workdir: str, reader: Reader, dev: Reader | None
-) -> Inputs:
+) -> tuple[Streams, list[dict[str, np.ndarray]] | None]:
     config, stage = model.config, STAGES[model.config.stage]
     memories = None
     if config.data.answers == "teacher" and stage.instructs:
@@ -114,10 +132,10 @@ def _open_questions(
     rows = QuestionRows(reader, shapes, memories)
     train = _streams(model, functools.partial(question_rows.make_train_iterator, rows))
     if dev is None:
-        return Inputs(train, None)
+        return train, None
     batch_rows = config.train.batch_rows // config.train.accumulate
     held_out = question_rows.eval_batches(QuestionRows(dev, shapes, memories), batch_rows)
-    return Inputs(train, held_out)
+    return train, held_out
 
 
 def _places(reader: Reader) -> range:

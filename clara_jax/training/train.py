@@ -1,6 +1,7 @@
 """A training run: what it starts from and resumes, and what ends it."""
 
 import contextlib
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -32,6 +33,8 @@ from clara_jax.training.step import (
     init_optimizer,
     make_step,
 )
+
+_DATA = "data.json"  # of a workdir: what `Inputs.source` was
 
 
 def train(config: Config, workdir: str) -> int:
@@ -66,12 +69,14 @@ def _train(config: Config, workdir: str) -> int:
         restored = checkpoints.restore(trained, opt_state, inputs.train)
         if restored is not None:
             first, trained, opt_state = restored
+            _check_same_data(workdir, inputs.source)
             logging.info("resuming %s at step %d", workdir, first)
             writers.truncate(workdir, first)
         # Only now is it certain that options and workdir fit.
         if distributed.is_first():
             config_lib.save(config, os.path.join(workdir, "config.json"))
             save_origins(workdir, config)
+            files.write(os.path.join(workdir, _DATA), json.dumps(inputs.source))
         state = (trained, opt_state)
         loop = Loop(
             model=model,
@@ -97,6 +102,11 @@ def _on_signal() -> Iterator[Callable[[int], int]]:
     All hosts get it at the same step. A second SIGINT (Ctrl-C) stops at once.
     """
     if jax.process_count() > 1:
+        if not jax.config.jax_enable_preemption_service:
+            raise UserError(
+                "JAX_ENABLE_PREEMPTION_SERVICE=false: several processes need that service to save "
+                "and stop at the same step; leave the variable out"
+            )
         reached = multihost_utils.reached_preemption_sync_point
         yield lambda step: signal.SIGTERM if reached(step) else 0
         return
@@ -167,4 +177,26 @@ def _check_same_run(workdir: str, config: Config) -> None:
         raise UserError(
             f"{workdir} holds a run with config.{name}={before!r}, now it is {now!r}; use "
             "another --workdir or the earlier options"
+        )
+
+
+def _check_same_data(workdir: str, source: dict[str, int | str]) -> None:
+    """Refuses data in which the place of a checkpoint would mean other records.
+
+    Raises:
+        UserError: there are more or other records than the run began with.
+    """
+    path = os.path.join(workdir, _DATA)
+    if not files.path(path).exists():  # of a run before there was the file
+        return
+    try:
+        earlier = dict(json.loads(files.read(path)))
+    except (OSError, ValueError, TypeError, RecursionError) as e:
+        raise UserError(f"{path}: damaged ({e}); restore it from a copy") from e
+    if earlier != source:
+        raise UserError(
+            f"{workdir} holds a run that began with {earlier.get('records')} records of "
+            f"config.data.sources, now there are {source['records']}, or others; use the earlier "
+            f"data, or another --workdir with --config.init_from={workdir}; or remove {path} to "
+            "resume with these in another order"
         )

@@ -240,3 +240,19 @@ def test_attention_that_these_devices_or_positions_do_not_allow(monkeypatch):
     assert weights_lib.model_config(auto, "tpu").attention == "xla"
     assert weights_lib.model_config(tiny("scp"), "tpu").attention == "splash"
     assert weights_lib.model_config(tiny("scp"), "gpu").attention == "xla"
+
+
+def test_without_libtpu_one_line_tells_what_to_install(monkeypatch):
+    def missing(**options):
+        raise RuntimeError("JAX TPU support not installed")
+
+    monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", missing)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'clara-jax\[tpu\]'"):
+        chips.target("v5e:1x1")
+
+
+@pytest.mark.parametrize("topology", ["v5e:0x1", "v5e:99999x1"])
+def test_topologies_without_chips_or_of_too_many(topology):
+    with pytest.raises(UserError, match="not a topology such as"):
+        chips.target(topology)

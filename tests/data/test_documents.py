@@ -118,7 +118,7 @@ def test_paragraphs_of_plain_text(tmp_path, name, newline):
         ("d.jsonl", "[1]", "d.jsonl:1: a record must be a JSON object"),
         ("d.jsonl", jsonl({"body": "a"}), "d.jsonl:1: has none of text, contents, document, docs"),
         ("d.jsonl", jsonl({"text": 3}), "d.jsonl:1: text must be a text, not 3"),
-        ("d.jsonl", jsonl({"text": None}), "d.jsonl:1: text must be a text, not None"),
+        ("d.jsonl", jsonl({"text": None}), "d.jsonl:1: has none of text, contents"),
         ("d.jsonl", jsonl({"text": "\ud800"}), r"d.jsonl:1: text must be a text, not '\\ud800'"),
         ("d.jsonl", jsonl({"text": "a", "title": 3}), "d.jsonl:1: title must be a text, not 3"),
         ("d.jsonl", jsonl({"text": "a", "id": ""}), "d.jsonl:1: id must not be empty"),
@@ -138,3 +138,46 @@ def test_files_that_cannot_be_read(tmp_path):
         read_documents(tmp_path / "no.jsonl")
     with pytest.raises(UserError, match=r"cannot be read \(Is a directory"):
         read_documents(tmp_path)
+
+
+ROWS = [{"id": "1", "title": "T", "text": 'a "b", c\nd'}, {"id": "2", "title": "", "text": "two"}]
+TABLE = 'id{0}text{0}title\n1{0}"a ""b"", c\nd"{0}T\n2{0}two{0}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("d.json", json.dumps(ROWS)),
+        ("d.json", jsonl(*ROWS)),
+        ("d.ndjson", jsonl(*ROWS)),
+        ("d.CSV", TABLE.format(",")),
+        ("d.tsv", TABLE.format("\t")),
+    ],
+)
+def test_corpora_of_other_forms(tmp_path, name, content):
+    found = list(stream(written(tmp_path, name, content)))
+    assert [(d.id, d.title, d.text) for d in found] == [tuple(row.values()) for row in ROWS]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("d.tsv", "1\tthe text\n", ":1: must name the columns"),
+        ("d.csv", "id,text\n1,a,b\n", "csv:2: has not the 2 cells"),
+        ("d.csv", "id,text\n1\n", "csv:2: has not the 2 cells"),
+        ("d.csv", 'id,text\n1,"a" b\n', 'csv:2: .*double a "'),
+        ("d.tsv", 'id\ttext\n1\t"a\n2\tb\n', "unexpected end"),
+        ("d.json", "[1]", "number 1: a document must be a text"),
+        ("d.json", "no", "json:1: not JSON"),
+        ("d.html", "<p>a", ".html is not read; convert it to one of .jsonl"),
+    ],
+)
+def test_what_is_no_prose_is_refused(tmp_path, name, content, message):
+    with pytest.raises(UserError, match=message):
+        list(stream(written(tmp_path, name, content)))
+
+
+@pytest.mark.parametrize("key", ["_id", "docid", "doc_id", "docno", "pid"])
+def test_ids_of_corpora(tmp_path, key):
+    lines = jsonl({key: "d7", "text": "one"}, {"id": "x", key: "d8", "text": "two", "title": None})
+    assert [d.id for d in stream(written(tmp_path, "d.jsonl", lines))] == ["d7", "x"]

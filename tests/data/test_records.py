@@ -111,3 +111,26 @@ def test_lines_of_a_file_have_their_numbers(tmp_path):
         next(lines)
     with pytest.raises(UserError, match=r"none\.jsonl: cannot be read \(No such file"):
         list(records.lines(str(tmp_path / "none.jsonl")))
+
+
+def test_null_is_nothing():
+    row = {"question": "Who?", "docs": ["T\nBy Zoe."], "answer": "Zoe"}
+    expected = records.parse_qa(row, "f:1")
+    empty = dict.fromkeys(("pos_index", "aliases", "teacher_scores", "answers", "context"))
+    assert records.parse_qa(empty | row, "f:1") == expected
+    assert records.parse_qa({**row, "answer": None, "answers": ["Zoe"]}, "f:1") == expected
+    scp = {"question": ["Who?", "?"], "docs": ["T"], "answers": ["a", "b"], "data_type": "qa"}
+    more = {"aliases": [None, ["c"]]}
+    assert records.parse_scp(scp | more, "f:1").accepted == (("a",), ("b", "c"))
+    assert records.parse_line('{"a": null, "b": 1}', "f:1") == {"b": 1}
+
+
+def test_names_with_commas_and_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a, b,c.jsonl").touch()
+    names = records.names_of(" x.jsonl,3*each:~/a, b,c.jsonl,, y.jsonl ,~/z,a, b,c.jsonl")
+    here = str(tmp_path)
+    assert names == [
+        "x.jsonl", f"3*each:{here}/a, b,c.jsonl", "y.jsonl", f"{here}/z", "a, b,c.jsonl",
+    ]  # fmt: skip

@@ -389,3 +389,87 @@ def test_broken_files_are_named(byte_tokenizer, tmp_path, file, text, message):
     with pytest.raises(UserError, match=f"^{tmp_path}: .*{message}") as error:
         load_tokenizer(str(tmp_path))
     assert "\n" not in str(error.value)
+
+
+DATED = (
+    "\n{% if strftime_now is defined %}{% set form = '%d %b %Y' %}{% for m in messages %}"
+    "<|im_start|>{{ m['role'] }} {{ strftime_now(form) }}:{{ m['content'] }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant {{ strftime_now('%-d') }}:{% endif %}"
+    "{% endif %}"
+)
+
+
+def test_the_date_of_a_template_is_that_of_the_run(byte_tokenizer, tmp_path):
+    tokenizer = Tokenizer(byte_tokenizer(DATED), "2020-02-03")
+    rendered = "".join(map(str, tokenizer.chat("s", "ask")))
+    assert rendered[0] == "\n" and "user 03 Feb 2020:ask" in rendered
+    assert pickle.loads(pickle.dumps(tokenizer)).chat("s", "ask") == tokenizer.chat("s", "ask")
+    tokenizer.save(tmp_path)  # an export is asked as it was trained, by whatever reads it
+    saved = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    turns = [{"role": "user", "content": "ask"}]
+    text = saved.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert "user 03 Feb 2020:ask" in text and text.endswith("assistant 3:")
+
+
+OPEN = "{% for m in messages %}{% if m.role != 'assistant' %}<|im_start|>{{ m.content }}<|im_end|>"
+CLOSE = "{% endif %}{% endfor %}{% if add_generation_prompt %}<s><think>\n{% endif %}"
+THINKING = {
+    "no thought in closed turns": "{% else %}<s>{{ m.content }}</s>",
+    "an empty thought": "{% else %}<s><think>\n\n</think>\n\n{{ m.content }}</s>",
+}
+
+
+@pytest.mark.parametrize("name", THINKING)
+@pytest.mark.parametrize("answer", ["the answer", "\n\nlines"])
+def test_the_open_turn_is_the_start_of_the_trained_one(byte_tokenizer, name, answer):
+    tokenizer = Tokenizer(byte_tokenizer(OPEN + THINKING[name] + CLOSE))
+    whole, start = dialogue(tokenizer, "", "ask", answer)
+    assert whole[:start] == tokenizer.encode(tokenizer.chat("", "ask"))
+    assert tokenizer.decode(whole[start:]).lstrip(" ") == answer
+
+
+def test_an_answer_that_would_melt_into_the_prompt_is_apart():
+    vocab = {c: i for i, c in enumerate(["a", "b", "ab", "<s>"])}
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[("a", "b")]))
+    backend.add_special_tokens(["<s>"])
+    template = (
+        "{{ messages[-1].content if add_generation_prompt else "
+        "messages[-2].content + messages[-1].content + '<s>' }}"
+    )
+    tokenizer = Tokenizer(
+        PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<s>", chat_template=template)
+    )
+    assert dialogue(tokenizer, "", "ba", "ba") == ([1, 0, 1, 0, 3], 2)
+
+
+def test_templates_by_name_and_of_parts(byte_tokenizer):
+    plain = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+    parts = plain.replace("m.content", "m.content[0].text")
+    expected = Tokenizer(byte_tokenizer(plain)).chat("s", "ask")
+    for template in ({"default": plain, "tool_use": "no"}, parts):
+        assert Tokenizer(byte_tokenizer(template)).chat("s", "ask") == expected
+    with pytest.raises(ValueError, match="none of rag, tool_use is called default"):
+        Tokenizer(byte_tokenizer({"rag": plain, "tool_use": plain}))
+    with pytest.raises(ValueError, match="does not show"):
+        Tokenizer(byte_tokenizer("{{ bos_token }}"))
+
+
+def test_a_template_without_end_is_stopped(byte_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("clara_jax.data.tokenizer._SECONDS", 0.2)
+    ranges = "".join(f"{{% for i{n} in range(99999) %}}" for n in range(3))
+    template = f"{ranges}{{% endfor %}}{{% endfor %}}{{% endfor %}}"
+    byte_tokenizer(template).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"template cannot be used .* does not end within"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_long_text_is_tokenised_as_far_as_it_is_read(words, monkeypatch):
+    text, seen = "one two three " * 100_000, []
+    original = words.encode
+    monkeypatch.setattr(words, "encode", lambda parts: seen.append(parts) or original(parts))
+    layout = TextLayout(words, ExtraTokens(words.size, 2), Prompts(), 10)
+    ids, is_cut = layout.document_ids(text)
+    assert is_cut and all(len("".join(map(str, parts))) < 5_000 for parts in seen)
+    assert ids == layout.document_ids("one two three " * 20)[0]
+    assert words.head(text, 6) == words.head("one two three " * 20, 6)
+    assert words.shortened(" " * 9_000, 9_000) == " " * 9_000

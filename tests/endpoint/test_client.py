@@ -4,6 +4,7 @@ import time
 import pytest
 
 from benchmarks import synthesis
+from clara_jax.config import Synthesis
 from clara_jax.endpoint import client
 from clara_jax.endpoint.client import Endpoint, Failed, Unavailable, read_json, read_reply
 from clara_jax.endpoint.prompts import Prompts
@@ -211,3 +212,12 @@ def test_a_key_that_cannot_be_sent_is_told_but_not_shown(config, monkeypatch):
 def test_the_host_alone_is_told():
     assert client.host("https://user:secret@example.org/v1?key=1") == "example.org"
     assert client.host("http://127.0.0.1:80/v1") == "127.0.0.1:80"
+
+
+def test_a_password_in_the_address_is_not_shown():
+    assert client.shown("https://me:secret@host:80/v1") == "https://host:80/v1"
+    assert client.shown("http://host/v1@2") == "http://host/v1@2"
+    for url in ("me:secret@host/v1", "http://me:secret@[host/v1"):
+        with pytest.raises(UserError) as told:
+            client.address(Synthesis(model="m", base_url=url))
+        assert "secret" not in str(told.value)

@@ -364,3 +364,15 @@ def test_training_goes_on_from_an_import_but_not_in_it(checkpoint, tmp_path):
     assert same.pop("base") and same.pop("compressor") and same.pop("memory") and same.pop("added")
     assert same == {"generator": False}
     assert "head" in released["added"] and "reasoner" in released
+
+
+def test_links_of_what_was_exported_and_its_modes(checkpoint, tmp_path, capsys):
+    assert checkpoint.run() == 0
+    (checkpoint.workdir / "config.json").chmod(0o600)
+    arguments = ["--mode=import", f"--base={checkpoint.base}", f"--source={checkpoint.workdir}"]
+    assert command(*arguments, f"--workdir={tmp_path / 'copy'}") == 0
+    assert oct((tmp_path / "copy" / "config.json").stat().st_mode)[-3:] == "600"
+    (tmp_path / "secret").write_text("secret")
+    (checkpoint.workdir / "notes").symlink_to(tmp_path / "secret")
+    assert command(*arguments, f"--workdir={tmp_path / 'other'}") == 2
+    assert "notes: is a link to a file elsewhere" in capsys.readouterr().err

@@ -498,3 +498,22 @@ def test_wrong_base_for_a_release_checkpoint_is_refused(release):
         clara_release.read(
             release / "ckpt_mistral_stage2", dataclasses.replace(config, vocab_size=49152)
         )
+
+
+def test_nested_tuples_and_other_bombs_are_refused(tmp_path):
+    number = b"K\x01"
+    bombs = {
+        "doubled": number + b"2\x86" * 99,  # each tuple holds the one before twice
+        "remembered": number + b"".join(b"q%ch%c\x86" % (i, i) for i in range(99)),
+        "deep": number + b"\x85" * 10_000,
+        "as a key": b"}(" + number + b"".join(b"\x85q%ch%c\x86" % (i, i) for i in range(40))
+        + number + b"u",
+    }  # fmt: skip
+    for name, pickled in bombs.items():
+        with pytest.raises(UserError, match=r"refused: .* plain tensors do not need"):
+            TorchFile(write_zip(tmp_path / f"{name}.pth", pickled))
+    path = write_zip(tmp_path / "order.pth", mapping({}), compression=zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("name/byteorder", b"little" + b"\0" * 10**8)
+    with pytest.raises(UserError, match="big-endian"):
+        TorchFile(path)

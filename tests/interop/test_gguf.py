@@ -273,8 +273,9 @@ def test_tokenizer_is_built_from_metadata(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tokenizer.ggml.model": "llama"}, "tokenizer model 'llama'.*supported: gpt2"),
-        ({"tokenizer.ggml.pre": "deepseek-r1"}, "pre-tokenizer 'deepseek-r1'.*supported: smollm"),
+        ({"tokenizer.ggml.model": "llama"}, "merges or scores of it are missing"),
+        ({"tokenizer.ggml.model": "bert"}, r"only gpt2 and llama; set config.model.tokenizer"),
+        ({"tokenizer.ggml.pre": "tekken"}, r"'tekken' .*, only smollm, .*; set config.model.tok"),
         ({"tokenizer.ggml.pre": None}, "pre-tokenizer None"),
         ({"tokenizer.ggml.merges": None}, "missing"),
         ({"tokenizer.ggml.token_type": [1, 1]}, "missing"),
@@ -418,3 +419,52 @@ def test_nothing_here_needs_torch(tmp_path):
     )
     root = pathlib.Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+
+
+def tokenizer_file(path, **metadata):
+    values = {f"tokenizer.ggml.{key}": value for key, value in metadata.items()}
+    return write(path, {}, {"tokenizer.chat_template": "", **values})
+
+
+def test_the_tokenizer_of_llama_3(tmp_path):
+    alphabet = sorted(transformers.convert_slow_tokenizer.bytes_to_unicode().values())
+    tokens = [*alphabet, "12", "123", "Ġa", "ab", "abc", "<s>", "</s>"]
+    path = tokenizer_file(
+        tmp_path / "m.gguf", model="gpt2", pre="llama-bpe", tokens=tokens,
+        token_type=[1] * (len(tokens) - 2) + [3, 3], merges=["1 2", "12 3", "Ġ a", "a b"],
+        bos_token_id=len(tokens) - 2, eos_token_id=len(tokens) - 1,
+    )  # fmt: skip
+    hf = gguf.load_tokenizer(path)
+    split = hf.convert_ids_to_tokens(hf.backend_tokenizer.encode("12345 a\n\nabc").ids)
+    assert split == ["123", "4", "5", "Ġa", "Ċ", "Ċ", "abc"]  # three digits; a whole token
+    assert (hf.bos_token, hf.eos_token, hf.decode([259])) == ("<s>", "</s>", "ab")
+
+
+def test_the_tokenizer_of_llama_2_and_mistral(tmp_path):
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
+    tokens = [*pieces, "▁", "a", "b", "c", "ab", "▁ab", "bc"]
+    path = tokenizer_file(
+        tmp_path / "m.gguf", model="llama", tokens=tokens,
+        token_type=[2, 3, 3] + [6] * 256 + [1] * 7,
+        scores=[0.0] * 259 + [-9.0, -9.0, -9.0, -9.0, -2.0, -3.0, -1.0],
+        unknown_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    hf = gguf.load_tokenizer(path)
+
+    def split(text):
+        return hf.convert_ids_to_tokens(hf.backend_tokenizer.encode(text).ids)
+
+    assert split("ab abc") == ["▁ab", "▁", "a", "bc"]  # the best pair first
+    assert split("aé") == ["▁", "a", "<0xC3>", "<0xA9>"]
+    assert hf.decode(hf.backend_tokenizer.encode("ab é").ids) == "ab é"
+
+
+def test_an_array_without_end_is_refused(tmp_path):
+    path = tokenizer_file(tmp_path / "m.gguf", tokens=["a"] * 77)
+    content = path.read_bytes()
+    for length in (2**40, 2**63):
+        path.write_bytes(
+            content.replace((77).to_bytes(8, "little"), length.to_bytes(8, "little"), 1)
+        )
+        with pytest.raises(UserError, match=f"an array of {length} items"):
+            gguf.load_tokenizer(path)

@@ -164,8 +164,9 @@ def test_sharded_equals_unsharded_and_reads_only_its_part(tmp_path, monkeypatch)
 @pytest.mark.parametrize("carries_head", [True, False])
 def test_tied_checkpoint_may_carry_its_head(tmp_path, carries_head):
     tensors = random_tensors()
-    if not carries_head:
-        del tensors["lm_head.weight"]
+    del tensors["lm_head.weight"]
+    if carries_head:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     params = read(write(tmp_path, tensors, CONFIG | {"tie_word_embeddings": True}))
     assert "head" not in params
 
@@ -467,3 +468,26 @@ def test_both_config_layouts_of_transformers_read_alike(parity, tmp_path):
     data["rope_scaling"] = rope if rope["rope_type"] != "default" else None
     (tmp_path / "config.json").write_text(json.dumps(data))
     assert base.read_config(tmp_path) == base.read_config(directory)
+
+
+def test_a_tied_head_of_its_own_is_refused(tmp_path):
+    tensors, tied = random_tensors(), CONFIG | {"tie_word_embeddings": True}
+    with pytest.raises(UserError, match=r"lm_head.weight differs .* tie_word_embeddings to false"):
+        read(write(tmp_path / "other", tensors, tied))
+
+
+def test_one_file_is_read_rather_than_shards_beside_it(tmp_path, caplog):
+    new = random_tensors()
+    directory = write(tmp_path, {name: x + 1 for name, x in new.items()}, shards=2)
+    write(directory, new)
+    assert_holds(read(directory), new)
+    assert "is read, not the files of" in caplog.text
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_what_is_no_number_is_refused(tmp_path, wrong, dtype):
+    tensors = random_tensors()
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = wrong
+    with pytest.raises(UserError, match=r"layers/mlp/up/.* holds NaN or infinite"):
+        read(write(tmp_path, tensors), param_dtype=dtype)

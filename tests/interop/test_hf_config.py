@@ -167,3 +167,31 @@ def test_what_a_family_cannot_say_is_refused(change):
     assert hf_config(dataclasses.replace(config, sliding_window=5))["model_type"] == "mistral"
     with pytest.raises(UserError, match=f"{next(iter(change))}|family 'gpt'"):
         hf_config(dataclasses.replace(config, **change))
+
+
+def test_rotary_settings_by_layer_type(tmp_path):
+    def read(rope, types):
+        data = {
+            "model_type": "qwen3", "vocab_size": 8, "hidden_size": 8, "intermediate_size": 8,
+            "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
+            "rope_parameters": rope, "layer_types": types,
+        }  # fmt: skip
+        (tmp_path / "config.json").write_text(json.dumps(data))
+        return base.read_config(tmp_path)
+
+    full = {"rope_type": "default", "rope_theta": 7e5}
+    rope = {"full_attention": full, "sliding_attention": full | {"rope_theta": 1e4}}
+    assert read(rope, ["full_attention"] * 2).rope_theta == 7e5
+    with pytest.raises(UserError, match="differ between layers"):
+        read(rope, ["full_attention", "sliding_attention"])
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "vocab_size", "intermediate_size"])
+def test_sizes_beyond_any_model(tmp_path, key):
+    data = {
+        "model_type": "llama", "vocab_size": 8, "hidden_size": 8, "intermediate_size": 8,
+        "num_hidden_layers": 2, "num_attention_heads": 2,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(data | {key: 10**9}))
+    with pytest.raises(UserError, match="1000000000 is not from 1 to"):
+        base.read_config(tmp_path)

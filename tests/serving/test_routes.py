@@ -1,6 +1,7 @@
 """HTTP: what is answered, what is refused and how, and who leaves."""
 
 import concurrent.futures
+import contextlib
 import json
 import socket
 import threading
@@ -178,7 +179,7 @@ def test_a_client_that_leaves_while_documents_change_harms_nobody(
     settled()
     begun, original = threading.Event(), service.corpus.add
 
-    def add(documents):
+    def add(documents, report):
         begun.set()
         time.sleep(0.3)
         original(documents)
@@ -303,3 +304,66 @@ def test_metrics(http, service):
         "clara_documents 6.0",
     ):
         assert name in text, name
+
+
+def test_messages_do_not_show_folders(http):
+    status, _, error = http("/v1/documents", {"ids": ["none"]}, "DELETE")
+    assert (status, error["error"]["message"]) == (422, "none: no such document")
+
+
+def test_the_page_of_another_site_is_refused(http):
+    body, own = {"question": QUESTION}, f"localhost:{http.server.port}"
+    for origin, status in (("https://evil.example", 403), ("null", 403), (f"http://{own}", 200)):
+        assert http("/v1/search", body, headers={"Origin": origin, "Host": own})[0] == status
+    for kind in ("text/plain", "application/x-www-form-urlencoded"):
+        assert http("/v1/search", body, headers={"Content-Type": kind})[0] == 415
+    good = {"Content-Type": "Application/JSON; charset=utf-8"}
+    assert http("/v1/search", body, headers=good)[0] == 200
+
+
+def test_a_long_change_lets_questions_pass_and_is_told_when_it_ends(
+    http, service, monkeypatch, settled
+):
+    settled()
+    begun, answered = threading.Event(), threading.Event()
+
+    def add(documents, report):
+        begun.set()
+        until = time.monotonic() + 20
+        while not answered.is_set():
+            assert time.monotonic() < until
+            report(1)
+            time.sleep(0.01)
+
+    monkeypatch.setattr(service.corpus, "add", add)
+    document = {"id": "long", "title": "", "text": QUESTION}
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        adding = pool.submit(http, "/v1/documents", {"documents": [document]})
+        assert begun.wait(10)
+        assert http("/v1/ask", {"question": QUESTION})[0] == 200
+        answered.set()
+        assert adding.result()[::2] == (200, {"documents": 6})
+
+
+def test_half_sent_requests_keep_nobody_out_and_do_not_hold_up_the_end(service, running):
+    http = running(service)
+    half = b"POST /v1/ask HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with contextlib.ExitStack() as stack:
+        for number in range(http.server.guard.most + 20):
+            address = ("127.0.0.1", http.server.port)
+            sock = stack.enter_context(socket.create_connection(address, timeout=20))
+            sock.sendall(half + b"Content-Length: 9\r\n\r\n{" * (number % 2))
+        assert http("/v1/search", {"question": QUESTION})[0] == 200
+        assert len(http.server._wires) <= http.server.guard.most + 2
+        http.server.handle_exit(15, None)
+        http.thread.join(10)
+        assert not http.thread.is_alive() and not http.server.failed
+
+
+def test_draining_has_an_end(service, running, monkeypatch):
+    http = running(service)
+    monkeypatch.setattr("clara_jax.serving.run._DRAIN_SECONDS", -service.options.deadline)
+    http.server.guard.active.append("a request that never ends")
+    http.server.handle_exit(15, None)
+    http.thread.join(10)
+    assert not http.thread.is_alive()

@@ -317,3 +317,15 @@ def test_a_run_is_read_with_an_int8_base_on_request(tiny, tmp_path):
     later = dataclasses.replace(later, stage="instruct", init_from=str(full))
     with pytest.raises(UserError, match="trained the base itself"):
         setup_lib.start(later)
+
+
+def test_data_that_grew_are_told(tiny, tmp_path):
+    config = with_options(tiny, train={"steps": 1}, data={"sources": "facts:40"})
+    assert train(config, str(tmp_path)) == 0
+    grown = with_options(config, train={"steps": 2})
+    kept = (tmp_path / "data.json").read_text()
+    (tmp_path / "data.json").write_text(kept.replace("40", "39"))
+    with pytest.raises(UserError, match=r"began with 39 records .*now there are 40.*data.json"):
+        train(grown, str(tmp_path))
+    (tmp_path / "data.json").write_text(kept)
+    assert train(grown, str(tmp_path)) == 0

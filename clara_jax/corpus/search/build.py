@@ -26,7 +26,7 @@ from clara_jax import files
 from clara_jax.corpus.format import StorePart
 from clara_jax.corpus.search import keys
 from clara_jax.corpus.search.keys import Basis, Recall
-from clara_jax.corpus.search.words import DAMAGED, Words
+from clara_jax.corpus.search.words import DAMAGED, WORDS, Words
 from clara_jax.corpus.store import StoredDocument
 from clara_jax.errors import UserError
 from clara_jax.progress import Progress
@@ -224,6 +224,9 @@ def open_words(store: SearchableStore) -> Words:
     earlier = [folder for folder in _folders(store) if folder.name.startswith("words-")]
     for folder in reversed(earlier):
         words, info = Words.load(folder) or (None, {})
+        if words is not None and info.get("words") != WORDS:
+            logging.warning("%s: splits words by an older rule and is built again", folder)
+            continue
         known = info.get("parts")
         if known and known == now[: len(known)] and words.can_take(store.rows):
             return update_words(words, store)
@@ -232,7 +235,7 @@ def open_words(store: SearchableStore) -> Words:
     # Nanoseconds, so that no two have the same name.
     folder = files.path(store.path) / "search" / f"words-{time.time_ns()}"
     with _kept(store):
-        words.save(folder, {"parts": now})
+        words.save(folder, {"parts": now, "words": WORDS})
         for other in earlier:
             other.rmtree()
     logging.info("BM25 of %d documents, in %.0f s", words.rows, time.perf_counter() - start)

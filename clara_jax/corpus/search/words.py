@@ -12,25 +12,48 @@ import math
 import re
 import shutil
 import tempfile
+import unicodedata
 import zipfile
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import regex
 from etils import epath
 
 from clara_jax import files
 
 # What reading a file raises that is cut or is another one.
-DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
+DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, RecursionError, zipfile.BadZipFile)
 _K1, _B = 1.5, 0.75  # bm25s's defaults, Lucene's variant
 _MOST_ADDED = 8  # documents of the index for one beside it
 _INFO = "words.json"  # beside the files of bm25s
 
 
+WORDS = 2  # the version of `words`; an index of another finds other documents
+
+# Scripts without blanks between words, or (Hangul) with endings on them, are read in pairs of
+# characters; of Han characters each is a word as well.
+_PAIRED = r"\p{Han}\p{Hiragana}\p{Katakana}\u30fc\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+_WORD = regex.compile(rf"([{_PAIRED}]+)|[[\w\p{{M}}]--[{_PAIRED}]]+", regex.V1)
+_HAN = regex.compile(r"\p{Han}")
+
+
 def words(text: str) -> list[str]:
-    """Runs of word characters in lower case; none is left out or stemmed."""
-    return re.findall(r"\w+", text.lower())
+    """Runs of word characters in lower case, in scripts without blanks their pairs of characters.
+
+    None is left out or stemmed.
+    """
+    if text.isascii():  # the usual case, in a fraction of the time
+        return re.findall(r"\w+", text.lower())
+    found = []
+    for match in _WORD.finditer(unicodedata.normalize("NFKC", text).lower()):
+        word = match[0]
+        if match[1] is None or len(word) == 1:
+            found.append(word)
+        else:
+            found += [word[i : i + 2] for i in range(len(word) - 1)] + _HAN.findall(word)
+    return found
 
 
 class Words:

@@ -28,7 +28,7 @@ from clara_jax import api, files
 from clara_jax.api import Clara
 from clara_jax.config import Config, with_options
 from clara_jax.data import scp_rows, sources
-from clara_jax.data.records import ScpRecord
+from clara_jax.data.records import ScpRecord, names_of
 from clara_jax.errors import UserError, command
 from clara_jax.evaluation.fidelity import draw as draw_lib
 from clara_jax.evaluation.fidelity import facts as facts_lib
@@ -77,7 +77,7 @@ def unseen(config: Config, options: Options) -> list[ScpRecord]:
 def seen(config: Config, options: Options) -> list[ScpRecord]:
     """Records that the run was trained on; none where its sources are no longer to be had."""
     # `each:` draws questions of another form from the same documents.
-    names = [n for n in config.data.sources.split(",") if not n.strip().startswith("each:")]
+    names = [n for n in names_of(config.data.sources) if not n.startswith("each:")]
     scp = with_options(config, {"stage": "scp", "data.sources": ",".join(names)})
     try:
         source = scp_rows.open_data(scp)

@@ -122,7 +122,7 @@ def paraphrases(path: str, count: int) -> dict[tuple[str, str], list[Case]]:
         }
     except OSError as e:
         raise UserError(f"{path}: cannot be read ({e.strerror})") from e
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise UserError(f"{path}: no result of clara_jax.evaluation.fidelity ({e!r})") from e
     if not any(found.values()):
         raise UserError(f"{path}: no paraphrase read back; run fidelity with --parts=text")

@@ -125,7 +125,7 @@ def recorded(run: Planned, output: str) -> Record | None:
         if record["status"] == "done" and not {*record["metrics"]} <= {*record["intervals"]}:
             raise ValueError("metrics without intervals")
         return record if record["key"] == run.key else None
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise UserError(f"{path}: damaged ({e!r}); remove it") from e
 
 

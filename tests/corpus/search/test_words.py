@@ -51,3 +51,21 @@ def test_saved_and_read_back(tmp_path, texts):
     assert Words.load(epath.Path(tmp_path / "none")) is None
     (tmp_path / "w" / "words.json").write_text("{")
     assert Words.load(epath.Path(tmp_path / "w")) is None
+
+
+@pytest.mark.parametrize(
+    ("question", "best", "texts"),
+    [
+        ("北京在哪里？", 1, ["东京是日本的首都。", "北京是中国的首都。", "巴黎是法国的首都。"]),
+        ("寺", 1, ["大阪城", "京都の寺 Kyoto"]),
+        ("Kyoto 寺", 1, ["大阪城", "京都の寺 Kyoto"]),
+        ("เมืองหลวงของไทย", 1, ["โตเกียวอยู่ในญี่ปุ่น", "กรุงเทพเป็นเมืองหลวงของไทย"]),
+        ("서울", 1, ["부산은 항구다", "서울은 수도다"]),
+        ("हिन्दी", 1, ["तमिल भाषा", "हिन्दी भाषा"]),
+        ("cafe\u0301", 1, ["the", "a café"]),
+        ("ＴＯＫＹＯ", 1, ["Kyoto", "Tokyo"]),
+    ],
+)
+def test_scripts_without_blanks_and_other_forms(question, best, texts):
+    found = Words.build(texts).search([question], 3, np.ones(len(texts), bool))
+    assert found[0, 0] == best
