@@ -49,6 +49,7 @@ class Model:
 
     preset: str = "smollm2_135m"  # architecture (models/config.py) when there is no `base`
     base: str = ""  # HF directory, hub id or .gguf file; empty: random weights of `preset`
+    base_hash: str = option("", ties=NOTHING)  # of its weights, which a run finds out and keeps
     tokenizer: str = ""  # HF directory or hub id, or `facts`; empty: the base's own
     vocab_size: int = 0  # overrides the preset's for random weights; 0: the preset's own
     dtype: str = choice("float32", "bfloat16")  # of activations and matmuls: float32 or bfloat16

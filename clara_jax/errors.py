@@ -1,6 +1,7 @@
 """The one exception for what a user can mend, and how a command tells it."""
 
 import functools
+import signal
 import sys
 from collections.abc import Callable
 
@@ -24,14 +25,20 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
     def run(*args, **kwargs) -> int:
         try:
             return main(*args, **kwargs) or 0
-        except (UserError, OSError) as e:
+        except (UserError, OSError, KeyboardInterrupt) as e:
             return tell(e)
 
     return run
 
 
 def tell(error: BaseException) -> int:
-    """Prints the line of a user's mistake; returns exit code 2, or 0 where it is none."""
+    """Prints the line of a user's mistake; returns exit code 2, or 0 where it is none.
+
+    Ctrl-C has a line as well, and the code that shells give it.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        print("clara_jax: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     if isinstance(error, UserError):
         message = str(error)
     elif isinstance(error, OSError):

@@ -15,7 +15,7 @@ import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy, which safetensor
 import numpy as np
 import safetensors
 
-from clara_jax import files
+from clara_jax import checksums, files
 from clara_jax.errors import UserError, reason
 from clara_jax.interop import adapters, hf, peft
 from clara_jax.models.config import LoraConfig, ModelConfig
@@ -83,6 +83,7 @@ def read(
     Raises:
         UserError: the file is broken, or a leaf is missing, unknown or of another shape.
     """
+    checksums.check(directory, "export or import it again")
     where = f"{directory}/{WEIGHTS}"
     wanted = flax.traverse_util.flatten_dict(expected, sep="/")
     flat = {}
@@ -125,6 +126,15 @@ def expected(config: ModelConfig, lora: LoraConfig, memory_tokens: int) -> dict[
         jax.ShapeDtypeStruct((n, config.d_model), np.float32) for n in (memory_tokens, 3)
     )
     return {**dict.fromkeys(ADAPTERS, adapter), "memory": memory, "added": {"embed": added}}
+
+
+def seal(directory: str | os.PathLike[str]) -> None:
+    """Puts checksums into a directory that is written: of all that nobody edits.
+
+    A base in it has its own.
+    """
+    own = ("config.json", "README.md")
+    checksums.seal(directory, lambda name: name not in own and not name.startswith(f"{BASE}/"))
 
 
 def _open(directory: str | os.PathLike[str]) -> Any:

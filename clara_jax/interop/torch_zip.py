@@ -5,12 +5,14 @@ is read by an unpickler that knows a few harmless names and refuses every other 
 names build is plain descriptions, which are checked before any byte of a storage is looked at.
 """
 
+import io
 import math
 import os
 import pickle
 import struct
 import types
 import zipfile
+import zlib
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -66,6 +68,7 @@ class TorchFile:
         try:
             with zipfile.ZipFile(path) as archive:
                 self._entries = {entry.filename: entry for entry in archive.infolist()}
+                self._checked: set[str] = set()  # storages that are as they were written
                 pickles = [name for name in self._entries if name.endswith("/data.pkl")]
                 if len(pickles) != 1:
                     raise UserError(f"{path}: not a torch zip file (no data.pkl in it)")
@@ -75,8 +78,8 @@ class TorchFile:
                 byteorder = self._prefix + "byteorder"
                 if byteorder in self._entries and archive.read(byteorder) != b"little":
                     raise UserError(f"{path}: was saved on a big-endian machine")
-                with archive.open(pickles[0]) as f:
-                    self.content = _Unpickler(f).load()
+                whole = io.BytesIO(archive.read(pickles[0]))  # to its end, where zipfile checks it
+                self.content = _Unpickler(whole).load()
             self._bytes = np.memmap(path, mode="r")
         except UserError:
             raise
@@ -134,7 +137,13 @@ class TorchFile:
         )
         if (last + 1) * dtype.itemsize > entry.file_size:
             raise UserError(f"{where}: reaches beyond its storage")
-        start = self._start(entry, where) + tensor.offset * dtype.itemsize
+        start = self._start(entry, where)
+        if entry.filename not in self._checked:
+            crc = zlib.crc32(self._bytes[start : start + entry.file_size])
+            if entry.CRC not in (0, crc):  # torch can be told to write none
+                raise UserError(f"{where}: damaged, its storage differs from its checksum")
+            self._checked.add(entry.filename)
+        start += tensor.offset * dtype.itemsize
         values = self._bytes[start : start + (last + 1 - tensor.offset) * dtype.itemsize]
         return np.lib.stride_tricks.as_strided(
             # The memory map may start anywhere; numpy needs no alignment, only a dtype.

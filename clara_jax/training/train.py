@@ -49,10 +49,11 @@ def train(config: Config, workdir: str) -> int:
 
 def _train(config: Config, workdir: str) -> int:
     goodput = Goodput()
-    config = _with_shards(workdir, config)
+    config = _with_kept(workdir, config)
     _check_same_run(workdir, config)
     writer = writers.MetricWriter(workdir, config.train.tensorboard)
     model, trees = start(config, workdir)
+    config = model.config  # with the hash of its base
     inputs = open_inputs(model, trees, workdir)
     evaluate = None if inputs.held_out is None else held_out_loss(model, inputs.held_out)
 
@@ -67,7 +68,7 @@ def _train(config: Config, workdir: str) -> int:
         if restored is not None:
             first, trained, opt_state = restored
             logging.info("resuming %s at step %d", workdir, first)
-            writers.truncate(workdir, first)
+        writers.truncate(workdir, first)
         # Only now is it certain that options and workdir fit.
         if distributed.is_first():
             config_lib.save(config, os.path.join(workdir, "config.json"))
@@ -138,14 +139,15 @@ def _sharded(config: Config, shards: int) -> Config:
     return with_options(config, {"data.shards": shards})
 
 
-def _with_shards(workdir: str, config: Config) -> Config:
-    """The config with a number of streams where it leaves that open: a run keeps what it has."""
-    if config.data.shards:
-        return config
+def _with_kept(workdir: str, config: Config) -> Config:
+    """The config with what a run keeps: the hash of its base, and its streams if that is open."""
     earlier = _begun(workdir)
-    if earlier is not None:
-        return _sharded(config, earlier.data.shards)
-    return _sharded(config, streams.choose(jax.process_count(), config.train.batch_rows))
+    if earlier is None:
+        shards = streams.choose(jax.process_count(), config.train.batch_rows)
+    else:
+        shards = earlier.data.shards
+        config = with_options(config, {"model.base_hash": earlier.model.base_hash})
+    return _sharded(config, config.data.shards or shards)
 
 
 def _check_same_run(workdir: str, config: Config) -> None:

@@ -55,6 +55,8 @@ def test_resumed_run_equals_uninterrupted_one(tiny, tmp_path):
     whole = with_options(tiny, optim={"schedule": "constant", "warmup": 0.0})
     half = with_options(whole, train={"steps": 2})
     assert train(whole, str(tmp_path / "a")) == 0
+    (tmp_path / "b").mkdir()  # with lines of a run that was killed before it saved anything
+    (tmp_path / "b/metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "lo')
     assert train(half, str(tmp_path / "b")) == 0
     assert train(whole, str(tmp_path / "b")) == 0
     assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
@@ -264,6 +266,7 @@ def test_a_full_disk_is_told_and_what_is_damaged_too(tiny, tmp_path, monkeypatch
         assert len(str(e.value).splitlines()) == 1
     data = max((tmp_path / "checkpoints/2/generator").rglob("d/*"), key=lambda p: p.stat().st_size)
     data.write_bytes(b"x" * 10)
+    (tmp_path / "checkpoints/2/checksums.json").unlink()  # of an earlier version
     with pytest.raises(UserError, match="remove it to go on from step 1") as e:
         setup_lib.restore(str(tmp_path))
     assert len(str(e.value)) < 700
