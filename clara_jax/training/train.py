@@ -95,9 +95,11 @@ def _train(config: Config, workdir: str) -> int:
 def _on_signal() -> Iterator[Callable[[int], int]]:
     """A function that gives, at a step, the signal after which to save and stop, or 0.
 
-    All hosts get it at the same step. A second SIGINT (Ctrl-C) stops at once.
+    All hosts get it at the same step: JAX's preemption service sees to that or, where it is
+    switched off, they agree after each step. A second SIGINT (Ctrl-C) stops at once.
     """
-    if jax.process_count() > 1:
+    several = jax.process_count() > 1
+    if several and jax.config.jax_enable_preemption_service:
         reached = multihost_utils.reached_preemption_sync_point
         yield lambda step: signal.SIGTERM if reached(step) else 0
         return
@@ -109,7 +111,10 @@ def _on_signal() -> Iterator[Callable[[int], int]]:
 
     earlier = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield lambda step: received[0] if received else 0
+        if several:
+            yield lambda step: signal.SIGTERM if distributed.any_of(bool(received)) else 0
+        else:
+            yield lambda step: received[0] if received else 0
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)

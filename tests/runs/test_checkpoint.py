@@ -80,7 +80,7 @@ def test_where_all_are_damaged_nothing_begins_again_by_itself(tmp_path):
     saved(tmp_path, (1,))
     flip(tmp_path / "checkpoints/1/memory")
     for call in (lambda: restored(tmp_path), lambda: load_trees(str(tmp_path), MEMORY)):
-        with pytest.raises(UserError, match="differs from its checksum.*there is no other"):
+        with pytest.raises(UserError, match=r"differs from its checksum.*there is no other"):
             call()
     with pytest.raises(UserError, match="put a copy back"):
         load_trees(str(tmp_path), MEMORY, 1)

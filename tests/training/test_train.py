@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from clara_jax import config as config_lib
+from clara_jax import distributed
 from clara_jax.api import load
 from clara_jax.data import scp_rows
 from clara_jax.data.reader import Reader
@@ -97,6 +98,18 @@ def test_ctrl_c_ends_the_step_and_twice_ends_at_once():
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_processes_agree_on_a_signal_where_jaxs_service_is_off(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed, "any_of", lambda flag: True)  # the other one has got it
+    before = jax.config.jax_enable_preemption_service
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        with train_lib._on_signal() as received:
+            assert received(3) == signal.SIGTERM
+    finally:
+        jax.config.update("jax_enable_preemption_service", before)
 
 
 def test_only_what_the_stage_trains_is_in_the_checkpoint(tiny, tmp_path):
