@@ -8,7 +8,7 @@ import pytest
 
 from clara_jax import config
 from clara_jax.config import Data
-from clara_jax.corpus import format, locks, pieces
+from clara_jax.corpus import compress, format, locks, pieces
 from clara_jax.corpus import write as write_lib
 from clara_jax.corpus.store import open_store
 from clara_jax.data.documents import Document
@@ -304,12 +304,12 @@ def test_a_flipped_byte_in_a_part_is_told_and_mended(whole, setup, tmp_path):
     write_lib.mend(path)  # looks at documents and at sizes
     assert [part.name for part in open_store(path).parts][:2] == ["00000", "00002"]
     with pytest.raises(format.Damaged, match=r"parts/00002: memories/c/0/0/0 differs"):
-        write_lib.check(path)
+        compress.run(str(path), verify=True)
     with pytest.raises(format.Damaged, match=r"parts/00002: memories/c/0/0/0 differs"):
         write_lib.compact(path)
     write_lib.mend(path, verify=True)
     store = write_lib.add(path, *setup, DOCUMENTS[:19], OPTIONS)
-    write_lib.check(path)
+    compress.run(str(path), verify=True)
     there = {d.parent for d in store.documents(np.flatnonzero(store.alive_R))}
     assert there == {document["id"] for document in DOCUMENTS[:19]}
 
