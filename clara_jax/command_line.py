@@ -47,6 +47,7 @@ flags.DEFINE_string("documents", None, "Documents: .jsonl, .parquet, or paragrap
 flags.DEFINE_string("store", None, "Folder of documents compressed once (--mode=compress).")
 flags.DEFINE_string("delete", None, "Ids of documents, with commas, or a file of ids, one a line.")
 flags.DEFINE_bool("compact", None, "Write a store again without what was deleted.")
+flags.DEFINE_bool("verify", None, "Read all files of a store, and look for damage.")
 flags.DEFINE_string("base", None, "The base model, if it is not where the run found it.")
 flags.DEFINE_string("question", None, "What to ask. Without it, standard input is read.")
 flags.DEFINE_integer(

@@ -55,6 +55,7 @@ class Model:
 
     preset: str = "smollm2_135m"  # architecture (models/config.py) when there is no `base`
     base: str = ""  # HF directory, hub id or .gguf file; empty: random weights of `preset`
+    base_hash: str = option("", ties=NOTHING)  # of its weights, which a run finds out and keeps
     tokenizer: str = ""  # HF directory or hub id, or `facts`; empty: the base's own
     # overrides the preset's for random weights; 0: the preset's own
     vocab_size: int = option(0, VOCABULARY)

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import os
 import shutil
@@ -66,8 +67,31 @@ def modified(name: Name) -> float:
     return path(name).stat().mtime if is_remote(name) else os.path.getmtime(name)
 
 
+def sync(name: Name) -> None:
+    """Returns when a local file's content, or a folder's list of names, would survive a power cut.
+
+    What is named elsewhere is synced before, so that no name stands for content that is not there.
+    """
+    descriptor = os.open(name, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_all(folder: Name) -> list[str]:
+    """`sync` for a local folder with all that is in it; returns the paths of its files."""
+    found = []
+    for place, _, names in os.walk(folder, topdown=False):
+        paths = [os.path.join(place, name) for name in sorted(names)]
+        for each in (*paths, place):
+            sync(each)
+        found += paths
+    return found
+
+
 def write(name: Name, content: str | bytes) -> None:
-    """Writes a file, all of it or nothing; errors as in `read`."""
+    """Writes a file, all of it or nothing, also if the power fails; errors as in `read`."""
     if is_remote(name):  # an object appears when it is whole
         with _as_os_error(name):
             path(name).write_bytes(content.encode() if isinstance(content, str) else content)
@@ -78,12 +102,14 @@ def write(name: Name, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def whole_file(name: Name, mode: str = "w") -> Iterator[IO]:
-    """Yields a file on disk, which gets its name when all is written, or is removed."""
+    """Yields a file on disk, which gets its name when all is on disk, or is removed."""
     unfinished = f"{os.fspath(name)}.tmp"
     try:
         with open(unfinished, mode, encoding=None if "b" in mode else "utf-8") as f:
             yield f
+        sync(unfinished)
         os.replace(unfinished, name)
+        sync(os.path.dirname(unfinished) or ".")
     except BaseException as e:
         if isinstance(e, OSError) and e.filename == unfinished:  # who reads it knows the other
             e.filename = os.fspath(name)
@@ -112,6 +138,7 @@ def make_folder(name: Name) -> None:
     """
     if not is_remote(name):
         os.makedirs(name, exist_ok=True)
+        sync(os.path.dirname(os.path.abspath(name)))
         return
     folder = path(name)
     try:
@@ -122,7 +149,9 @@ def make_folder(name: Name) -> None:
 
 @contextlib.contextmanager
 def whole_folder(name: str, *outside: Name) -> Iterator[str]:
-    """Yields a folder to write to, which gets its name when all of it is written, or is removed.
+    """Yields a folder to write to, which gets its name when all of it is on disk, or is removed.
+
+    What a kill left of an earlier one is removed.
 
     Args:
         name: of the folder.
@@ -142,6 +171,9 @@ def whole_folder(name: str, *outside: Name) -> Iterator[str]:
     try:
         parent, own = os.path.split(final)
         os.makedirs(parent, exist_ok=True)
+        for left in glob.glob(os.path.join(glob.escape(parent), f".{glob.escape(own)}.????????")):
+            with contextlib.suppress(OSError), _held(left):
+                shutil.rmtree(left)
         folder = tempfile.mkdtemp(prefix=f".{own}.", dir=parent)
     except OSError as e:
         raise UserError(f"{name}: cannot be written here ({e.strerror})") from e
@@ -149,17 +181,31 @@ def whole_folder(name: str, *outside: Name) -> Iterator[str]:
         # What ends the process raises instead, so that nothing half-written is left.
         before = _on_sigterm(lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
-            yield folder
+            with _held(folder):
+                yield folder
         finally:
             _on_sigterm(before)
         os.chmod(folder, 0o777 & ~UMASK)  # mkdtemp lets nobody else read
+        sync_all(folder)
         os.replace(folder, final)
+        sync(parent)
     except OSError as e:
         raise UserError(f"{name}: cannot be written ({e.strerror or e}); nothing is left") from e
     except UserError as e:  # it knows the folder by the name that it is to have
         raise UserError(str(e).replace(folder, final)) from e
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _held(folder: str) -> Iterator[None]:
+    """Locks a folder itself, which no kill leaves locked; an OSError where another has it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _on_sigterm(handler: Any) -> Any:

@@ -15,14 +15,15 @@ from clara_jax import files
 
 Entry = dict[str, Any]
 _PAUSE = 60.0  # seconds between writes of a file on object storage
+_SYNC = 1.0  # seconds of lines that a power cut may cost on disk
 
 
 class Ledger:
     """Appends to a file; a context manager.
 
-    On disk a line is there at once, all of it or nothing. An object cannot be appended to: it is
-    written again, all of it, at most once a minute and at `flush`, so that a kill loses the lines
-    since then.
+    On disk a line is there at once, all of it or nothing; a power cut may take those of the last
+    second. An object cannot be appended to: it is written again, all of it, at most once a minute
+    and at `flush`, so that a kill loses the lines since then.
 
     Args:
         name: of the file, which is made if there is none.
@@ -44,6 +45,7 @@ class Ledger:
             self.size = sum(map(len, self._lines))
             return
         self._file = open(name, "ab", buffering=0)
+        files.sync(os.path.dirname(name) or ".")
         if size is not None:
             self._file.truncate(size)
         self.size = os.fstat(self._file.fileno()).st_size
@@ -61,8 +63,8 @@ class Ledger:
             self._write(line)
         else:
             self._lines.append(line)
-            if time.monotonic() - self._written > _PAUSE:
-                self.flush()
+        if time.monotonic() - self._written > (_SYNC if self._file else _PAUSE):
+            self.flush()
         self.size += len(line)
         return self.size - len(line)
 
@@ -70,7 +72,9 @@ class Ledger:
         """Returns when all lines are where they are kept."""
         if self._file is None:
             files.write(self._name, b"".join(self._lines))
-            self._written = time.monotonic()
+        else:
+            os.fsync(self._file.fileno())
+        self._written = time.monotonic()
 
     def close(self) -> None:
         """Ends the writing."""

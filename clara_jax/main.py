@@ -6,7 +6,7 @@
               [--base=…] [--rate=…] [--top_k=…] [--max_new_tokens=…] [--temperature=…]
               [--top_p=…]
     compress  --mode=compress --store=… --workdir=… --documents=… [--base=…] [--config=…], or
-              --store=… --delete=IDS, --store=… --compact
+              --store=… --delete=IDS, --store=… --compact, --store=… --verify
     serve     --mode=serve --store=… --workdir=… [--base=…] [--config=configs/serve.py]
     import    --mode=import --source=… --base=… --workdir=…, a checkpoint of the PyTorch release
     export    --mode=export --workdir=… --format=… --output=… [--base=…] [--store=…]
@@ -40,7 +40,7 @@ MODES = {
         "documents store base config question rate top_k max_new_tokens temperature top_p",
     ),
     "compress": Mode(
-        "corpus.compress", "run", "store", "workdir documents base config delete compact"
+        "corpus.compress", "run", "store", "workdir documents base config delete compact verify"
     ),
     "serve": Mode("serving.run", "run", "store workdir", "base config"),
     "import": Mode("exchange.import_model", "run", "source workdir", "base", on_devices=False),

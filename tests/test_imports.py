@@ -12,7 +12,7 @@ PACKAGE = ROOT / "clara_jax"
 LAYERS = (
     ("text", "models", "errors", "progress", "stages"),
     ("files", "distributed", "config_checks", "command_line"),
-    ("config", "plotting", "ledger"),
+    ("config", "plotting", "ledger", "checksums"),
     ("interop", "sharding"),
     ("data",),
     ("runs", "endpoint"),

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from clara_jax import errors
+
 ROOT = pathlib.Path(__file__).parent.parent
 QUICK = "--config=configs/quickstart.py"
 ASK = ["--mode=ask", "--workdir=W", "--documents=no.txt"]
@@ -97,3 +99,12 @@ def test_train_evaluate_and_ask(tmp_path):
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "expected:" in report.stdout and (tmp_path / "loss.png").stat().st_size > 5000
+
+
+def test_ctrl_c_is_one_line(capsys):
+    @errors.command
+    def main():
+        raise KeyboardInterrupt
+
+    assert main() == 130
+    assert capsys.readouterr().err == "clara_jax: interrupted\n"

@@ -3,7 +3,9 @@
 --documents is streamed into the store, long ones in pieces; what is there already is left out, so
 that the same command resumes after a kill, and appends when the file has grown. On a store alone,
 --delete takes ids (with commas between, or a file with one a line), and --compact takes away what
-is deleted. In one command: first deleted, then added, then compacted.
+is deleted. In one command: first deleted, then added, then compacted. Documents whose part is
+damaged are compressed again; --verify looks for damage in memories as well, which takes a pass over
+all files of the store.
 """
 
 from absl import logging
@@ -26,6 +28,7 @@ def run(
     config: Config | None = None,
     delete: str | None = None,
     compact: bool | None = None,
+    verify: bool | None = None,
 ) -> int:
     """Changes a store and prints what it then holds.
 
@@ -37,6 +40,7 @@ def run(
         config: its group `store` counts.
         delete: ids of documents, or a file of them.
         compact: whether to compact.
+        verify: whether to read all files that are there.
 
     Returns:
         The exit code, 0.
@@ -44,14 +48,20 @@ def run(
     Raises:
         UserError: nothing is to be done, or model, documents or store cannot be used.
     """
-    if documents is None and delete is None and not compact:
-        raise UserError("--mode=compress needs --documents (with --workdir), --delete or --compact")
+    if documents is None and delete is None and not (compact or verify):
+        raise UserError(
+            "--mode=compress needs --documents (with --workdir), --delete, --compact or --verify"
+        )
     if (documents is None) != (workdir is None):
         raise UserError("--mode=compress needs both --workdir and --documents to add documents")
     if documents is None and (base is not None or config is not None):
         raise UserError("--base and --config are for --documents; leave them out")
+    if documents is not None and (files.path(store) / format.MANIFEST).exists():
+        write.mend(store, bool(verify))
+    elif verify:
+        write.check(store)
     if delete is not None:
-        write.delete(store, _ids(delete))
+        write.delete(store, _ids(delete), again=bool(compact))
     if documents is not None:
         _add(store, workdir, documents, base, config)
     if compact:

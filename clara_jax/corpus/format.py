@@ -4,24 +4,27 @@
     STORE/parts/00000/memories     zarr3 [rows, M, D], shards of documents, one an inner chunk
     STORE/parts/00000/scales       zarr3 float32 [rows, M], where memories are int8
     STORE/parts/00000/documents.arrow
+    STORE/parts/00000/checksums.json
 
 Local or on gs://: arrays by TensorStore's own drivers, the rest by clara_jax.files.
 """
 
 import contextlib
 import dataclasses
+import errno
 import functools
-import json
+import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow
 import pyarrow.compute
 import tensorstore
+from absl import logging
 
-from clara_jax import files
+from clara_jax import checksums, files
 from clara_jax.errors import UserError, reason
 
 VERSION = 1
@@ -48,6 +51,17 @@ SCHEMA = pyarrow.schema(
 _SHARD = 64 * 2**20  # bytes of memories in a file, about
 
 
+# How a part is mended.
+MEND = (
+    "; --mode=compress --verify with the store's --workdir and --documents makes it again, or put "
+    "a copy back"
+)
+
+
+# What is wrong with a file system, and not with a file.
+_PASSING = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ESTALE, errno.ETIMEDOUT)
+
+
 class Damaged(UserError):
     """A file of a store cannot be read or written, whatever is asked of the store."""
 
@@ -63,7 +77,7 @@ def damaged(what: str, advice: str = "") -> Iterator[None]:
 
 def unreadable(place: str) -> contextlib.AbstractContextManager[None]:
     """`damaged` while a file or folder of a part is read."""
-    return damaged(f"{place}: this part of the store cannot be read")
+    return damaged(f"{place}: this part of the store cannot be read", MEND)
 
 
 def writing(store: str) -> contextlib.AbstractContextManager[None]:
@@ -173,7 +187,7 @@ def read_manifest(store: str) -> Manifest:
     if not files.path(path).exists():
         raise Damaged(f"{store}: no store there ({MANIFEST} is missing); --mode=compress makes one")
     try:
-        values = json.loads(files.read(path))
+        values = checksums.loads(files.read(path))
         if values["version"] != VERSION:
             raise UserError(
                 f"{store}: a store of version {values['version']!r}, this program knows {VERSION}"
@@ -215,7 +229,56 @@ def _is_sound(manifest: Manifest) -> bool:
 
 def write_manifest(store: str, manifest: Manifest) -> None:
     """Replaces the manifest in one go."""
-    files.write(os.path.join(store, MANIFEST), json.dumps(manifest.as_json(), indent=2))
+    files.write(os.path.join(store, MANIFEST), checksums.dumps(manifest.as_json()))
+
+
+def whole(store: str, manifest: Manifest) -> Manifest:
+    """The manifest without parts at its end that are damaged, as a power cut may leave them."""
+    torn: dict[str, str] = {}
+    for part in reversed(manifest.parts):
+        if not (problem := damage(store, part)):
+            break
+        torn[part.name] = problem
+    if torn:
+        logging.warning(
+            "%s: opened without its last %d parts, which are damaged (%s)%s",
+            store,
+            len(torn),
+            "; ".join(torn.values()),
+            MEND,
+        )
+    return without(manifest, torn)
+
+
+def damage(store: str, part: StorePart, memories: bool = False) -> str:
+    """What is wrong with the files of a part, or nothing.
+
+    Args:
+        store: a local one; nothing is said of others.
+        part: of it.
+        memories: whether all files are read, or only the documents, and the sizes of the others.
+    """
+    folder = part_folder(store, part.name)
+    problem = checksums.damage(folder, content=memories)
+    if problem or files.is_remote(store):
+        return problem and f"{folder}: {problem}"
+    try:
+        read_table(folder, part.rows)
+    except Damaged as e:
+        if getattr(e.__cause__, "errno", None) in _PASSING:
+            raise
+        return str(e).removesuffix(MEND)
+    return ""
+
+
+def without(manifest: Manifest, names: Collection[str]) -> Manifest:
+    """A manifest without parts of these names."""
+    is_kept = [part.name not in names for part in manifest.parts]
+    return dataclasses.replace(
+        manifest,
+        parts=tuple(itertools.compress(manifest.parts, is_kept)),
+        deleted={name: sum(is_kept[:count]) for name, count in manifest.deleted.items()},
+    )
 
 
 def part_folder(store: str, name: str) -> str:
@@ -293,11 +356,24 @@ def read_table(folder: str, rows: int) -> pyarrow.Table:
     """
     path = os.path.join(folder, TABLE)
     with unreadable(path):
+        if problem := checksums.damage(folder, lambda name: name == TABLE):
+            raise ValueError(problem)
         with pyarrow.memory_map(files.local(path)) as source:
             table = pyarrow.ipc.open_file(source).read_all()
+        if not (files.path(folder) / checksums.NAME).exists():
+            table.validate(full=True)  # else a damaged offset ends the process
         if table.schema != SCHEMA or table.num_rows != rows:
             raise ValueError(f"not {rows} rows of a store")
         return table
+
+
+def seal(store: str, part: StorePart) -> None:
+    """Puts a part that is written on disk, with checksums; object storage has its own."""
+    if not files.is_remote(store):
+        folder = part_folder(store, part.name)
+        checksums.seal(folder)
+        files.sync(os.path.dirname(folder))
+        files.sync(store)
 
 
 def part_of(name: str, table: pyarrow.Table) -> StorePart:

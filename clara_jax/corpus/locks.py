@@ -9,6 +9,8 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 
+import jax
+
 from clara_jax import distributed, files
 from clara_jax.corpus import format
 from clara_jax.corpus.format import Manifest
@@ -19,7 +21,7 @@ _LOCK, _READERS = ".lock", ".readers"
 
 @contextlib.contextmanager
 def changing(path: str, make: Callable[[], Manifest] | None = None) -> Iterator[None]:
-    """The store is this run's alone, and without what a kill left of another's.
+    """The store is this run's alone, and without what a kill or a full disk left of a part.
 
     Args:
         path: of the store.
@@ -41,7 +43,13 @@ def changing(path: str, make: Callable[[], Manifest] | None = None) -> Iterator[
                 format.write_manifest(path, make())
             remove_unlisted(path, format.read_manifest(path))
         distributed.barrier("store")
-        yield
+        try:
+            yield
+        except Exception:
+            if jax.process_count() == 1:  # others might still write
+                with contextlib.suppress(Exception):
+                    remove_unlisted(path, format.read_manifest(path))
+            raise
         distributed.barrier("changed")
 
 

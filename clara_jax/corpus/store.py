@@ -76,7 +76,7 @@ class Store:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = files.normal(os.fspath(path))
-        self.manifest: Manifest = format.read_manifest(self.path)
+        self.manifest: Manifest = format.whole(self.path, format.read_manifest(self.path))
         self.memory_tokens, self.width = self.manifest.memory_tokens, self.manifest.width
         self.dtype = self.manifest.dtype
         self.parts, self.rows = self.manifest.parts, self.manifest.rows
@@ -152,6 +152,14 @@ class Store:
             if not rows:
                 raise UserError(f"{self.path}: holds no document of the id {name!r}")
         return [row for name in ids for row in matches[name]]
+
+    def gone(self, ids: Sequence[str]) -> set[str]:
+        """Those of the documents that were deleted, and are not there again."""
+        gone = set(ids) & set(self.manifest.deleted)
+        for number, start in enumerate(self.starts[:-1]):
+            parents = self.table(number)["parent"].to_numpy()
+            gone -= set(parents[self.alive_R[start : start + len(parents)]])
+        return gone
 
     def check(self, model: Model, trees: Trees) -> None:
         """Compares a model with the one that made this store.

@@ -15,10 +15,11 @@ import jax
 import ml_dtypes
 import numpy as np
 import pyarrow
+from absl import logging
 
 from clara_jax import config, distributed, files
 from clara_jax.corpus import format, locks, pieces
-from clara_jax.corpus.format import MEMORIES, SCALES, Manifest, StorePart
+from clara_jax.corpus.format import MEMORIES, SCALES, Damaged, Manifest, StorePart
 from clara_jax.corpus.pieces import NewRow
 from clara_jax.corpus.store import Store
 from clara_jax.data.documents import Document, of_values
@@ -75,8 +76,13 @@ def add(
     return Store(path)
 
 
-def delete(path: str | os.PathLike[str], ids: Sequence[str]) -> Store:
+def delete(path: str | os.PathLike[str], ids: Sequence[str], again: bool = False) -> Store:
     """Marks documents as deleted, all of them or, after a mistake, none.
+
+    Args:
+        path: of the store.
+        ids: of the documents.
+        again: whether some may be deleted already, by this command before it was killed.
 
     Raises:
         UserError: an id is not there, or that of a piece; or another process is changing the store.
@@ -84,15 +90,43 @@ def delete(path: str | os.PathLike[str], ids: Sequence[str]) -> Store:
     path = files.normal(os.fspath(path))
     with locks.changing(path):
         store = Store(path)
-        marks = dict.fromkeys(ids, len(store.manifest.parts))
+        gone = store.gone(ids) if again else set()
+        marks = dict.fromkeys((name for name in ids if name not in gone), len(store.parts))
         rows = store.take(store.find(list(marks)), ["id", "parent"])
         for row, parent in zip(*(column.to_pylist() for column in rows.columns), strict=True):
             if parent not in marks:
                 raise UserError(f"{path}: {row!r} is a piece of {parent!r}; delete the whole of it")
         if distributed.is_first():
-            deleted = store.manifest.deleted | marks
-            format.write_manifest(path, dataclasses.replace(store.manifest, deleted=deleted))
+            manifest = format.read_manifest(path)  # with parts that are damaged: they may be mended
+            deleted = manifest.deleted | marks
+            format.write_manifest(path, dataclasses.replace(manifest, deleted=deleted))
     return Store(path)
+
+
+def mend(path: str | os.PathLike[str], verify: bool = False) -> None:
+    """Takes out parts that are damaged, so that their documents can be added again.
+
+    Args:
+        path: of the store.
+        verify: whether the files of memories are read, or only their sizes are looked at.
+
+    Raises:
+        UserError: another process is changing the store, or keeps it (`locks.kept`).
+    """
+    path = files.normal(os.fspath(path))
+    with locks.changing(path):
+        if distributed.is_first():
+            manifest = format.read_manifest(path)
+            problems = {part.name: format.damage(path, part, verify) for part in manifest.parts}
+            if gone := [name for name, problem in problems.items() if problem]:
+                for name in gone:
+                    logging.warning("%s: its documents are compressed again", problems[name])
+                numbered = manifest.numbered
+                while _name(numbered - 1) in gone:  # so that the store becomes what it was
+                    numbered -= 1
+                left = format.without(manifest, gone)
+                with locks.alone(path):
+                    format.write_manifest(path, dataclasses.replace(left, numbered=numbered))
 
 
 def compact(path: str | os.PathLike[str]) -> Store:
@@ -107,12 +141,27 @@ def compact(path: str | os.PathLike[str]) -> Store:
     with locks.changing(path):
         if distributed.is_first():
             with locks.alone(path):
+                check(path)
                 store = Store(path)
                 parts = list(_compacted(store))
-                manifest = _listing(store.manifest, (*parts,), deleted={})
+                # What is taken away is known until the next time: the command may be repeated.
+                deleted = store.manifest.deleted
+                gone = {name: 0 for name, count in deleted.items() if count} or deleted
+                manifest = _listing(store.manifest, (*parts,), deleted=gone)
                 format.write_manifest(path, manifest)
                 locks.remove_unlisted(path, manifest)
     return Store(path)
+
+
+def check(path: str) -> None:
+    """Reads all files of a store.
+
+    Raises:
+        Damaged: one differs from what was written.
+    """
+    for part in format.read_manifest(path).parts:
+        if problem := format.damage(path, part, memories=True):
+            raise Damaged(problem + format.MEND)
 
 
 def known(store: Store) -> Known:
@@ -209,6 +258,8 @@ class _Writer:
         with format.writing(self._path):
             for write in writes:
                 write.result()
+            if writes:
+                format.seal(self._path, part)
         distributed.barrier("part")
         self._written = None
         self._manifest = _listing(self._manifest, (*self._manifest.parts, part))
@@ -282,7 +333,10 @@ def _copied(store: Store, name: str, rows: Sequence[int]) -> StorePart:
         with format.writing(store.path):
             for array, value in stored.items():
                 arrays[array][start : start + len(value)].write(value).result()
-    return format.part_of(name, table)
+    part = format.part_of(name, table)
+    with format.writing(store.path):
+        format.seal(store.path, part)
+    return part
 
 
 def _grouped(documents: Iterable[list[Any]], size: int) -> Iterator[list[Any]]:

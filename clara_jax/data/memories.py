@@ -1,12 +1,14 @@
 """Memories of documents, computed once and kept in a folder for the runs that read them.
 
-The folder holds `manifest.json` (who made them), `vectors.bin` (M * D numbers a document) and
-`digests.bin` (16 bytes a document, of its text). Documents are only ever appended, vectors first,
-so that a run that was killed resumes where it stopped.
+The folder holds `manifest.json` (who made them), `vectors.bin` (M * D numbers a document),
+`sums.bin` (their CRC-32, or 0 where an earlier version made them) and `digests.bin` (16 bytes a
+document, of its text). Documents are only ever appended, digests when all else is on disk, so that
+a run that was killed resumes where it stopped.
 """
 
 import json
 import os
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,7 +49,7 @@ class MemoryFile:
             if not os.path.exists(path):
                 files.write(path, json.dumps(manifest, indent=2))
             there = json.loads(files.read(path))
-            for name in ("digests.bin", "vectors.bin"):
+            for name in ("digests.bin", "sums.bin", "vectors.bin"):
                 open(self._path(name), "ab").close()
         except (OSError, ValueError, RecursionError) as e:
             raise UserError(
@@ -67,7 +69,14 @@ class MemoryFile:
         return len(self._rows)
 
     def __getitem__(self, key: bytes) -> np.ndarray:
-        return np.array(self._vectors[self._rows[key]])
+        row = self._rows[key]
+        vectors = np.array(self._vectors[row])
+        if row < len(self._sums) and self._sums[row] not in (0, zlib.crc32(vectors.tobytes())):
+            raise UserError(
+                f"config.data.memories={self._directory}: vectors.bin is damaged; remove the "
+                "folder to have the memories made again"
+            )
+        return vectors
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_vectors": None}
@@ -96,6 +105,8 @@ class MemoryFile:
                 # What a kill left behind the last whole document is written over.
                 count = len(self._rows)
                 self._write("vectors.bin", count * self._bytes, vectors.tobytes())
+                sums = np.array([zlib.crc32(each.tobytes()) for each in vectors], np.uint32)
+                self._write("sums.bin", count * sums.itemsize, sums.tobytes())
                 self._write("digests.bin", count * _DIGEST, digests)
         self._open()
 
@@ -103,6 +114,7 @@ class MemoryFile:
         with open(self._path(name), "r+b") as f:
             f.seek(start)
             f.write(data)
+        files.sync(self._path(name))
 
     @property
     def _bytes(self) -> int:
@@ -115,6 +127,7 @@ class MemoryFile:
         """Looks at the whole documents that are there now."""
         digests = np.fromfile(self._path("digests.bin"), f"V{_DIGEST}").tolist()
         count = min(len(digests), os.path.getsize(self._path("vectors.bin")) // self._bytes)
+        self._sums = np.fromfile(self._path("sums.bin"), np.uint32)
         self._rows = {digest: row for row, digest in enumerate(digests[:count])}
         shape = (count, *self._shape)
         if count:  # an empty file cannot be mapped

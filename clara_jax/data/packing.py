@@ -2,6 +2,10 @@
 
 import dataclasses
 import itertools
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 from collections.abc import Iterable
 
 import grain
@@ -172,4 +176,15 @@ def prefetch(dataset: grain.IterDataset, workers: int) -> grain.IterDataset:
         return dataset
     if not flags.FLAGS.is_parsed():  # as in a notebook; Grain's worker processes ask for flags
         flags.FLAGS.mark_as_parsed()
-    return dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    options = grain.MultiprocessingOptions(num_workers=workers)
+    return dataset.mp_prefetch(options, worker_init_fn=_end_with_parent)
+
+
+def _end_with_parent(*_: int) -> None:
+    """Ends this process soon after the one that started it, however that died."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait = multiprocessing.connection.wait
+        threading.Thread(
+            target=lambda: wait([parent.sentinel]) and os._exit(1), daemon=True
+        ).start()

@@ -20,8 +20,8 @@ import jax
 import numpy as np
 from absl import logging
 
+from clara_jax import checksums, files
 from clara_jax import config as config_lib
-from clara_jax import files
 from clara_jax.config import Config, Mesh, with_options
 from clara_jax.corpus.search import faiss
 from clara_jax.corpus.store import open_store
@@ -76,6 +76,7 @@ def run(
         FORMATS[format](model, trees, folder, name)
         title = os.path.basename(files.absolute(output))
         files.write(os.path.join(folder, "README.md"), _note(model.config, format, title, name))
+        native.seal(folder)
     if name and not is_hub_id and format != "merged":
         logging.warning(
             "%s: its config.json calls the base %r, which is no hub id; put that there",
@@ -109,7 +110,8 @@ def _native(model: Model, trees: Trees, folder: str, base: str) -> None:
     if model.base_trained or not base:
         own = os.path.join(folder, native.BASE)
         _write_base(model, trees, own)
-        own_parts = {"model.base": native.OWN_BASE, "model.tokenizer": ""}
+        checksums.seal(own)
+        own_parts = {"model.base": native.OWN_BASE, "model.tokenizer": "", "model.base_hash": ""}
         config = with_options(config, own_parts)
     config_lib.save(config, os.path.join(folder, "config.json"))
 

@@ -12,15 +12,15 @@ from collections.abc import Sequence
 
 import huggingface_hub
 
+from clara_jax import checksums, files
 from clara_jax import config as config_lib
-from clara_jax import files
 from clara_jax.config import Config, with_options
 from clara_jax.errors import UserError
 from clara_jax.interop import base as base_lib
 from clara_jax.interop import hub, native
 from clara_jax.interop import weights as weights_lib
 from clara_jax.models.config import LoraConfig
-from clara_jax.runs import abilities
+from clara_jax.runs import abilities, weights
 from clara_jax.runs.release import read
 from clara_jax.stages import ADAPTERS
 
@@ -55,12 +55,15 @@ def run(source: str, workdir: str, base: str | None = None) -> int:
             if config.model.tokenizer:
                 imported.tokenizer.save(os.path.join(folder, native.TOKENIZER))
                 config = with_options(config, {"model.tokenizer": native.OWN_TOKENIZER})
+            base_hash = weights.base_hash(config, imported.model, {})
+            config = with_options(config, {"model.base_hash": base_hash})
         if base:
             here = os.path.abspath(base) if os.path.exists(base) else base
             config = with_options(config, {"model.base": here})
         config_lib.save(config, os.path.join(folder, "config.json"))
         if native.is_native(directory):
             shutil.copymode(directory / "config.json", os.path.join(folder, "config.json"))
+        native.seal(folder)
     print(summary(config, names, source, workdir))
     return 0
 
@@ -73,14 +76,17 @@ def _copy(directory: pathlib.Path, folder: str, base: str | None) -> tuple[Confi
     for path in directory.rglob("*"):
         if path.is_symlink() and not any(path.resolve().is_relative_to(root) for root in roots):
             raise UserError(f"{path}: is a link to a file elsewhere; put the file itself there")
+    checksums.check(directory, "export it again")
     shutil.copytree(directory, folder, dirs_exist_ok=True)
     names = native.names(folder)
     if not base and config.model.base == native.OWN_BASE:
         base = os.path.join(folder, native.BASE)
     if not base and base_lib.is_hub_id(config.model.base):
         return config, names  # only a base that the user names is fetched
-    model = base_lib.read_config(base or config.model.base)
-    weights_lib.stored(base_lib.open_tensors(base or config.model.base, model), model)
+    model = base_lib.read_config(base := base or config.model.base)
+    weights_lib.stored(base_lib.open_tensors(base, model), model)
+    on_base = with_options(config, {"model.base": base})
+    weights.base_hash(on_base, model, {str(directory): config.model.base_hash})
     pools = config.memory.kind == "pool"
     expected = native.expected(model, config.lora, config.memory_tokens, pools)
     native.read(folder, {name: expected[name] for name in names}, model, config.lora)

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
+from clara_jax import checksums
 from clara_jax.errors import UserError
 from clara_jax.interop import gguf, hf, hf_config, weights
 from clara_jax.models.config import ModelConfig
@@ -75,13 +76,22 @@ def read_config(base: str | os.PathLike[str]) -> ModelConfig:
     return read(model.path)
 
 
-def open_tensors(base: str | os.PathLike[str], config: ModelConfig) -> weights.Checkpoint:
+def open_tensors(
+    base: str | os.PathLike[str], config: ModelConfig, verify: bool = True
+) -> weights.Checkpoint:
     """A base model's weights, to be read in parts.
+
+    Args:
+        base: as of `resolve`.
+        config: the architecture.
+        verify: whether the checksums of one that was exported here are looked at.
 
     Raises:
         UserError: they cannot be found or are broken.
     """
     model = resolve(base)
+    if verify and model.path.is_dir():
+        checksums.check(model.path, "export it again")
     _, tensors = _READERS[model.format]
     return tensors(model.path, config)
 

@@ -228,6 +228,8 @@ class Tensors:
         # GGUF lists the innermost axis first.
         self.shapes = {n: tuple(map(int, t.shape[::-1])) for n, t in self._tensors.items()}
         self._head_dim = config.head_dim
+        kinds = {tensor.tensor_type.name for tensor in self._tensors.values()}
+        self.kind = " ".join(sorted(kinds - {"F32", "F64", "BF16"}))
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """Expands tensor[index] to float32."""

@@ -94,6 +94,11 @@ class Safetensors:
         kinds = [view.get_dtype() for _, view in self._files.values()]
         return 2 * kinds.count("BF16") > len(kinds)
 
+    @property
+    def kind(self) -> str:
+        """What numbers are rounded to, if it is more than to bfloat16."""
+        return "F16" if any(view.get_dtype() == "F16" for _, view in self._files.values()) else ""
+
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """Reads tensor[index] from its file."""
         return self._files[name][1][index]

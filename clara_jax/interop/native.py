@@ -15,7 +15,7 @@ import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy, which safetensor
 import numpy as np
 import safetensors
 
-from clara_jax import files
+from clara_jax import checksums, files
 from clara_jax.errors import UserError, reason
 from clara_jax.interop import adapters, hf, peft
 from clara_jax.models.config import LoraConfig, ModelConfig
@@ -83,6 +83,7 @@ def read(
     Raises:
         UserError: the file is broken, or a leaf is missing, unknown or of another shape.
     """
+    checksums.check(directory, "export or import it again")
     where = f"{directory}/{WEIGHTS}"
     wanted = flax.traverse_util.flatten_dict(expected, sep="/")
     flat = {}
@@ -130,6 +131,15 @@ def expected(
     if pools:
         trees["pool"] = jax.ShapeDtypeStruct((config.d_model,) * 2, np.float32)
     return trees
+
+
+def seal(directory: str | os.PathLike[str]) -> None:
+    """Puts checksums into a directory that is written: of all that nobody edits.
+
+    A base in it has its own.
+    """
+    own = ("config.json", "README.md")
+    checksums.seal(directory, lambda name: name not in own and not name.startswith(f"{BASE}/"))
 
 
 def _open(directory: str | os.PathLike[str]) -> Any:

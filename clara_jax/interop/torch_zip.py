@@ -13,6 +13,7 @@ import pickletools
 import struct
 import types
 import zipfile
+import zlib
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -69,6 +70,7 @@ class TorchFile:
         try:
             with zipfile.ZipFile(path) as archive:
                 self._entries = {entry.filename: entry for entry in archive.infolist()}
+                self._checked: set[str] = set()  # storages that are as they were written
                 pickles = [name for name in self._entries if name.endswith("/data.pkl")]
                 if len(pickles) != 1:
                     raise UserError(f"{path}: not a torch zip file (no data.pkl in it)")
@@ -78,7 +80,7 @@ class TorchFile:
                 byteorder = self._prefix + "byteorder"
                 if byteorder in self._entries and _start_of(archive, byteorder) != b"little":
                     raise UserError(f"{path}: was saved on a big-endian machine")
-                content = archive.read(pickles[0])
+                content = archive.read(pickles[0])  # to its end, where zipfile checks it
                 _check_tuples(content)
                 self.content = _Unpickler(io.BytesIO(content)).load()
             self._bytes = np.memmap(path, mode="r")
@@ -138,7 +140,13 @@ class TorchFile:
         )
         if (last + 1) * dtype.itemsize > entry.file_size:
             raise UserError(f"{where}: reaches beyond its storage")
-        start = self._start(entry, where) + tensor.offset * dtype.itemsize
+        start = self._start(entry, where)
+        if entry.filename not in self._checked:
+            crc = zlib.crc32(self._bytes[start : start + entry.file_size])
+            if entry.CRC not in (0, crc):  # torch can be told to write none
+                raise UserError(f"{where}: damaged, its storage differs from its checksum")
+            self._checked.add(entry.filename)
+        start += tensor.offset * dtype.itemsize
         values = self._bytes[start : start + (last + 1 - tensor.offset) * dtype.itemsize]
         return np.lib.stride_tricks.as_strided(
             # The memory map may start anywhere; numpy needs no alignment, only a dtype.

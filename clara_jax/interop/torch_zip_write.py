@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from clara_jax import files
 from clara_jax.interop.torch_zip import DTYPES
 
 _STORAGES = {np.dtype(dtype).name: kind.encode() for kind, dtype in DTYPES.items()}
@@ -49,19 +50,12 @@ def write(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
     """
     leaves: dict[int, tuple[int, Any]] = {}
     pickled = _pickled(content, leaves)
-    unfinished = f"{os.fspath(path)}.tmp"
-    try:
-        with open(unfinished, "wb") as file, zipfile.ZipFile(file, "w") as archive:
-            _entry(archive, file, "data.pkl", [b"\x80\x02", pickled, b"."])
-            for i, leaf in leaves.values():
-                _entry(archive, file, f"data/{i}", _bytes(leaf))
-            for name, mark in _MARKS.items():
-                _entry(archive, file, name, [mark])
-        os.replace(unfinished, path)
-    except BaseException:
-        if os.path.exists(unfinished):
-            os.remove(unfinished)
-        raise
+    with files.whole_file(path, "wb") as file, zipfile.ZipFile(file, "w") as archive:
+        _entry(archive, file, "data.pkl", [b"\x80\x02", pickled, b"."])
+        for i, leaf in leaves.values():
+            _entry(archive, file, f"data/{i}", _bytes(leaf))
+        for name, mark in _MARKS.items():
+            _entry(archive, file, name, [mark])
 
 
 def _entry(archive: zipfile.ZipFile, file: IO[bytes], name: str, parts: Iterable[Any]) -> None:

@@ -6,6 +6,7 @@ transposing and stacking of layers are decided here, by the names of interop/nam
 
 import dataclasses
 import functools
+import hashlib
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
 from clara_jax.errors import UserError
@@ -37,6 +39,7 @@ class Checkpoint(Protocol):
     # shape of each tensor that it holds, [out, in] for linear layers
     shapes: dict[str, tuple[int, ...]]
     is_bfloat16: bool  # whether most of them are stored in bfloat16
+    kind: str  # what numbers are rounded to, if it is more than to bfloat16, such as Q8_0
 
     def read(self, name: str, index: Index) -> np.ndarray:
         """Reads tensor[index]; the slices are explicit and have step 1."""
@@ -145,6 +148,26 @@ def stored(checkpoint: Checkpoint, config: ModelConfig) -> Any:
         leaf = jax.ShapeDtypeStruct(leaf.shape, np.float32)
         tree[row.path] = Stored(leaf.shape, _reader(checkpoint, row, config, leaf))
     return flax.traverse_util.unflatten_dict(tree, sep="/")
+
+
+def fingerprint(checkpoint: Checkpoint, config: ModelConfig) -> str:
+    """Tells a model from others of its shapes: a hash of norms, and of two rows of every matrix.
+
+    Numbers are rounded to bfloat16, so that a copy in float32 has the same. In front stands what
+    else they are rounded to (`Checkpoint.kind`), which the original's cannot be compared with.
+    """
+    total = hashlib.blake2b(digest_size=8)
+    for row, leaf in parameters(config).items():
+        shape = leaf.shape
+        read = _reader(checkpoint, row, config, jax.ShapeDtypeStruct(shape, np.float32))
+        axis = len(shape) - 1 if row.transposed else int(row.stacked)  # of a matrix, its rows
+        is_matrix = len(shape) - row.stacked > 1
+        for start in (shape[axis] // 3, 2 * shape[axis] // 3) if is_matrix else [None]:
+            index = [slice(0, n) for n in shape]
+            if start is not None:
+                index[axis] = slice(start, start + 1)
+            total.update(read(tuple(index)).astype(ml_dtypes.bfloat16).tobytes())
+    return f"{checkpoint.kind}:{total.hexdigest()}".removeprefix(":")
 
 
 def _put(

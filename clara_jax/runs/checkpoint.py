@@ -2,16 +2,26 @@
 
 `checkpoints/<step>/` has one folder a trained tree (compressor, generator, memory, or base), so
 that a later stage reads what it needs, `optimizer`, and `data`. The frozen base is never saved.
+
+A local checkpoint is on disk, with checksums, before it gets its name, and so before an earlier one
+is deleted. If the newest is damaged all the same, the one before it is read.
 """
 
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+from absl import logging
 from orbax.checkpoint import v1 as ocp
 
-from clara_jax import files
+from clara_jax import checksums, distributed, files
 from clara_jax.errors import UserError
 from clara_jax.models.clara import Trees
+
+# Files of a checkpoint that Orbax writes when we have sealed it.
+_ORBAX = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 
 class Checkpoints:
@@ -19,10 +29,18 @@ class Checkpoints:
 
     def __init__(self, workdir: str, keep: int):
         self.directory = f"{files.absolute(workdir)}/checkpoints"
+        self._saving = 0
+        context = ocp.Context()
+        # A function, for Orbax copies the options, and would copy a method with its object.
+        context.async_options.post_finalization_callback = lambda: self._seal()
         try:
             files.make_folder(self.directory)
+            if distributed.is_first():
+                _set_aside(workdir)
+            distributed.barrier("checkpoints")
             self._checkpointer = ocp.training.Checkpointer(
                 self.directory,
+                context=context,
                 save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
                 preservation_policy=ocp.training.preservation_policies.LatestN(keep),
                 cleanup_tmp_directories=True,
@@ -51,11 +69,17 @@ class Checkpoints:
         if step == self.latest():
             return
         items = {**{k: _item(v) for k, v in trees.items()}, "optimizer": optimizer, "data": data}
+        self.wait()  # which Orbax does as well
+        self._saving = step
         self._guard(lambda: self._checkpointer.save_checkpointables_async(step, items))
 
     def wait(self) -> None:
         """Waits until what was saved is on disk."""
         self._guard(self._checkpointer.wait)
+        if self._saving and not files.is_remote(self.directory) and distributed.is_first():
+            files.sync_all(os.path.join(self.directory, str(self._saving)))
+            files.sync(self.directory)
+            self._saving = 0
 
     def restore(self, trees: Trees, optimizer: Any, data: Any) -> tuple[int, Trees, Any] | None:
         """Reads the newest checkpoint into the shapes and shardings given, and sets `data` to it.
@@ -74,10 +98,24 @@ class Checkpoints:
         items = _load(self._checkpointer, self.directory, step, abstract)
         return step, {k: _tree(items[k]) for k in trees}, items["optimizer"]
 
-    def _guard(self, call: Any) -> None:
+    def _seal(self) -> None:
+        """Before a checkpoint that is written gets its name."""
+        if not files.is_remote(self.directory) and distributed.is_first():
+            for folder in self._unfinished():
+                checksums.seal(folder, lambda name: name not in _ORBAX)
+
+    def _unfinished(self) -> list[str]:
+        """The folder of the checkpoint that is being saved."""
+        names = os.listdir(self.directory)
+        return [f"{self.directory}/{name}" for name in names if name.startswith(f"{self._saving}.")]
+
+    def _guard(self, call: Callable[[], Any]) -> None:
         try:
             call()
         except (OSError, ValueError, RuntimeError) as e:  # a full disk can be any of them
+            if not files.is_remote(self.directory):
+                for folder in self._unfinished():
+                    shutil.rmtree(folder, ignore_errors=True)
             raise UserError(
                 f"{self.directory}: saving failed ({_reason(e)}); earlier checkpoints are intact, "
                 "make room and run the same command to resume"
@@ -86,16 +124,66 @@ class Checkpoints:
 
 def has_checkpoint(workdir: str) -> bool:
     """Whether a run has saved anything yet."""
-    return newest_step(workdir) > 0
+    return bool(_steps(workdir))
 
 
 def newest_step(workdir: str) -> int:
-    """Step of a run's newest checkpoint; 0 without one."""
+    """Step of a run's newest checkpoint whose weights are not damaged; 0 without one.
+
+    Raises:
+        UserError: all are damaged.
+    """
+    for step, problem in _from_newest(workdir, _is_weight):
+        if not problem:
+            return step
+        logging.warning("%s; the one before it is read", problem)
+    return 0
+
+
+def _set_aside(workdir: str) -> None:
+    """Takes damaged checkpoints out until the newest is none, for a run to resume from.
+
+    Raises:
+        UserError: all are damaged.
+    """
+    for step, problem in _from_newest(workdir):
+        if not problem:
+            return
+        folder = f"{files.absolute(workdir)}/checkpoints/{step}"
+        aside = f"{files.absolute(workdir)}/damaged-{step}"
+        logging.warning("%s; it is now %s, and the one before it is read", problem, aside)
+        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(folder, aside)
+
+
+def _from_newest(
+    workdir: str, among: checksums.Among = lambda name: True
+) -> Iterator[tuple[int, str]]:
+    """Steps of a run's checkpoints, the newest first, and what is wrong with their files.
+
+    Raises:
+        UserError: all are damaged.
+    """
+    steps = _steps(workdir)
+    for step in steps:
+        folder = f"{files.absolute(workdir)}/checkpoints/{step}"
+        problem = checksums.damage(folder, among)
+        if problem and step == steps[-1]:
+            raise UserError(
+                f"{folder}: damaged ({problem}), and there is no other; put a copy back, or remove "
+                "it to begin again"
+            )
+        yield step, problem and f"{folder}: damaged ({problem})"
+
+
+def _steps(workdir: str) -> list[int]:
+    """Of a run's checkpoints, the newest first."""
     directory = files.path(workdir) / "checkpoints"
     folders = list(directory.iterdir()) if directory.is_dir() else []
     if files.is_remote(workdir):  # there a step has its name from the start, this file at the end
         folders = [step for step in folders if (step / "commit_success.txt").exists()]
-    return max((int(step.name) for step in folders if step.name.isdecimal()), default=0)
+    steps = (int(step.name) for step in folders if step.name.isdecimal())
+    return sorted((step for step in steps if step > 0), reverse=True)
 
 
 def load_trees(workdir: str, abstract: Trees, step: int | None = None) -> tuple[int, Trees]:
@@ -125,7 +213,10 @@ def load_trees(workdir: str, abstract: Trees, step: int | None = None) -> tuple[
                 f"{directory}: step {step}, from which a later run started, is gone (there are "
                 f"{', '.join(map(str, kept))}): this run went on since; put a copy back"
             )
-        step = latest.step if step is None else step
+        if step is None:
+            step = newest_step(workdir)
+        elif problem := checksums.damage(f"{directory}/{step}", _is_weight):
+            raise UserError(f"{directory}/{step}: damaged ({problem}); put a copy back")
         items = {k: jax.tree.map(_abstract, _item(v)) for k, v in abstract.items()}
         loaded = _load(checkpointer, directory, step, items)
         return step, {k: _tree(v) for k, v in loaded.items()}
@@ -142,6 +233,11 @@ def _load(checkpointer: Any, directory: str, step: int, abstract: dict[str, Any]
             "written with another model, LoRA rank, rate or stage, give those; if it is damaged, "
             f"remove it{before}"
         ) from e
+
+
+def _is_weight(name: str) -> bool:
+    """Whether a file of a checkpoint is of a trained tree."""
+    return name.split(os.sep)[0] not in ("optimizer", "data")
 
 
 def _reason(e: BaseException) -> str:

@@ -21,7 +21,7 @@ from clara_jax.models.clara import MemoryLayout, Trees
 from clara_jax.models.config import ExtraTokens, ModelConfig
 from clara_jax.models.decoder import Decoder, abstract_params
 from clara_jax.runs import weights
-from clara_jax.runs.checkpoint import load_trees, newest_step
+from clara_jax.runs.checkpoint import load_trees
 from clara_jax.runs.lineage import Run, lineage
 from clara_jax.stages import ADAPTERS, STAGES
 
@@ -115,6 +115,12 @@ def create(
             f"the tokenizer {name} has {tokenizer.size} tokens, the model only "
             f"{architecture.vocab_size}"
         )
+    known = {run.workdir: run.config.model.base_hash for run in runs}
+    known["this run"] = config.model.base_hash
+    if any("base" in run.trees for run in runs):  # these read the file for its shapes alone
+        known = {}
+    base_hash = weights.base_hash(config, architecture, known)
+    config = config_lib.with_options(config, {"model.base_hash": base_hash})
     # What no run trains is as the first of them drew it.
     seed = runs[-1].config.seed if runs else config.seed
     base = weights.load_base(config, architecture, mesh, seed, parts)
@@ -155,7 +161,9 @@ def start(config: Config, workdir: str = "") -> Loaded:
             "workdir of an scp or instruct run"
         )
     fresh = config.generator_init == "fresh" and "generator" in config.trained
-    return with_runs(*create(config, runs=runs), runs, skip=("generator",) if fresh else ())
+    model, trees = create(config, runs=runs)
+    model, trees = with_runs(model, trees, runs, skip=("generator",) if fresh else ())
+    return Loaded(dataclasses.replace(model, step=0), trees)
 
 
 def abstract(config: Config, mesh: Mesh) -> Loaded:
@@ -194,6 +202,9 @@ def with_runs(
         runs: the nearest first.
         skip: trees that are not read.
 
+    Returns:
+        The model as it is after the steps of the first run, and its weights.
+
     Raises:
         UserError: a run has no checkpoint, or its trees do not fit this model.
     """
@@ -210,6 +221,8 @@ def with_runs(
         taken |= set(names)
         if names:
             step, loaded = _load(run, {name: trees[name] for name in names}, model)
+            if run is runs[0]:
+                model = dataclasses.replace(model, step=step)
             logging.info("weights: %s of %s, step %d", ", ".join(names), run.workdir, step)
             trees |= loaded
     copied = "reasoner" in trees and "reasoner" not in taken and "compressor" in trees
@@ -262,6 +275,5 @@ def restore(
     if any("base" in run.trees for run in runs):
         parts = ()
     model, trees = with_runs(*create(config, mesh, runs, parts), runs)
-    step = native.step(workdir) if run.is_native else newest_step(workdir)
     trained = model.base_trained or own_base
-    return Loaded(dataclasses.replace(model, step=step, base_trained=trained), trees)
+    return Loaded(dataclasses.replace(model, base_trained=trained), trees)

@@ -1,17 +1,19 @@
 """The architecture and the weights that a run begins with: the base, and fresh adapters."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 from jax.sharding import Mesh
 
 from clara_jax import sharding
 from clara_jax.config import Config
 from clara_jax.errors import UserError
 from clara_jax.interop import base as base_lib
+from clara_jax.interop import weights
 from clara_jax.models import clara
 from clara_jax.models.clara import Trees
 from clara_jax.models.config import PRESETS, ModelConfig
@@ -62,6 +64,31 @@ def _architecture(config: Config) -> ModelConfig:
     if config.model.vocab_size:
         how["vocab_size"] = config.model.vocab_size
     return dataclasses.replace(PRESETS[config.model.preset], **how)
+
+
+def base_hash(config: Config, model: ModelConfig, known: Mapping[str, str]) -> str:
+    """Tells the base from others of its shapes; empty for random weights.
+
+    Args:
+        config: of the run.
+        model: the architecture.
+        known: the hashes, by workdir, of the bases that runs were trained on, empty where unknown.
+
+    Raises:
+        UserError: this is another base.
+    """
+    base = config.model.base
+    if not base:
+        return ""
+    now = weights.fingerprint(base_lib.open_tensors(base, model, verify=False), model)
+    for workdir, then in known.items():
+        if then in ("", now):
+            continue
+        problem = f"{base}: another base (hash {now}) than that of {workdir} (hash {then})"
+        if then.rpartition(":")[0] == now.rpartition(":")[0]:
+            raise UserError(f"{problem}, though its shapes are the same; give that one")
+        logging.warning("%s, or the same in other numbers", problem)
+    return now
 
 
 def load_base(

@@ -52,10 +52,11 @@ def train(config: Config, workdir: str) -> int:
 
 def _train(config: Config, workdir: str) -> int:
     goodput = Goodput()
-    config = _with_shards(workdir, config)
+    config = _with_kept(workdir, config)
     _check_same_run(workdir, config)
     writer = writers.MetricWriter(workdir, config.train.tensorboard)
     model, trees = start(config, workdir)
+    config = model.config  # with the hash of its base
     inputs = open_inputs(model, trees, workdir)
     evaluate = None if inputs.held_out is None else held_out_loss(model, inputs.held_out)
 
@@ -71,7 +72,7 @@ def _train(config: Config, workdir: str) -> int:
             first, trained, opt_state = restored
             _check_same_data(workdir, inputs.source)
             logging.info("resuming %s at step %d", workdir, first)
-            writers.truncate(workdir, first)
+        writers.truncate(workdir, first)
         # Only now is it certain that options and workdir fit.
         if distributed.is_first():
             config_lib.save(config, os.path.join(workdir, "config.json"))
@@ -99,14 +100,11 @@ def _train(config: Config, workdir: str) -> int:
 def _on_signal() -> Iterator[Callable[[int], int]]:
     """A function that gives, at a step, the signal after which to save and stop, or 0.
 
-    All hosts get it at the same step. A second SIGINT (Ctrl-C) stops at once.
+    All hosts get it at the same step: JAX's preemption service sees to that or, where it is
+    switched off, they agree after each step. A second SIGINT (Ctrl-C) stops at once.
     """
-    if jax.process_count() > 1:
-        if not jax.config.jax_enable_preemption_service:
-            raise UserError(
-                "JAX_ENABLE_PREEMPTION_SERVICE=false: several processes need that service to save "
-                "and stop at the same step; leave the variable out"
-            )
+    several = jax.process_count() > 1
+    if several and jax.config.jax_enable_preemption_service:
         reached = multihost_utils.reached_preemption_sync_point
         yield lambda step: signal.SIGTERM if reached(step) else 0
         return
@@ -118,7 +116,10 @@ def _on_signal() -> Iterator[Callable[[int], int]]:
 
     earlier = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield lambda step: received[0] if received else 0
+        if several:
+            yield lambda step: signal.SIGTERM if distributed.any_of(bool(received)) else 0
+        else:
+            yield lambda step: received[0] if received else 0
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
@@ -148,14 +149,15 @@ def _sharded(config: Config, shards: int) -> Config:
     return with_options(config, {"data.shards": shards})
 
 
-def _with_shards(workdir: str, config: Config) -> Config:
-    """The config with a number of streams where it leaves that open: a run keeps what it has."""
-    if config.data.shards:
-        return config
+def _with_kept(workdir: str, config: Config) -> Config:
+    """The config with what a run keeps: the hash of its base, and its streams if that is open."""
     earlier = _begun(workdir)
-    if earlier is not None:
-        return _sharded(config, earlier.data.shards)
-    return _sharded(config, streams.choose(jax.process_count(), config.train.batch_rows))
+    if earlier is None:
+        shards = streams.choose(jax.process_count(), config.train.batch_rows)
+    else:
+        shards = earlier.data.shards
+        config = with_options(config, {"model.base_hash": earlier.model.base_hash})
+    return _sharded(config, config.data.shards or shards)
 
 
 def _check_same_run(workdir: str, config: Config) -> None:

@@ -192,6 +192,7 @@ def test_parts_that_are_not_as_the_manifest_says_are_named(plain, tmp_path):
     manifest = path / format.MANIFEST
     found = json.loads(manifest.read_text())
     found["parts"][0]["rows"] -= 1
+    del found["crc32"]
     manifest.write_text(json.dumps(found))
     for read in (Store.memories, Store.documents):
         with pytest.raises(UserError, match="this part of the store cannot be read"):

@@ -1,12 +1,14 @@
 import dataclasses
+import errno
 import pathlib
+import re
 
 import numpy as np
 import pytest
 
 from clara_jax import config
 from clara_jax.config import Data
-from clara_jax.corpus import format, locks, pieces
+from clara_jax.corpus import compress, format, locks, pieces
 from clara_jax.corpus import write as write_lib
 from clara_jax.corpus.store import open_store
 from clara_jax.data.documents import Document
@@ -33,7 +35,11 @@ def whole(setup, tmp_path_factory):
 def content(store) -> dict[str, bytes]:
     """All files of a store."""
     folder = pathlib.Path(getattr(store, "path", store))
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    files = (
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in (".lock", ".readers")
+    )
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
@@ -149,7 +155,7 @@ def test_compacting_keeps_what_is_left(whole, setup, tmp_path, monkeypatch):
             write_lib.compact(path)
     assert parents(open_store(path)) == parents(many)
     store = write_lib.compact(path)
-    assert store.alive_R.all() and store.manifest.deleted == {}
+    assert store.alive_R.all() and not any(store.manifest.deleted.values())
     assert store.documents(range(store.rows)) == expected[0]
     np.testing.assert_array_equal(store.memories(range(store.rows)), expected[1])
     assert len(store.manifest.parts) < len(many.manifest.parts) - 4
@@ -252,3 +258,109 @@ def test_memories_that_are_no_numbers_are_refused(setup, tmp_path):
     trees = setup.trees | {"memory": setup.trees["memory"] * float("nan")}
     with pytest.raises(UserError, match="'a': memories are not finite"):
         write_lib.add(tmp_path / "s", *altered(setup, trees=trees), [{"id": "a", "text": "b"}])
+
+
+# --- Damage --------------------------------------------------------------------------------------
+
+
+def changed(path: pathlib.Path, data: bytes = b"", place: int | None = None) -> None:
+    """Writes other content, or changes one byte."""
+    if place is not None:
+        data = bytearray(path.read_bytes())
+        data[place] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["documents.arrow", "memories/c/0/0/0", "checksums.json"])
+def test_a_torn_end_is_left_out_and_made_again_by_the_same_command(
+    whole, setup, tmp_path, caplog, name
+):
+    path = tmp_path / "s"
+    many = write_lib.add(path, *setup, DOCUMENTS, OPTIONS)
+    for part in many.parts[-2:]:  # as a power cut leaves what was not synced
+        changed(path / "parts" / part.name / name)
+    store = open_store(path)
+    assert store.parts == many.parts[:-2]
+    (line,) = {r.message for r in caplog.records}
+    assert "opened without its last 2 parts" in line and "--documents makes it again" in line
+    store.documents(range(store.rows))
+    store.memories(range(store.rows))
+    write_lib.mend(path)
+    assert content(write_lib.add(path, *setup, DOCUMENTS, OPTIONS)) == content(whole)
+
+
+def test_a_flipped_byte_in_a_part_is_told_and_mended(whole, setup, tmp_path):
+    path = tmp_path / "s"
+    write_lib.add(path, *setup, DOCUMENTS, OPTIONS)
+    write_lib.delete(path, ["d0", "d5", "d19"])
+    table = path / "parts/00001/documents.arrow"
+    changed(table, place=table.stat().st_size // 2)
+    message = r"parts/00001/documents\.arrow: this part .* differs from its checksum.*--verify"
+    for call in (lambda s: s.documents(range(8)), lambda s: s.find(["d4"])):
+        with pytest.raises(format.Damaged, match=message):
+            call(open_store(path))
+    memories = path / "parts/00002/memories/c/0/0/0"
+    changed(memories, place=100)
+    write_lib.mend(path)  # looks at documents and at sizes
+    assert [part.name for part in open_store(path).parts][:2] == ["00000", "00002"]
+    with pytest.raises(format.Damaged, match=r"parts/00002: memories/c/0/0/0 differs"):
+        compress.run(str(path), verify=True)
+    with pytest.raises(format.Damaged, match=r"parts/00002: memories/c/0/0/0 differs"):
+        write_lib.compact(path)
+    write_lib.mend(path, verify=True)
+    store = write_lib.add(path, *setup, DOCUMENTS[:19], OPTIONS)
+    compress.run(str(path), verify=True)
+    there = {d.parent for d in store.documents(np.flatnonzero(store.alive_R))}
+    assert there == {document["id"] for document in DOCUMENTS[:19]}
+
+
+def test_a_store_of_an_earlier_version_is_read_and_its_damage_ends_no_process(setup, tmp_path):
+    path = tmp_path / "s"
+    store = write_lib.add(path, *setup, DOCUMENTS[:8], OPTIONS)
+    ids = [d.id for d in store.documents(range(store.rows))]
+    for seal in path.rglob("checksums.json"):
+        seal.unlink()
+    manifest = path / "manifest.json"
+    manifest.write_text(re.sub(r',\s*"crc32": \d+', "", manifest.read_text()))
+    assert [d.id for d in open_store(path).documents(range(store.rows))] == ids
+    table = path / "parts/00000/documents.arrow"
+    offsets = np.array([len("d0")], np.int64).tobytes()  # the second offset of the ids
+    data = table.read_bytes()
+    table.write_bytes(data.replace(offsets, np.array([2**40], np.int64).tobytes(), 1))
+    with pytest.raises(format.Damaged, match="this part of the store cannot be read"):
+        open_store(path).documents(range(4))
+
+
+def test_a_changed_manifest_is_told(setup, tmp_path):
+    path = tmp_path / "s"
+    write_lib.add(path, *setup, DOCUMENTS[:8], OPTIONS)
+    write_lib.delete(path, ["d1"])
+    manifest = path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"d1"', '"d2"'))
+    with pytest.raises(format.Damaged, match="differs from its checksum"):
+        open_store(path)
+
+
+def test_deleting_and_compacting_can_be_repeated(setup, tmp_path):
+    path = tmp_path / "s"
+    write_lib.add(path, *setup, DOCUMENTS, OPTIONS)
+    for _ in range(2):
+        write_lib.delete(path, ["d1", "d6"], again=True)
+    for _ in range(2):
+        write_lib.delete(path, ["d1", "d6"], again=True)
+        store = write_lib.compact(path)
+    assert parents(store) == [d["id"] for d in DOCUMENTS if d["id"] not in ("d1", "d6")]
+    with pytest.raises(UserError, match="no document of the id 'x'"):
+        write_lib.delete(path, ["d1", "x"], again=True)
+    with pytest.raises(UserError, match="no document of the id 'd1'"):
+        write_lib.delete(path, ["d1"])
+
+
+def test_a_full_disk_leaves_no_part_behind(setup, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(format, "seal", full)
+    with pytest.raises(UserError, match="No space left"):
+        write_lib.add(tmp_path / "s", *setup, DOCUMENTS, OPTIONS)
+    assert not list((tmp_path / "s/parts").iterdir())

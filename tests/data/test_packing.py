@@ -1,5 +1,10 @@
 """Row lengths, padding, and length buckets."""
 
+import os
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -94,3 +99,25 @@ def test_first_fit_counts_padding():
     np.testing.assert_allclose(padding, [[0.5, 0.5], [0.5, 0.75]])
     padding = packing.first_fit_padding(lengths[:1], sizes[1:], bins=8, most=1)
     np.testing.assert_allclose(padding, [[0.4, 0.9]])
+
+
+def test_workers_end_with_the_process_that_started_them(tmp_path):
+    """However it dies: one that is killed cannot end them itself."""
+    code = (
+        "import multiprocessing, time\n"
+        "def work():\n"
+        "    from clara_jax.data import packing; packing._end_with_parent()\n"
+        "    print('ready', flush=True); time.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        "    multiprocessing.get_context('spawn').Process(target=work).start(); time.sleep(60)\n"
+    )
+    (tmp_path / "parent.py").write_text(code)
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
+    command = [sys.executable, str(tmp_path / "parent.py")]
+    parent = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+    assert parent.stdout.readline()
+    start = time.monotonic()
+    parent.kill()
+    parent.wait()
+    assert not parent.stdout.read()  # which the worker holds open as long as it lives
+    assert time.monotonic() - start < 30

@@ -171,7 +171,7 @@ def test_pooled_memories_have_a_place_in_their_text(words, extra, records, pack)
 def test_each_document_is_read_at_every_rate(words, extra, records, pack):
     """One encoder pass; the prompts differ in their slots, and each slot has its own vector."""
     config = make_config(f"{records},text:{records}", pack=pack, decoder_row=1400, rates=(8, 24))
-    reader, labels = make_reader(config, words, extra), 0
+    reader, labels, earlier = make_reader(config, words, extra), 0, None
     for row in make_rows(config, words, extra):
         assert row["dec_segments"].max() <= 32
         for segment in range(1, row["dec_segments"].max() + 1):

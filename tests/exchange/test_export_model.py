@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import pathlib
+import re
+import shutil
 import subprocess
 import sys
 
@@ -14,7 +16,7 @@ import safetensors.numpy
 
 import clara_jax
 from clara_jax import config as config_lib
-from clara_jax.config import Config, Data, Memory, Model, Select, Train
+from clara_jax.config import Config, Data, Memory, Model, Select, Train, with_options
 from clara_jax.errors import UserError
 from clara_jax.exchange import export_model, import_model
 from clara_jax.inference.answers import answer_prompts
@@ -33,9 +35,11 @@ from clara_jax.models.decoder import init_params
 from clara_jax.runs import setup as setup_lib
 from clara_jax.runs import weights as weights_lib
 from clara_jax.runs.lineage import save_origins
+from clara_jax.runs.load import load_setup
 from clara_jax.stages import ADAPTERS
 from clara_jax.training.train import train
 
+PARTS = ("embed", "head")  # of a base, which are loaded quickly
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 FILES = ("adapters.pth", "decoder_first_last_layers.pth")
 
@@ -297,6 +301,76 @@ def test_what_formats_cannot_hold_is_refused(trained, tmp_path, format):
     assert not list(tmp_path.iterdir())
 
 
+# --- The base it was trained on, and damage ------------------------------------------------------
+
+
+def rewritten(base, folder, change=lambda x: x, **dtype) -> pathlib.Path:
+    """A copy of a base with other weights, or the same in another dtype."""
+    shutil.copytree(base, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
+    model = base_lib.read_config(base)
+    params = change(base_lib.load_params(base, model))
+    hf_write.save_params(folder, params, model, **dtype)
+    return folder
+
+
+def finetuned(params):
+    params["layers"]["attention"]["v"]["kernel"] *= 1.02
+    return params
+
+
+def test_another_base_of_the_same_shapes_is_refused_and_a_copy_is_not(release, stage2, tmp_path):
+    base = release / "base_mistral"
+    other = rewritten(base, tmp_path / "other", finetuned)
+    copy = rewritten(base, tmp_path / "copy", dtype="bfloat16")
+    for path in (stage2, export(stage2, "native", tmp_path / "x")):
+        load_setup(path, str(copy), "int8", PARTS)
+        with pytest.raises(UserError, match=r"other: another base \(hash \w+\) than that of ") as e:
+            load_setup(path, str(other))
+        assert len(str(e.value).splitlines()) == 1 and str(path) in str(e.value)
+    with pytest.raises(UserError, match="another base"):
+        import_model.run(str(tmp_path / "x"), str(tmp_path / "y"), str(other))
+    # Runs of an earlier version know no hash.
+    path = tmp_path / "x" / "config.json"
+    path.write_text(re.sub(r'"base_hash": "\w+"', '"base_hash": ""', path.read_text()))
+    load_setup(tmp_path / "x", str(other), parts=PARTS)
+
+    config = config_lib.load(stage2 / "config.json")
+    begun = tmp_path / "run"
+    (begun / "checkpoints" / "1").mkdir(parents=True)
+    values = {
+        "model.base": str(other),
+        "data.sources": "facts:60",
+        "data.shards": 1,
+        "stage": "scp",
+    }
+    config_lib.save(with_options(config, values), begun / "config.json")  # where another was
+    values["model.base_hash"] = ""
+    with pytest.raises(UserError, match="than that of this run"):
+        train(with_options(config, values), str(begun))
+    with pytest.raises(UserError, match=r"than that of .*stage2"):
+        setup_lib.start(with_options(config, {**values, "init_from": str(stage2)}))
+
+
+def test_a_flipped_byte_of_an_export_is_told(stage2, trained, tmp_path):
+    cases = {
+        "native": (export(stage2, "native", tmp_path / "native"), "weights.safetensors"),
+        "peft": (export(stage2, "peft", tmp_path / "peft"), "generator/adapter_model.safetensors"),
+        "release": (export(stage2, "release", tmp_path / "release"), "adapters.pth"),
+        "base": (export(trained / "full", "native", tmp_path / "own"), "base/model.safetensors"),
+    }
+    base = config_lib.load(stage2 / "config.json").model.base
+    for made, name in cases.values():
+        path = made / name
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=r"differs from its checksum") as e:
+            load_setup(made, base if "base" not in name else None)
+        assert str(made) in str(e.value)
+    with pytest.raises(UserError, match=r"weights.safetensors differs from its checksum"):
+        import_model.run(str(tmp_path / "native"), str(tmp_path / "imported"))
+
+
 # --- Families -------------------------------------------------------------------------------------
 
 PHI = ModelConfig(
@@ -380,6 +454,7 @@ def test_what_is_wrong_with_an_export_is_told_when_it_is_imported(on_a_file, tmp
         return str(error.value)
 
     made = export(folder / "run", "native", tmp_path / "native")
+    (made / "checksums.json").unlink()
     assert "'/no/such' is neither a model directory" in message(made, "/no/such")
     assert "base 'base' is neither a model directory" in message(made, None)
     bad = {**trees, "memory": np.full_like(trees["memory"], np.nan)}
@@ -388,6 +463,7 @@ def test_what_is_wrong_with_an_export_is_told_when_it_is_imported(on_a_file, tmp
     native.write(made, {**trees, "memory": trees["memory"][:3]}, step=0)
     assert "memory has shape [3, 32]" in message(made)
     made = export(folder / "run", "peft", tmp_path / "peft")
+    (made / "checksums.json").unlink()
     path = made / "generator" / "adapter_config.json"
     settings = json.loads(path.read_text())
     path.write_text(json.dumps({**settings, "lora_alpha": 2 * settings["lora_alpha"]}))

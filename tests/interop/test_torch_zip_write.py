@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from clara_jax.errors import UserError
 from clara_jax.interop.torch_zip import TorchFile
 from clara_jax.interop.torch_zip_write import Blocks, write
 
@@ -145,3 +146,15 @@ def test_blocks_of_another_size_are_refused_and_leave_no_file(tmp_path, n):
 def test_other_dtypes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="arrays of int32 cannot be written"):
         write(tmp_path / "x.pth", {"a": np.arange(3, dtype=np.int32)})
+
+
+def test_a_flipped_byte_of_a_storage_is_told(tmp_path):
+    path = tmp_path / "x.pth"
+    write(path, {"a": np.arange(100, dtype=np.float32), "b": np.ones(3, np.float32)})
+    data = bytearray(path.read_bytes())
+    data[data.index(np.float32(50).tobytes())] ^= 1
+    path.write_bytes(data)
+    file = TorchFile(path)
+    file.array("b", file.content["b"])
+    with pytest.raises(UserError, match=r"x\.pth: tensor a: damaged, its storage differs"):
+        file.array("a", file.content["a"])

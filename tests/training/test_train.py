@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from clara_jax import config as config_lib
+from clara_jax import distributed
 from clara_jax.api import load
 from clara_jax.data import scp_rows
 from clara_jax.data.reader import Reader
@@ -55,6 +56,8 @@ def test_resumed_run_equals_uninterrupted_one(tiny, tmp_path):
     whole = with_options(tiny, optim={"schedule": "constant", "warmup": 0.0})
     half = with_options(whole, train={"steps": 2})
     assert train(whole, str(tmp_path / "a")) == 0
+    (tmp_path / "b").mkdir()  # with lines of a run that was killed before it saved anything
+    (tmp_path / "b/metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "lo')
     assert train(half, str(tmp_path / "b")) == 0
     assert train(whole, str(tmp_path / "b")) == 0
     assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
@@ -95,6 +98,18 @@ def test_ctrl_c_ends_the_step_and_twice_ends_at_once():
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_processes_agree_on_a_signal_where_jaxs_service_is_off(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed, "any_of", lambda flag: True)  # the other one has got it
+    before = jax.config.jax_enable_preemption_service
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        with train_lib._on_signal() as received:
+            assert received(3) == signal.SIGTERM
+    finally:
+        jax.config.update("jax_enable_preemption_service", before)
 
 
 def test_only_what_the_stage_trains_is_in_the_checkpoint(tiny, tmp_path):
@@ -264,6 +279,7 @@ def test_a_full_disk_is_told_and_what_is_damaged_too(tiny, tmp_path, monkeypatch
         assert len(str(e.value).splitlines()) == 1
     data = max((tmp_path / "checkpoints/2/generator").rglob("d/*"), key=lambda p: p.stat().st_size)
     data.write_bytes(b"x" * 10)
+    (tmp_path / "checkpoints/2/checksums.json").unlink()  # of an earlier version
     with pytest.raises(UserError, match="remove it to go on from step 1") as e:
         setup_lib.restore(str(tmp_path))
     assert len(str(e.value)) < 700

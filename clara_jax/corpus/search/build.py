@@ -12,8 +12,8 @@ import contextlib
 import dataclasses
 import io
 import itertools
-import json
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -21,8 +21,8 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from clara_jax import checksums, files
 from clara_jax import config as config_lib
-from clara_jax import files
 from clara_jax.corpus.format import StorePart
 from clara_jax.corpus.search import keys
 from clara_jax.corpus.search.keys import Basis, Recall
@@ -128,7 +128,7 @@ def build(
     with _kept(store):
         folder.mkdir(parents=True, exist_ok=True)
         files.write(folder / "basis.npz", basis.pack())
-        files.write(folder / "search.json", json.dumps(info, indent=2))
+        files.write(folder / "search.json", checksums.dumps(info))
         _remove_earlier(store, basis, score, key)
     logging.info("search keys: %s, in %.0f s", describe(info), time.perf_counter() - start)
     return basis, info
@@ -175,6 +175,7 @@ def keys_of(store: SearchableStore, basis: Basis, recall: Recall | None = None) 
         for part, span in missing:
             file = io.BytesIO()
             np.save(file, keys_RK[span])
+            file.write(zlib.crc32(file.getvalue()).to_bytes(4, "little"))  # NumPy leaves it unread
             files.write(_keys_file(store, basis.name, part), file.getvalue())
     return keys_RK
 
@@ -208,9 +209,12 @@ def _keys_file(store: SearchableStore, basis: str, part: StorePart) -> epath.Pat
 def _read(file: epath.Path, own_rK: np.ndarray) -> bool:
     """Reads the keys of a part; False where there are none, or others."""
     try:
-        with file.open("rb") as f:
-            keys_rK = np.lib.format.read_array(f)
+        data = file.read_bytes()
+        f = io.BytesIO(data)
+        keys_rK = np.lib.format.read_array(f)
     except DAMAGED:
+        return False
+    if (crc := f.read()) and crc != zlib.crc32(data[: -len(crc)]).to_bytes(4, "little"):
         return False
     if (keys_rK.shape, keys_rK.dtype) != (own_rK.shape, own_rK.dtype):
         return False
@@ -259,7 +263,7 @@ def _bases(store: SearchableStore, score: str, key: int) -> list[tuple[dict[str,
     bases = []
     for folder in _folders(store):
         with contextlib.suppress(*DAMAGED):
-            info = json.loads((folder / "search.json").read_text())
+            info = checksums.loads((folder / "search.json").read_text())
             numbers = [info[name] for name in _NUMBERS]
             if (info["score"], info["key"]) == (score, key) and sum(numbers) >= 0:
                 bases.append((info, folder))

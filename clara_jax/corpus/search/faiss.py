@@ -14,8 +14,8 @@ import struct
 
 import numpy as np
 
+from clara_jax import checksums, files
 from clara_jax import config as config_lib
-from clara_jax import files
 from clara_jax.corpus.search import build
 from clara_jax.corpus.search.build import SearchableStore
 
@@ -49,6 +49,7 @@ def export(store: SearchableStore, options: config_lib.Search, score: str, outpu
                     f.write(json.dumps(document.id, ensure_ascii=False) + "\n")
         with open(os.path.join(folder, "basis.npz"), "wb") as f:
             f.write(basis.pack())
+        checksums.seal(folder)
 
 
 def flat_header(rows: int, width: int) -> bytes:

@@ -6,7 +6,6 @@ to build it again takes minutes at millions of documents.
 """
 
 import collections
-import json
 import logging
 import math
 import re
@@ -21,7 +20,7 @@ import numpy as np
 import regex
 from etils import epath
 
-from clara_jax import files
+from clara_jax import checksums, files
 
 # What reading a file raises that is cut or is another one.
 DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, RecursionError, zipfile.BadZipFile)
@@ -141,14 +140,18 @@ class Words:
             if self._index is not None:
                 self._index.save(here, show_progress=False)
             _copy(epath.Path(here), folder)
+        if not files.is_remote(folder):
+            checksums.seal(folder)
         content = {"documents": self._documents, "mean": self._mean, "info": info}
-        files.write(folder / _INFO, json.dumps(content))  # last, to say that all is there
+        files.write(folder / _INFO, checksums.dumps(content))  # last, to say that all is there
 
     @classmethod
     def load(cls, folder: epath.Path) -> tuple["Words", dict[str, Any]] | None:
         """An index and its `info`; None where there is none, or it is damaged."""
         try:
-            content = json.loads((folder / _INFO).read_text())
+            content = checksums.loads((folder / _INFO).read_text())
+            if checksums.damage(folder):
+                return None
             index = None
             if content["mean"]:
                 with tempfile.TemporaryDirectory() as here:
