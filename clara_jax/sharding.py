@@ -37,7 +37,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"base/layers/mlp/down/kernel", (None, "mlp", "embed")),
     (r"base/(layers/(attention|mlp)_)?norm/scale", ()),
     (r"(compressor|reasoner|generator)/.*", ()),
-    (r"memory|added/(embed|head)", ()),
+    (r"memory|pool|added/(embed|head)", ()),
     (r"(batch|prompts)/\w+", ("batch",)),
     (r"cache/[kv]", (None, "batch", "kv_heads")),
     (r"cache/positions_BS", ("batch",)),

@@ -115,7 +115,7 @@ class Manifest:
     memory_tokens: int  # M
     width: int  # D
     dtype: str  # of memories on disk
-    rate: int  # `config.data.rate` of the model
+    rate: int  # `config.rate` of the model
     document_length: int  # most tokens of a row's text
     part: int  # rows of a part, about
     parts: tuple[StorePart, ...] = ()  # in the order of their rows

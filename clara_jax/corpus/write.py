@@ -378,7 +378,7 @@ def _manifest(model: Model, made: dict[str, str], options: config.Store) -> Mani
         memory_tokens=len(model.extra.memory),
         width=model.architecture.d_model,
         dtype=options.dtype,
-        rate=model.config.data.rate,
+        rate=model.config.rate,
         document_length=model.config.data.document_length,
         part=options.part,
     )

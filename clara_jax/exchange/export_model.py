@@ -38,11 +38,23 @@ from clara_jax.stages import ADAPTERS
 _PARTS = ("embed", "head")
 _NOTES = pathlib.Path(__file__).parent / "notes"  # README.md of each format, after head.md
 # By `config.memory.positions`.
-_POSITIONS = {
+_HOW = {
     "after": "",
+    "pool": "This model reads no memory tokens: of L tokens of ENC, bos, text and eos vector j is "
+    "the mean of the states t with floor(t {M} / L) = j (of fewer than {M} tokens the nearest "
+    "state), times `pool` [D, D]. ",
     "spread": "This model's memory tokens do not have the rotary positions after the text, but lie "
     "evenly over it: token j of {M} at (2 j + 1) T // (2 {M}) of T tokens before it. ",
 }
+_SEEN = {
+    "before": "",
+    "memories": "Its compressor's and reasoner's memory tokens see each other both ways. ",
+    "all": "Its compressor's and reasoner's tokens see their whole text both ways. ",
+}
+
+
+# What the release's own code can compute (`config.memory`).
+RELEASED = {"kind": "tokens", "sees": "before", "positions": "after"}
 
 
 def run(
@@ -91,8 +103,10 @@ def run(
 def _note(config: Config, format: str, title: str, base: str) -> str:
     parts = [(_NOTES / f"{name}.md").read_text(encoding="utf-8") for name in ("head", format)]
     data, M = config.data, config.memory_tokens
-    values = {"title": title, "base": base, "tokens": data.document_length, "rate": data.rate}
-    positions = _POSITIONS[config.memory.positions].format(M=M)
+    values = {"title": title, "base": base, "tokens": data.document_length, "rate": config.rate}
+    memory = config.memory
+    how = memory.kind if memory.kind == "pool" else memory.positions
+    positions = (_HOW[how] + _SEEN[memory.sees]).format(M=M)
     return "\n".join(parts).format(**values, M=M, positions=positions)
 
 
@@ -134,11 +148,13 @@ def _peft(model: Model, trees: Trees, folder: str, base: str) -> None:
 def _release(model: Model, trees: Trees, folder: str, base: str) -> None:
     _needs_base(model, base, "release")
     config, own = model.config, _trees(trees)
-    if config.memory.positions != "after":
-        raise UserError(
-            f"config.memory.positions={config.memory.positions}: the release knows no other place "
-            "of memory tokens than after the text; use --format=native"
-        )
+    for name, value in RELEASED.items():
+        given = getattr(config.memory, name)
+        if given != value:
+            raise UserError(
+                f"config.memory.{name}={given}: the release knows {value} alone; use "
+                "--format=native"
+            )
     adapters = STAGES[theirs(config.stage)][1]
     for name in adapters:
         if name not in own:
@@ -155,7 +171,7 @@ def _release(model: Model, trees: Trees, folder: str, base: str) -> None:
         stage=config.stage,
         adapters=adapters,
         document_length=config.data.document_length,
-        rate=config.data.rate,
+        rate=config.rate,
         top_k=config.select.k,
         rank=config.lora.rank,
         base=base,
@@ -217,7 +233,7 @@ def portable(model: Model, folder: str, base: str) -> Config:
 
 def _trees(trees: Trees) -> dict[str, Any]:
     """All that was trained but the base, on the host."""
-    names = (*ADAPTERS, "memory", "added")
+    names = (*ADAPTERS, "memory", "pool", "added")
     return {
         name: jax.tree.map(np.asarray, trees[name]) for name in names if trees.get(name) is not None
     }

@@ -14,7 +14,8 @@ import huggingface_hub
 
 from clara_jax import checksums, files
 from clara_jax import config as config_lib
-from clara_jax.config import Config, with_options
+from clara_jax.config import OPTIONS, Config, with_options
+from clara_jax.config_checks import get
 from clara_jax.errors import UserError
 from clara_jax.interop import base as base_lib
 from clara_jax.interop import hub, native
@@ -109,15 +110,16 @@ def summary(config: Config, names: Sequence[str], source: str, workdir: str) -> 
     for name, value in (("rank", lora.rank), ("alpha", lora.alpha)):
         if value != getattr(LoraConfig(), name):
             options[f"lora.{name}"] = value
-    if config.memory.positions != "after":
-        options["memory.positions"] = config.memory.positions
+    for name, one in OPTIONS.items():
+        if one.inherited and get(config, name) != one.default:
+            options[name] = get(config, name)
     rows = {
         "imported": f"{source}, stage {config.stage}",
         "base": f"{config.model.base}, in {config.model.param_dtype}",
         "adapters": ", ".join(adapters) + (f" (no {', '.join(missing)})" if missing else ""),
         "LoRA": f"rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.targets)}",
         "memory": f"{config.memory_tokens} vectors of a document of {data.document_length} tokens "
-        f"(rate {data.rate}), top {config.select.k}",
+        f"(rate {config.rate}), top {config.select.k}",
         "serves": abilities.possible(abilities.CALLS, names),
         "starts": abilities.possible(abilities.STARTS, names),
         "ask": f"python -m clara_jax.main --mode=ask {shlex.quote(f'--workdir={workdir}')} "

@@ -102,6 +102,11 @@ class MemoryLayout:
         """The row holds no memory tokens."""
         return self.kind == "pool"
 
+    @property
+    def is_papers(self) -> bool:
+        """As in the paper and the release, wherever memory tokens are thought to be."""
+        return (self.kind, self.sees) == ("tokens", "before")
+
 
 def encode(
     decoder: Decoder,

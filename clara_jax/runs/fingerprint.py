@@ -34,11 +34,13 @@ _HOW = ("family", "context_length", "dtype", "param_dtype", "remat", "attention"
 def fingerprint(model: Model, trees: Trees) -> dict[str, str]:
     """Hashes of `base`, `compressor`, `tokenizer` and `layout`; every process must call it.
 
-    `compressor` is its adapter with the memory embeddings, `layout` the options of the config that
-    say how a document is laid out, and the base's architecture where no array shows it.
+    `compressor` is its adapter with the memory embeddings or the pooling's map, `layout` the
+    options of the config that say how a document is laid out, and the base's architecture where no
+    array shows it.
     """
     base = {name: tree for name, tree in trees["base"].items() if name != "head"}
     own = {name: trees.get(name) for name in ("compressor", "memory")}
+    own |= {name: tree for name, tree in trees.items() if name == "pool"}
     base_sums, own_sums = jax.device_get(_summer(model.mesh)(base, own))
     return {
         "base": _hash(_told(base_sums)),
@@ -67,8 +69,9 @@ def _layout(model: Model, adapted: bool) -> list[Any]:
     config = model.config
     return [
         config.data.document_length,
-        config.data.rate,
+        config.rate,
         config.memory.positions,
+        *(() if model.memory.is_papers else (config.memory.kind, config.memory.sees)),
         config.lora.scale if adapted else 0,
         _architecture(model.architecture),
     ]

@@ -541,7 +541,11 @@ def test_another_alpha_is_the_same_in_the_release(on_a_file, tmp_path):
 
 @pytest.mark.parametrize(
     ("group", "option", "value", "message"),
-    [("memory", "positions", "spread", "knows no other place of memory tokens")],
+    [
+        ("memory", "positions", "spread", "the release knows after alone"),
+        ("memory", "kind", "pool", "the release knows tokens alone"),
+        ("memory", "sees", "all", "the release knows before alone"),
+    ],
 )
 def test_what_the_release_cannot_do_is_refused(on_a_file, tmp_path, group, option, value, message):
     folder, trees = on_a_file

@@ -220,7 +220,9 @@ def _paper(runs: Sequence[Run]) -> Section:
     given = runs[0].result.get("settings", {}).get("setting", "given")
     setting = "normal" if given == "normal" else "oracle"  # files' candidates have the gold ones
     stage = configs[0].stage if configs else ""
-    head, rows = paper.beside(stage, setting, [config.data.rate for config in configs])
+    head, rows = paper.beside(
+        stage, setting, [config.eval.rate or config.rate for config in configs]
+    )
     text = (
         f"Not comparable: {paper.NAME}, candidates {setting}, means over NaturalQuestions, "
         "HotpotQA, MuSiQue and 2Wiki. Data are others, and most likely the base model and k."
