@@ -48,6 +48,7 @@ class LiveReply:
         service: that works on it.
         search: the question.
         options: of the answer; None: search alone.
+        rate: of the memories in the prompt; None: as they are kept.
 
     Raises:
         Full: too many wait.
@@ -55,7 +56,11 @@ class LiveReply:
     """
 
     def __init__(
-        self, service: Service, search: schemas.Search, options: GenerationOptions | None = None
+        self,
+        service: Service,
+        search: schemas.Search,
+        options: GenerationOptions | None = None,
+        rate: int | None = None,
     ):
         self._service, self._begun = service, time.monotonic()
         loop, self._events = asyncio.get_running_loop(), asyncio.Queue()
@@ -74,6 +79,7 @@ class LiveReply:
             on_found=functools.partial(put, "found"),
             on_text=functools.partial(put, "text"),
             options=options,
+            rate=rate or 0,
             wants_words=search.words,
         )
         service.accept(self.job)
@@ -116,12 +122,13 @@ class LiveReply:
 
     def documents(self) -> schemas.Found:
         """The documents as they are sent."""
-        job, M = self.job, len(self._service.model.extra.memory)
+        job, config = self.job, self._service.model.config
         documents = [
             schemas.Document(**vars(document), score=float(hit.score), by=hit.by)
             for hit, document in zip(job.hits, job.documents, strict=True)
         ]
         tokens = sum(document.tokens for document in documents)
+        M = config.data.document_length // job.rate if job.rate else config.memory_tokens
         vectors = M * len(documents)
         rate = tokens / max(vectors, 1)
         return schemas.Found(

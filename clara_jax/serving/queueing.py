@@ -77,6 +77,7 @@ class Question(Job):
     on_found: Callable[[], None]  # called when the documents are there
     on_text: Callable[[str], None]  # called with each new piece of the answer
     options: GenerationOptions | None = None  # of the answer; None: search alone
+    rate: int = 0  # of the memories in the prompt; 0: as they are kept
     wants_words: bool = False  # also read the query by the logit lens
     hits: Sequence[Hit] = ()  # row, score and origin of each document, the best first
     documents: Sequence[StoredDocument] = ()  # the same ones' texts

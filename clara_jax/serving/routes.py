@@ -93,7 +93,7 @@ def make_app(service: Service, token: str | None = None) -> tuple[FastAPI, Guard
     @app.post("/v1/ask", response_model=schemas.Answer)
     async def ask(body: schemas.Ask, request: Request) -> Any:
         """Answers a question; with `stream` as events `found`, `text`, and `done` or `error`."""
-        reply = LiveReply(service, body, body.options(most))
+        reply = LiveReply(service, body, body.options(most), body.rate)
         if body.stream:
             return _stream(_ask_events(reply))
         await reply.whole(request)
@@ -108,7 +108,7 @@ def make_app(service: Service, token: str | None = None) -> tuple[FastAPI, Guard
             raise UserError("the last message of the user is no text") from e
         except ValueError as e:
             raise UserError(str(e)) from e
-        reply = LiveReply(service, search, body.options(most))
+        reply = LiveReply(service, search, body.options(most), body.rate)
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
             return _stream(chat.chunks(reply, body.model, usage))

@@ -54,9 +54,13 @@ class Search(_Strict):
     words: bool = Field(False, description="Also read the query by the logit lens.")
 
 
+_RATE = Field(None, ge=1, le=10**6, description="Of the memories read; by default as kept.")
+
+
 class Ask(Search):
     """A question to answer."""
 
+    rate: int | None = _RATE
     max_new_tokens: int | None = Field(None, ge=1, le=10**6)
     temperature: float = Field(0.0, ge=0, le=100)
     top_p: float = Field(1.0, gt=0, le=1)
@@ -211,6 +215,7 @@ class Chat(BaseModel):
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     n: Literal[1] | None = 1
+    rate: int | None = _RATE  # ours
 
     @model_validator(mode="before")
     @classmethod

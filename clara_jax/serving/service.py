@@ -219,7 +219,8 @@ class Service:
         if job.options is not None:
             if not hits:
                 raise Empty("the store holds no documents; add some")
-            job.ids = prompt_ids(self.model, job.text, len(hits))
+            model = self.model.at_rate(job.rate) if job.rate else self.model
+            job.ids = prompt_ids(model, job.text, len(hits))
             if (more := self._slots.too_long(job.ids)) > 0:
                 raise UserError(
                     f"the prompt is {more} tokens too long: ask a shorter question or for fewer "

@@ -198,11 +198,14 @@ class Slots:
     def warm_up(self, table_RMD: jax.Array) -> None:
         """Compiles all there is to compile."""
         for bucket in self.buckets:
-            self.rehearse(table_RMD, bucket, 1)
+            for count in self._model.config.vectors or (0,):
+                self.rehearse(table_RMD, bucket, 1, count)
 
-    def rehearse(self, table_RMD: jax.Array, bucket: int, tokens: int) -> None:
-        """Reads a prompt and decodes, as a request would."""
-        self.prefill(0, [*self.prefix, *[0] * bucket], (), table_RMD)
+    def rehearse(self, table_RMD: jax.Array, bucket: int, tokens: int, count: int = 0) -> None:
+        """Reads a prompt with `count` vectors of a document and decodes, as a request would."""
+        slots = self._model.extra.memory[:count]
+        ids = [*slots, *[0] * bucket][: max(bucket, count)]
+        self.prefill(0, [*self.prefix, *ids], (0,) if count else (), table_RMD)
         for _ in range(tokens):
             jax.block_until_ready(self.step())
 
@@ -214,9 +217,10 @@ class Slots:
         M = self._model.extra.memory_tokens
         slots = np.flatnonzero(self._model.extra.is_memory(tokens))
         own = np.array(places, np.int32)[:, None] * M + np.arange(M, dtype=np.int32)[None]
-        if len(slots) < len(places) or (len(slots) and own.size % len(slots)):
+        each, more = divmod(len(slots), max(len(places), 1))
+        if more or (M % each if each else len(places)):
             raise ValueError(f"a prompt has {len(slots)} slots for {len(places)} documents")
-        shared = own.size // max(len(slots), 1) or 1
+        shared = M // each if each else 1
         vectors = np.full((len(tokens), shared), -1, np.int32)
         vectors[slots] = own.reshape(-1, shared)
         return vectors

@@ -39,6 +39,7 @@ class Asked:
         words=False,
         max_new_tokens=12,
         stop=(),
+        rate=0,
         **sampling,
     ):
         self.events = queue.Queue()
@@ -59,6 +60,7 @@ class Asked:
             on_found=lambda: None,
             on_text=on_text,
             options=options if answer else None,
+            rate=rate,
             wants_words=words,
         )
         service.accept(self.job)
@@ -130,6 +132,21 @@ def test_draws_and_stops_are_those_of_clara(service):
     asked = Asked(service, QUESTIONS[0], stop=(stop, "never"))
     assert asked.wait() == whole.split(stop)[0].strip()
     assert asked.job.reason == "stop"
+
+
+def test_memories_are_read_at_a_higher_rate(service):
+    """Means of neighbours fill fewer slots of the prompt."""
+    clara = Clara(service.model, service.trees)
+    rate = service.model.config.data.document_length  # one vector a document
+    query = clara.encode_query([QUESTIONS[0]])
+    (hits,) = service.corpus.find(query, [QUESTIONS[0]], 2)
+    memories = service.corpus.rows_MD[[hit.row for hit in hits]]
+    (expected_,) = clara.at_rate(rate).answer([QUESTIONS[0]], [memories], 12)
+    asked = Asked(service, QUESTIONS[0], 2, max_new_tokens=12, rate=rate)
+    assert asked.wait().strip() == expected_ and asked.error is None
+    wrong = Asked(service, QUESTIONS[0], 2, rate=rate + 1)
+    wrong.wait()
+    assert isinstance(wrong.error, UserError) and "possible" in str(wrong.error)
 
 
 def test_memories_are_read_once(service):
