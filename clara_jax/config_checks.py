@@ -201,7 +201,7 @@ def _validate_memory(config: Any) -> None:
         )
     for name, rates in (("data.rates", config.data.rates), ("eval.rate", (config.eval.rate,))):
         for rate in filter(None, rates):
-            if not length // rate or M % (length // rate):
+            if rate < config.rate or not length // rate or M % (length // rate):
                 possible = ", ".join(str(length // n) for n in range(M, 0, -1) if M % n == 0)
                 raise UserError(
                     f"config.{name}: memories of {M} vectors cannot be put together to "
