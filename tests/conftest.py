@@ -24,7 +24,9 @@ import jax
 import pytest
 
 # What tests of several packages use.
-pytest_plugins = ("tests.fixtures.endpoint", "tests.fixtures.models", "tests.fixtures.server")
+pytest_plugins = tuple(
+    f"tests.fixtures.{name}" for name in ("command", "endpoint", "models", "server")
+)
 
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -1,4 +1,3 @@
-import os
 import pathlib
 import re
 import subprocess
@@ -7,19 +6,11 @@ import sys
 import pytest
 
 from clara_jax import errors
+from clara_jax.evaluation import report
 
 ROOT = pathlib.Path(__file__).parent.parent
 QUICK = "--config=configs/quickstart.py"
 ASK = ["--mode=ask", "--workdir=W", "--documents=no.txt"]
-
-
-def command(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess:
-    one_device = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
-    environment = dict(os.environ, XLA_FLAGS=one_device)
-    return subprocess.run(
-        [sys.executable, "-m", "clara_jax.main", *arguments],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, input=stdin,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -39,7 +30,7 @@ def command(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess:
         (["--mode=compile", QUICK, "--workdir=W"], "--mode=compile does not use --workdir"),
         (["--mode=compile", QUICK, "--topology=v5e-8"], "not a topology such as v5e:4x4"),
         (["--mode=compile", QUICK, "--program=sing"], "--program=sing"),
-        (["--mode=compile", QUICK, "--config.mesh.fsdp=3"], "config.mesh data=1 fsdp=3 tensor=1"),
+        (["--mode=compile", QUICK, "--config.mesh.fsdp=9"], "config.mesh data=1 fsdp=9 tensor=1"),
         ([*ASK, "--temperature=hot"], "--temperature=hot"),
         ([*ASK, "--question="], "--question is empty"),
         (ASK, "no.txt: cannot be read (No such file"),
@@ -63,42 +54,45 @@ def command(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess:
         ),
     ],
 )
-def test_mistakes_are_one_line_and_exit_code_2(arguments, message, tmp_path):
-    arguments = [a.replace("=W", f"={tmp_path / 'w'}") for a in arguments]
-    result = command(*arguments)
-    assert result.returncode == 2, result.stderr
-    line = result.stderr.strip().splitlines()[-1]
+def test_mistakes_are_one_line_and_exit_code_2(
+    command, arguments, message, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(ROOT)
+    assert command(*(a.replace("=W", f"={tmp_path / 'w'}") for a in arguments)) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("clara_jax: ") and message in line
-    assert "Traceback" not in result.stderr
 
 
-def test_help():
-    result = command("--help")
-    assert result.returncode == 0
-    assert "--config=configs/scp.py" in result.stdout and "--mode" in result.stdout
+def test_a_process_of_its_own(tmp_path):
+    program = [sys.executable, "-m", "clara_jax.main"]
+    shown = subprocess.run([*program, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 0
+    assert "--config=configs/scp.py" in shown.stdout and "--mode" in shown.stdout
+    arguments = [QUICK, f"--workdir={tmp_path}", "--mode=evaluate"]
+    wrong = subprocess.run([*program, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
+    line = wrong.stderr.strip().splitlines()[-1]
+    assert line.startswith("clara_jax: ") and "config.json" in line
 
 
-def test_train_evaluate_and_ask(tmp_path):
+def test_train_evaluate_and_ask(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
     small = [
         QUICK, f"--workdir={tmp_path}", "--config.train.steps=2", "--config.train.batch_rows=4",
-        "--config.data.sources=facts:50", "--config.eval.records=2",
+        "--config.data.sources=facts:50", "--config.eval.records=2", "--config.mesh.fsdp=1",
     ]  # fmt: skip
-    result = command(*small)
-    assert result.returncode == 0, result.stderr
+    assert command(*small) == 0
     assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 1
-    result = command(*small, "--mode=evaluate")
-    assert result.returncode == 0, result.stderr
-    assert "no document" in result.stdout and (tmp_path / "eval" / "2.json").exists()
-    asked = command("--mode=ask", f"--workdir={tmp_path}", "--documents=LICENSE", "--top_k=2",
-                    "--max_new_tokens=4", stdin="who ?\nwhere ?\n")  # fmt: skip
-    assert asked.returncode == 0, asked.stderr
-    scored = [line for line in asked.stdout.splitlines() if re.match(r"  [ -][01]\.\d{4}  ", line)]
-    assert len(scored) == 4, asked.stdout
-    report = subprocess.run(
-        [sys.executable, "-m", "clara_jax.evaluation.report", str(tmp_path)],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert "expected:" in report.stdout and (tmp_path / "loss.png").stat().st_size > 5000
+    assert command(*small, "--mode=evaluate") == 0
+    assert "no document" in capsys.readouterr().out and (tmp_path / "eval" / "2.json").exists()
+    ask = ["--mode=ask", f"--workdir={tmp_path}", "--documents=LICENSE", "--top_k=2"]
+    assert command(*ask, "--max_new_tokens=4", stdin="who ?\nwhere ?\n") == 0
+    shown = capsys.readouterr().out
+    scored = [line for line in shown.splitlines() if re.match(r"  [ -][01]\.\d{4}  ", line)]
+    assert len(scored) == 4, shown
+    assert report.main([str(tmp_path)]) == 0
+    assert "expected:" in capsys.readouterr().out
+    assert (tmp_path / "loss.png").stat().st_size > 5000
 
 
 def test_ctrl_c_is_one_line(capsys):

@@ -49,7 +49,8 @@ def init_memory(
         memory = table[jax.random.choice(rng_rows, table.shape[0], (memory_tokens,))]
     else:
         memory = jnp.tile(mean_D[None], (memory_tokens, 1))
-    memory += noise * table.std() * jax.random.normal(rng_noise, memory.shape)
+    if noise:
+        memory += noise * table.std() * jax.random.normal(rng_noise, memory.shape)
     return memory, {"embed": jnp.tile(mean_D[None], (3, 1))}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from clara_jax.models.config import LoraConfig, ModelConfig
 from clara_jax.models.decoder import abstract_params
@@ -17,14 +18,20 @@ Adapter = dict[str, Any]
 
 def init_adapter(config: ModelConfig, lora: LoraConfig, rng: jax.Array) -> Adapter:
     """A fresh adapter in float32: A uniform in ±sqrt(1 / in) as in PEFT, B zero, so no effect."""
+    shapes = {
+        (group, name): leaf["kernel"].shape
+        for group in ("attention", "mlp")
+        for name, leaf in abstract_params(config)["layers"][group].items()
+        if name in lora.targets
+    }
+    _, keys = jax.lax.scan(lambda rng, _: tuple(jax.random.split(rng)), rng, length=len(shapes))
     layers: Adapter = {}
-    for group in ("attention", "mlp"):
-        for name, leaf in abstract_params(config)["layers"][group].items():
-            if name not in lora.targets:
-                continue
-            rng, key = jax.random.split(rng)
-            n_layers, n_in, n_out = leaf["kernel"].shape
-            a = jax.random.uniform(key, (n_layers, lora.rank, n_in), jnp.float32, -1, 1)
+    for n_in in {n_in for _, n_in, _ in shapes.values()}:  # one draw for all of a size
+        alike = [(i, *each) for i, each in enumerate(shapes.items()) if each[1][1] == n_in]
+        size = config.n_layers, lora.rank, n_in
+        draw = jax.vmap(lambda key, size=size: jax.random.uniform(key, size, jnp.float32, -1, 1))
+        drawn = draw(keys[np.array([i for i, *_ in alike])]) * n_in**-0.5
+        for a, (_, (group, name), (n_layers, _, n_out)) in zip(drawn, alike, strict=True):
             b = jnp.zeros((n_layers, lora.rank, n_out), jnp.float32)
-            layers.setdefault(group, {})[name] = {"a": a * n_in**-0.5, "b": b}
+            layers.setdefault(group, {})[name] = {"a": a, "b": b}
     return {"layers": layers}

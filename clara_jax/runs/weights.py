@@ -1,22 +1,24 @@
 """The architecture and the weights that a run begins with: the base, and fresh adapters."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
 from clara_jax import sharding
-from clara_jax.config import Config
+from clara_jax.config import Config, Memory
 from clara_jax.errors import UserError
 from clara_jax.interop import base as base_lib
 from clara_jax.interop import weights
 from clara_jax.models import clara
 from clara_jax.models.clara import Trees
-from clara_jax.models.config import PRESETS, ModelConfig
+from clara_jax.models.config import PRESETS, LoraConfig, ModelConfig
 from clara_jax.models.decoder import abstract_params, init_params
 from clara_jax.models.lora import init_adapter
 from clara_jax.stages import ADAPTERS
@@ -112,42 +114,57 @@ def load_base(
             parts,
         )
 
+    return _drawer(model, mesh, tuple(parts))(jax.random.key(seed))
+
+
+@functools.cache  # compiled once, not for every model of one shape
+def _drawer(model: ModelConfig, mesh: Mesh, parts: tuple[str, ...]) -> Callable[[jax.Array], Any]:
     def draw(rng: jax.Array) -> Any:
         params = init_params(model, rng)
         return {name: tree for name, tree in params.items() if not parts or name in parts}
 
-    rng = jax.random.key(seed)
-    shardings = sharding.shardings(mesh, "base", jax.eval_shape(draw, rng))
-    return jax.jit(draw, out_shardings=shardings)(rng)
+    shardings = sharding.shardings(mesh, "base", jax.eval_shape(draw, jax.random.key(0)))
+    return jax.jit(draw, out_shardings=shardings)
 
 
 def fresh_trees(
     config: Config, model: ModelConfig, base: Any, mesh: Mesh, adapters: Sequence[str], seed: int
 ) -> Trees:
     """Zero-effect adapters of these names and new memory embeddings, on the mesh."""
-    make = jax.jit(lambda base: fresh(config, model, base, adapters, seed))
-    out = make(base)
-    return put(mesh, out)
+    return put(mesh, fresh(config, model, base, adapters, seed))
 
 
 def fresh(
     config: Config, model: ModelConfig, base: Any, adapters: Sequence[str], seed: int
 ) -> Trees:
     """What `fresh_trees` makes, before it is placed on the mesh; arguments as there."""
-    rngs = jax.random.split(jax.random.key(config.seed + 1), len(ADAPTERS) + 1)
-    memory, added = clara.init_memory(
-        base,
-        config.memory_tokens,
-        jax.random.split(jax.random.key(seed + 1), len(ADAPTERS) + 1)[-1],
-        config.memory.init,
-        config.memory.init_noise,
+    lora, memory, seeds = config.lora, config.memory, (config.seed, seed)
+    return _fresh(base["embed"], model, lora, memory, config.memory_tokens, tuple(adapters), seeds)
+
+
+@functools.partial(jax.jit, static_argnums=range(1, 7))  # of the rest of a config nothing depends
+def _fresh(
+    embed: Any,
+    model: ModelConfig,
+    lora: LoraConfig,
+    memory: Memory,
+    memory_tokens: int,
+    adapters: tuple[str, ...],
+    seeds: tuple[int, int],
+) -> Trees:
+    rngs, others = (jax.random.split(jax.random.key(seed + 1), len(ADAPTERS) + 1) for seed in seeds)
+    vectors, added = clara.init_memory(
+        {"embed": embed}, memory_tokens, others[-1], memory.init, memory.init_noise
     )
-    fresh = {
-        name: init_adapter(model, config.lora, rngs[ADAPTERS.index(name)]) for name in adapters
-    }
-    if config.memory.kind == "pool":
-        fresh["pool"] = jnp.eye(model.d_model)
-    return jax.tree.map(jnp.asarray, {**fresh, "memory": memory, "added": added})
+    trees = {"memory": vectors, "added": added}
+    if memory.kind == "pool":
+        trees["pool"] = jnp.eye(model.d_model)
+    if adapters:  # all in one draw, which is less to compile
+        own = rngs[np.array([ADAPTERS.index(name) for name in adapters])]
+        drawn = jax.vmap(functools.partial(init_adapter, model, lora))(own)
+        for i, name in enumerate(adapters):
+            trees[name] = jax.tree.map(lambda x, i=i: x[i], drawn)
+    return trees
 
 
 def put(mesh: Mesh, trees: Trees) -> Trees:

@@ -111,16 +111,26 @@ def test_every_program_compiles_for_the_local_devices(program, capsys, monkeypat
     assert "HBM of one device" in err
 
 
+@pytest.fixture
+def unoptimised():
+    """Programs for TPUs, whose optimisation takes as long as all else."""
+    jax.config.update("jax_optimization_level", "O0")
+    yield
+    jax.config.update("jax_optimization_level", "UNKNOWN")
+
+
 @needs_libtpu
-def test_a_train_step_is_compiled_for_tpus(capsys):
-    """With int8 weights and the TPU's attention, on 4 chips."""
-    config = tiny("scp", dtype="bfloat16", param_dtype="int8", attention="splash", remat="q,gate")
-    config = dataclasses.replace(config, mesh=MeshConfig(fsdp=2, tensor=2))
+def test_a_train_step_is_compiled_for_tpus(capsys, unoptimised):
+    """With int8 weights and the TPU's attention, on 4 chips; of one side, as every kernel costs."""
+    options = {"dtype": "bfloat16", "param_dtype": "int8", "attention": "splash"}
+    config = tiny("contrastive", remat="q,gate", **options)
+    data = dataclasses.replace(config.data, memories="m")
+    config = dataclasses.replace(config, data=data, mesh=MeshConfig(fsdp=2, tensor=2))
     with jax.default_matmul_precision("default"):  # the kernel has no other for bfloat16
         assert compile.run(config, "v5e:2x2") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["fits"] is True and found["hbm_limit_bytes"] == CHIP.hbm
-    assert found["pallas_calls"] == 2 * 4 * 4  # two sides, four layers, forward again and two back
+    assert found["pallas_calls"] == 4 * 4  # four layers, forward again and two back
     assert found["unpriced_parts"] == 0
     assert 0 < found["predicted_mfu"] < 1
     assert found["collective_bytes"]["all-gather"] > 0

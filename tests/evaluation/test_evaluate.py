@@ -28,7 +28,7 @@ from clara_jax.models.decoder import head_logits
 from clara_jax.runs import setup as setup_lib
 from clara_jax.runs.checkpoint import Checkpoints
 from clara_jax.sharding import make_mesh
-from tests.fixtures.models import altered
+from tests.fixtures.models import altered, noised
 
 CONFIG = Config(
     model=Model(preset="tiny", tokenizer="facts", vocab_size=160),
@@ -42,10 +42,8 @@ CONFIG = Config(
 @pytest.fixture(scope="module")
 def setup():
     setup = setup_lib.create(CONFIG, make_mesh(Mesh(data=1, fsdp=1), jax.devices()[:1]))
-    keys = iter(jax.random.split(jax.random.key(5), 1000))
-    noise = lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape)  # noqa: E731
-    trees = {k: v if k == "base" else jax.tree.map(noise, v) for k, v in setup.trees.items()}
-    return altered(setup, trees=trees)
+    fresh = {name: tree for name, tree in setup.trees.items() if name != "base"}
+    return altered(setup, trees=setup.trees | noised(fresh, 5))
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from clara_jax.inference import encode
 from clara_jax.runs import setup as setup_lib
 from clara_jax.sharding import make_mesh
 from clara_jax.text.normalise import normalise
-from tests.fixtures.models import altered
+from tests.fixtures.models import altered, noised
 
 CONFIG = Config(
     stage="e2e",
@@ -40,12 +40,9 @@ SOURCE = FactsQuestions(4, 1)
 
 def make_setup(config):
     setup = setup_lib.create(config, make_mesh(Mesh(data=1, fsdp=1), jax.devices()[:1]))
-    keys = iter(jax.random.split(jax.random.key(5), 1000))
-    noise = lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape)  # noqa: E731
-    trees = {k: v if k == "base" else jax.tree.map(noise, v) for k, v in setup.trees.items()}
-    # As after e2e: there is a compressor too.
-    trees["compressor"] = jax.tree.map(noise, trees["reasoner"])
-    return altered(setup, trees=trees, step=9)
+    fresh = {name: tree for name, tree in setup.trees.items() if name != "base"}
+    fresh["compressor"] = fresh["reasoner"]  # as after e2e
+    return altered(setup, trees=setup.trees | noised(fresh, 5), step=9)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """--mode=export: every format holds what was trained, opens elsewhere and names no local path."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import re
@@ -38,6 +39,7 @@ from clara_jax.runs.lineage import save_origins
 from clara_jax.runs.load import load_setup
 from clara_jax.stages import ADAPTERS
 from clara_jax.training.train import train
+from tests.fixtures.models import altered, noised, save
 
 PARTS = ("embed", "head")  # of a base, which are loaded quickly
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -219,25 +221,31 @@ def test_peft_and_merged_give_our_logits_and_answers_in_torch(release, stage2, t
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """An e2e run on adapters after an scp run that trained the base itself, and one on adapters."""
+    """An e2e run on adapters after an scp run that trained the base itself, and one on adapters.
+
+    Their weights differ from where they start by noise: no program of a step is compiled.
+    """
     folder = tmp_path_factory.mktemp("trained")
+
+    def train(config, workdir):
+        started = setup_lib.start(config)
+        moved = {name: started.trees[name] for name in config.trained}
+        save(altered(started, trees=started.trees | noised(moved, 0)), workdir)
+
     scp = Config(
         model=Model(preset="tiny", tokenizer="facts", vocab_size=192),
         data=Data(sources="facts:60", document_length=40, rate=10),
         memory=Memory(init="tokens"),
         select=Select(k=2, candidates=4),
-        train=Train(steps=1, batch_rows=8, full=True),
+        train=Train(full=True),
         mesh=config_lib.Mesh(fsdp=1),
     )
-    train(scp, str(folder / "full"))
+    train(scp, folder / "full")
     lora = dataclasses.replace(scp, train=dataclasses.replace(scp.train, full=False))
-    train(lora, str(folder / "lora"))
-    for name, before in (("full", scp), ("lora", lora)):
-        e2e = dataclasses.replace(
-            lora, stage="e2e", init_from=str(folder / name),
-            data=dataclasses.replace(before.data, sources="facts:60"),
-        )  # fmt: skip
-        train(e2e, str(folder / f"{name}_e2e"))
+    train(lora, folder / "lora")
+    for name in ("full", "lora"):
+        e2e = dataclasses.replace(lora, stage="e2e", init_from=str(folder / name))
+        train(e2e, folder / f"{name}_e2e")
     return folder
 
 
@@ -385,7 +393,8 @@ def on_a_file(request, release, tmp_path_factory):
     """A run with random adapters on a base with a table larger than its tokenizer."""
     folder, model = tmp_path_factory.mktemp("family"), request.param
     base = folder / "base"
-    hf_write.save_params(base, init_params(model, jax.random.key(0)), model)
+    draw = jax.jit(functools.partial(init_params, model))
+    hf_write.save_params(base, draw(jax.random.key(0)), model)
     (base / "config.json").write_text(json.dumps(hf_config.hf_config(model)))
     for file in (
         *(release / "base_mistral").glob("*token*"),
@@ -399,7 +408,6 @@ def on_a_file(request, release, tmp_path_factory):
         mesh=config_lib.Mesh(fsdp=1),
     )
     setup = setup_lib.create(config)
-    keys = iter(jax.random.split(jax.random.key(1), 1000))
     names = ("compressor", "reasoner", "generator", "memory", "added")
     fresh = weights_lib.fresh_trees(
         config,
@@ -409,10 +417,7 @@ def on_a_file(request, release, tmp_path_factory):
         ADAPTERS,
         0,
     )
-    trees = jax.tree.map(
-        lambda x: np.asarray(x + 0.1 * jax.random.normal(next(keys), x.shape)),
-        {name: fresh[name] for name in names},
-    )
+    trees = jax.device_get(noised({name: fresh[name] for name in names}, 1, 0.1))
     (folder / "run").mkdir()
     native.write(folder / "run", trees, step=7)
     config_lib.save(config, folder / "run" / "config.json")
@@ -420,6 +425,10 @@ def on_a_file(request, release, tmp_path_factory):
     return folder, trees
 
 
+one_family = pytest.mark.parametrize("on_a_file", [PHI], indirect=True, ids=["phi3"])
+
+
+@one_family
 def test_a_merged_model_ends_where_its_base_does(on_a_file, tmp_path):
     folder, _ = on_a_file
     generation = {"eos_token_id": [2, 0, 5], "do_sample": False}
@@ -431,6 +440,7 @@ def test_a_merged_model_ends_where_its_base_does(on_a_file, tmp_path):
     assert not {"backend", "is_local"} & set(settings)
 
 
+@one_family
 def test_a_full_disk_is_one_line(on_a_file, tmp_path, monkeypatch):
     def full(*_, **__):
         raise safetensors.SafetensorError("No space left on device")
@@ -443,6 +453,7 @@ def test_a_full_disk_is_one_line(on_a_file, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@one_family
 def test_what_is_wrong_with_an_export_is_told_when_it_is_imported(on_a_file, tmp_path):
     folder, trees = on_a_file
     base = str(folder / "base")
@@ -479,6 +490,7 @@ def _trained_folder(tmp_path) -> pathlib.Path:
     return tmp_path / "run"
 
 
+@one_family
 def test_sigterm_leaves_nothing_half_written(on_a_file, tmp_path):
     folder, _ = on_a_file
     code = (
@@ -527,6 +539,7 @@ def test_a_checkpoint_looks_like_its_base_also_with_fused_projections(
     assert clara_release.looks_like(made) == ["org/one"]
 
 
+@one_family
 def test_another_alpha_is_the_same_in_the_release(on_a_file, tmp_path):
     folder, trees = on_a_file
     run = tmp_path / "run"
@@ -539,6 +552,7 @@ def test_another_alpha_is_the_same_in_the_release(on_a_file, tmp_path):
     assert_same(clara_jax.load(made, base=folder / "base"), clara_jax.load(run))
 
 
+@one_family
 @pytest.mark.parametrize(
     ("group", "option", "value", "message"),
     [
@@ -553,9 +567,9 @@ def test_what_the_release_cannot_do_is_refused(on_a_file, tmp_path, group, optio
     run.mkdir()
     native.write(run, trees, step=0)
     config = config_lib.load(folder / "run" / "config.json")
-    changed = dataclasses.replace(getattr(config, group), **{option: value})
-    config_lib.save(dataclasses.replace(config, **{group: changed}), run / "config.json")
-    with pytest.raises(UserError, match=message):
+    spread = dataclasses.replace(config, memory=Memory(positions="spread"))
+    config_lib.save(spread, run / "config.json")
+    with pytest.raises(UserError, match="knows no other place of memory tokens"):
         export_model.run(str(run), "release", str(tmp_path / "x"))
     assert not (tmp_path / "x").exists()
 
@@ -584,14 +598,10 @@ def test_a_folder_may_say_what_it_is_called(tmp_path):
     assert hub_ids.name_of(str(tmp_path)) == (tmp_path.name, False)
 
 
-def test_mistakes_on_the_command_line(tmp_path):
+def test_mistakes_on_the_command_line(command, tmp_path, capsys):
     def run(*arguments):
-        result = subprocess.run(
-            [sys.executable, "-m", "clara_jax.main", "--mode=export", *arguments],
-            capture_output=True, text=True,
-        )  # fmt: skip
-        assert result.returncode == 2
-        return result.stderr.strip().splitlines()[-1]
+        assert command("--mode=export", *arguments) == 2
+        return capsys.readouterr().err.strip().splitlines()[-1]
 
     workdir = f"--workdir={tmp_path / 'w'}"
     assert "needs --format" in run(workdir, f"--output={tmp_path / 'x'}")

@@ -13,11 +13,9 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from absl import flags
 
 import clara_jax
 from clara_jax import config as config_lib
-from clara_jax import main
 from clara_jax.errors import UserError
 from clara_jax.exchange import export_model, import_model
 from clara_jax.interop import native, torch_zip_write
@@ -29,17 +27,11 @@ Q = "model.layers.1.self_attn.q_proj.lora_A.weight"
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
-def command(*arguments) -> int:
-    """The command line in this process; its exit code."""
-    for name in main.FLAGS:
-        flags.FLAGS[name].unparse()
-    return main.main(["main", *arguments])
-
-
 class Checkpoint:
     """A copy of a stage-2 checkpoint and its base, to be damaged."""
 
-    def __init__(self, release: pathlib.Path, folder: pathlib.Path):
+    def __init__(self, release: pathlib.Path, folder: pathlib.Path, command):
+        self.command = command
         self.source, self.base, self.workdir = folder / "ckpt", folder / "base", folder / "w"
         self.copy(release / "ckpt_mistral_stage2", self.source)
         self.copy(release / "base_mistral", self.base)
@@ -69,15 +61,15 @@ class Checkpoint:
         torch_zip_write.write(self.source / file, content)
 
     def run(self) -> int:
-        return command(
+        return self.command(
             "--mode=import", f"--source={self.source}", f"--base={self.base}",
             f"--workdir={self.workdir}",
         )  # fmt: skip
 
 
 @pytest.fixture
-def checkpoint(release, tmp_path) -> Checkpoint:
-    return Checkpoint(release, tmp_path)
+def checkpoint(release, tmp_path, command) -> Checkpoint:
+    return Checkpoint(release, tmp_path, command)
 
 
 def test_what_is_imported_is_said(checkpoint, capsys):
@@ -366,7 +358,7 @@ def test_training_goes_on_from_an_import_but_not_in_it(checkpoint, tmp_path):
     assert "head" in released["added"] and "reasoner" in released
 
 
-def test_links_of_what_was_exported_and_its_modes(checkpoint, tmp_path, capsys):
+def test_links_of_what_was_exported_and_its_modes(checkpoint, tmp_path, capsys, command):
     assert checkpoint.run() == 0
     (checkpoint.workdir / "config.json").chmod(0o600)
     arguments = ["--mode=import", f"--base={checkpoint.base}", f"--source={checkpoint.workdir}"]

@@ -122,12 +122,12 @@ def test_instruct_from_the_command_line(command, url, tmp_path, lines):
         for i in (1, 2, 1)
     ]
     path.write_text("\n".join(map(json.dumps, rows)))
-    result = command(
-        f"--documents={path}", f"--output={tmp_path / 'o'}", "--config=configs/synthesize.py",
-        f"--config.synthesis.base_url={url}", "--config.synthesis.model=none",
-        "--config.synthesis.task=instruct",
+    code = command(
+        "--mode=synthesize", f"--documents={path}", f"--output={tmp_path / 'o'}",
+        f"--config={ROOT / 'configs' / 'synthesize.py'}", f"--config.synthesis.base_url={url}",
+        "--config.synthesis.model=none", "--config.synthesis.task=instruct",
     )  # fmt: skip
-    assert result.returncode == 0, result.stderr
+    assert code == 0
     found = lines(tmp_path / "o" / "train.jsonl")
     assert [line["question"] for line in found] == ["Who is 1?", "Who is 2?"]  # one is a copy
     assert found[0]["pos_index"] == [1] and found[0]["answer"] == "two three [2]"
@@ -224,12 +224,12 @@ def test_other_options_in_the_same_output_are_told(undisturbed, corpus, config, 
         run.run(corpus, str(undisturbed), config(url, rounds=2))
 
 
-def test_mistakes_on_the_command_line(command, tmp_path):
-    result = command("--documents=d.jsonl")
-    assert result.returncode == 2
-    assert "--mode=synthesize needs --output" in result.stderr.splitlines()[-1]
-    result = command("--documents=d.jsonl", f"--output={tmp_path}", "--workdir=w")
-    assert "does not use --workdir" in result.stderr.splitlines()[-1]
+def test_mistakes_on_the_command_line(command, tmp_path, capsys):
+    mode = ["--mode=synthesize", "--documents=d.jsonl"]
+    assert command(*mode) == 2
+    assert "--mode=synthesize needs --output" in capsys.readouterr().err
+    assert command(*mode, f"--output={tmp_path}", "--workdir=w") == 2
+    assert "does not use --workdir" in capsys.readouterr().err
 
 
 def test_main_needs_no_jax_for_synthesis():

@@ -9,7 +9,6 @@ import pytest
 
 import clara_jax
 from clara_jax import config as config_lib
-from clara_jax import main
 from clara_jax.config import Select, with_options
 from clara_jax.errors import UserError
 from clara_jax.exchange import export_model
@@ -85,17 +84,17 @@ def test_prompts_hold_means_of_neighbours_at_a_higher_rate(joint):
         clara.at_rate(12)
 
 
-def test_ask_answers_at_a_rate(joint, tmp_path, capsys):
+def test_ask_answers_at_a_rate(joint, tmp_path, capsys, command):
     (tmp_path / "documents.txt").write_text("one two three\n\nfour five six\n")
     files = [f"--workdir={joint}", f"--documents={tmp_path / 'documents.txt'}"]
-    command = ["main", "--mode=ask", *files, "--question=who ?", "--max_new_tokens=4"]
+    asked = ["--mode=ask", *files, "--question=who ?", "--max_new_tokens=4"]
     clara = clara_jax.load(joint)
     documents = ["one two three", "four five six"]
     for rate in (8, 24):
-        assert main.main([*command, f"--rate={rate}"]) == 0
+        assert command(*asked, f"--rate={rate}") == 0
         (answer,) = clara.at_rate(rate).ask(["who ?"], [documents], max_new_tokens=4)
         assert capsys.readouterr().out.split("\n")[0] == answer.text
-    assert main.main([*command, "--rate=7"]) == 2
+    assert command(*asked, "--rate=7") == 2
     assert "possible: 8, 24" in capsys.readouterr().err
 
 

@@ -26,7 +26,7 @@ from clara_jax.evaluation.fidelity.pieces import Pieces
 from clara_jax.evaluation.journal import Journal
 from clara_jax.runs import setup as setup_lib
 from clara_jax.sharding import make_mesh
-from tests.fixtures.models import altered
+from tests.fixtures.models import altered, noised
 
 CONFIG = Config(
     stage="scp",
@@ -49,10 +49,8 @@ OTHER = "River\nThe river Skjern is 94 km long. Peter Holm mapped it."
 @pytest.fixture(scope="module")
 def setup():
     made = setup_lib.create(CONFIG, make_mesh(Mesh(data=1, fsdp=1), jax.devices()[:1]))
-    keys = iter(jax.random.split(jax.random.key(5), 1000))
-    noise = lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape)  # noqa: E731
-    trees = {k: v if k == "base" else jax.tree.map(noise, v) for k, v in made.trees.items()}
-    return altered(made, trees=trees, step=9)
+    fresh = {name: tree for name, tree in made.trees.items() if name != "base"}
+    return altered(made, trees=made.trees | noised(fresh, 5), step=9)
 
 
 def test_facts_are_kept_altered_or_lost():
