@@ -73,9 +73,9 @@ class Model:
 class Data:
     """What to train on and how it is laid out in rows."""
 
-    sources: str = (
-        ""  # with commas: file.jsonl, tfds:name/split, reconstruct:file.jsonl, text:…, 3*file.jsonl
-    )
+    # with commas: file.jsonl, tfds:name/split, reconstruct:file.jsonl, continue:file.jsonl, text:…,
+    # 3*file.jsonl
+    sources: str = ""
     records: int = option(0, NOT_NEGATIVE)  # number of records, sampled by seed; 0 = all
     # to train on in instruct: gold, or teacher (the base, from full texts)
     answers: str = choice("gold", "teacher")
@@ -251,6 +251,7 @@ class Prompts:
         "Express the content of the following in your own words: {docs}",
     )
     reconstruct_user: str = "Background: {docs} Repeat the background word for word."
+    continue_user: str = "Background: {docs} Write what comes next."
     # that chat templates print as the day's, the same in training and in every question later; this
     # is the one that Llama's templates have where there is no clock
     date: str = option("2024-07-26", DAY)

@@ -223,6 +223,7 @@ def _validate_prompts(prompts: Any) -> None:
         "qa_user": ["docs"],
         "paraphrase_users": ["docs"],
         "reconstruct_user": ["docs"],
+        "continue_user": ["docs"],
     }
     for name, wanted in places.items():
         value = getattr(prompts, name)

@@ -9,6 +9,7 @@ RECALL_AT = (1, 3, 5)
 # What the sum of a loss or of a ranking's measure is divided by; any other is per question.
 PER = {
     "ce_loss": "labels",
+    "ce_loss_others": "labels",
     "mse_loss": "documents",
     "contrastive_loss": "with_gold",
     "teacher_loss": "with_teacher",

@@ -139,6 +139,7 @@ class TextLayout:
             "qa": (prompts.qa_system, (prompts.qa_user,)),
             "paraphrase": (prompts.paraphrase_system, prompts.paraphrase_users),
             "reconstruction": (prompts.paraphrase_system, (prompts.reconstruct_user,)),
+            "continuation": (prompts.paraphrase_system, (prompts.continue_user,)),
         }
         system, choices = users[record.data_type]
         user = random.Random(f"{self.seed} {index}").choice(choices)

@@ -1,7 +1,7 @@
 """What a line of data may be, checked once at the border.
 
 Two forms, those of the release:
-    scp  {"data_type": "qa" | "paraphrase" | "reconstruction", "question": [...],
+    scp  {"data_type": "qa" | "paraphrase" | "reconstruction" | "continuation", "question": [...],
           "answers": [...], "docs": [document], "aliases": [[...], ...]?}
     e2e  {"question", "docs" (or "context", "content"), "answer" (or "answers", "golden_answers",
           "gold_answer"), "pos_index"?, "teacher_scores"?}
@@ -20,9 +20,11 @@ from typing import Any
 from clara_jax import files
 from clara_jax.errors import UserError, reason
 
-DATA_TYPES = ("qa", "paraphrase", "reconstruction")
+DATA_TYPES = ("qa", "paraphrase", "reconstruction", "continuation")
 _DOCUMENT_KEYS = ("docs", "context", "content")
 _PREFIX = re.compile(r"(?:[0-9]+\*)?(?:[a-z]+:)*")  # of a source's name, before its path
+_SPACE = re.compile(r"\s+")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])\s*")
 _RELEASE = re.compile(r"This a document about (.*?)\. ?\n ?(.*)", re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ANSWER_KEYS = ("answer", "answers", "golden_answers", "gold_answer")
@@ -34,7 +36,7 @@ class ScpRecord:
 
     data_type: str  # one of DATA_TYPES
     questions: tuple[str, ...]  # empty unless `data_type` is qa
-    # one a question, or the one text that a paraphrase or reconstruction must give
+    # one a question, or the one text that a record of another type must give
     answers: tuple[str, ...]
     document: str  # text of the document, its title on the first line
     origin: str  # where the record stands, as `file:line`
@@ -251,6 +253,21 @@ def gold_records(record: QaRecord) -> list[ScpRecord]:
 def reconstruction(document: str, origin: str) -> ScpRecord:
     """The record that asks for a document word for word."""
     return ScpRecord("reconstruction", (), (document,), document, origin)
+
+
+def continuation(document: str, origin: str) -> list[ScpRecord]:
+    """The record that asks for the second half of a document from its first; none for one word.
+
+    The halves part at the end of the sentence, or where there is none of the word, that is nearest
+    the middle.
+    """
+    for ends in (_SENTENCE_END, _SPACE):
+        places = [match.end() for match in ends.finditer(document.rstrip()) if match.start()]
+        if places:
+            middle = min(places, key=lambda place: abs(2 * place - len(document)))
+            first, rest = document[:middle].rstrip(), document[middle:]
+            return [ScpRecord("continuation", (), (rest,), first, origin)]
+    return []
 
 
 def plain(document: str) -> str:

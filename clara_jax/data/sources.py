@@ -51,13 +51,21 @@ def own_questions(value: dict[str, Any], origin: str) -> list[QaRecord]:
     return [records.parse_qa(value, origin)]
 
 
+def _documents(value: dict[str, Any], origin: str) -> tuple[str, ...]:
+    """All documents of a line of either form."""
+    if records.is_scp(value):
+        return (records.parse_scp(value, origin).document,)
+    return records.parse_qa(value, origin).documents
+
+
 def documents_of(value: dict[str, Any], origin: str) -> list[ScpRecord]:
     """Reconstruction records of all documents of a line of either form."""
-    if records.is_scp(value):
-        documents = (records.parse_scp(value, origin).document,)
-    else:
-        documents = records.parse_qa(value, origin).documents
-    return [records.reconstruction(document, origin) for document in documents]
+    return [records.reconstruction(each, origin) for each in _documents(value, origin)]
+
+
+def continuations_of(value: dict[str, Any], origin: str) -> list[ScpRecord]:
+    """Continuation records of all documents of a line of either form."""
+    return [r for each in _documents(value, origin) for r in records.continuation(each, origin)]
 
 
 class JsonlSource:
@@ -212,6 +220,7 @@ SCHEMES: dict[str, dict[str, Callable[[str, str], Source]]] = {
         "facts": FactsSource.open,
         "text": lambda name, tfds_dir: AsText(open_source(name, tfds_dir)),
         "reconstruct": lambda path, _: JsonlSource(path, documents_of, distinct=True),
+        "continue": lambda path, _: JsonlSource(path, continuations_of, distinct=True),
     },
     "qa": {
         "": lambda path, _: JsonlSource(path, own_questions),

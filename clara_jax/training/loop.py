@@ -23,6 +23,8 @@ from clara_jax.training.goodput import Goodput
 from clara_jax.training.profile import Trace
 from clara_jax.training.step import Metrics, Step
 
+_READ = 1.01  # times the cross-entropy that other documents' memories cost where they are read
+
 
 @dataclasses.dataclass
 class Loop:
@@ -140,6 +142,15 @@ class Loop:
             values = self.evaluate({**self.frozen, **self.state[0]})
             self.writer.write(self.done, values)
             logging.info("step %d: %s", self.done, values)
+            own, others = (values.get(f"eval/ce_loss{name}") for name in ("", "_others"))
+            if others is not None and others < _READ * own:
+                logging.warning(
+                    "step %d: the generator does not read its memories: its held-out cross-entropy "
+                    "is %.3f, and %.3f with those of other documents",
+                    self.done,
+                    own,
+                    others,
+                )
             self._throughput.restart()
 
     def close(self) -> None:

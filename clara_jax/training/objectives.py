@@ -30,6 +30,8 @@ class Draw:
     tau: float | jax.Array = 0.02  # temperature of the relaxed selection
     # zeros added to the selection's weights, whose gradient is then known
     probe_BKN: jax.Array | None = None
+    # the generator reads the memories of other documents: does it look at them at all?
+    others: bool = False
 
 
 class Measured(NamedTuple):
@@ -56,6 +58,9 @@ def _answered(model: Model, trees: Trees, batch: Batch, draw: Draw, most: int) -
     """Losses where the row's documents are compressed and read; `most` are in a row of texts."""
     rng_enc, rng_dec = _split(draw.rng, 2)
     memories_BSMD, hidden, tokens, segments = _compressed(model, trees, batch, rng_enc)
+    if draw.others:
+        flat = memories_BSMD.reshape(-1, *memories_BSMD.shape[2:])
+        memories_BSMD = jnp.roll(flat, 1, axis=0).reshape(memories_BSMD.shape)
     answer_BTD = _read(model, trees, batch, memories_BSMD, rng_dec)
     sums = {"ce_loss": _cross_entropy(model, trees, answer_BTD, batch)}
     if not model.memory.pools:  # the means are the same there

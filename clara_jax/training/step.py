@@ -157,12 +157,20 @@ def abstract_optimizer(
 
 
 def held_out_loss(model: Model, batches: list[Any]) -> Callable[[Trees], dict[str, float]]:
-    """A function of all trees that gives the mean losses over the batches, without dropout."""
-    objective = OBJECTIVES[model.config.stage]
+    """A function of all trees that gives the mean losses over the batches, without dropout.
+
+    Where documents are compressed in the step, `eval/ce_loss_others` is the cross-entropy with
+    memories of other documents.
+    """
+    objective, stage = OBJECTIVES[model.config.stage], STAGES[model.config.stage]
 
     @jax.jit
     def sums(trees: Trees, batch: Batch) -> Any:
-        return objective(model, trees, batch, Draw()).sums, objectives.counts(model, batch)
+        found = objective(model, trees, batch, Draw()).sums
+        if stage.compresses:
+            others = objective(model, trees, batch, Draw(others=True)).sums
+            found["ce_loss_others"] = others["ce_loss"]
+        return found, objectives.counts(model, batch)
 
     def evaluate(trees: Trees) -> dict[str, float]:
         rows = sharding.batch_sharding(model.mesh)

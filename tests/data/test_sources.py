@@ -79,6 +79,24 @@ def test_reconstruct_gives_distinct_documents(tmp_path):
     assert records[2].origin == f"{path}:2"
 
 
+def test_continue_gives_halves(tmp_path):
+    documents = [
+        "t\nOne two. Three four five. Six.",
+        "一句话。两句话。",
+        "no sentence here ends",
+        "x",
+    ]
+    path = write(tmp_path / "a.jsonl", [e2e([], []) | {"docs": documents}])
+    source = sources.open_source(f"continue:{path}")
+    halves = [(source[i].document, *source[i].answers) for i in range(len(source))]
+    assert halves == [
+        ("t\nOne two.", "Three four five. Six."),
+        ("一句话。", "两句话。"),
+        ("no sentence", "here ends"),
+    ]
+    assert {source[i].data_type for i in range(len(source))} == {"continuation"}
+
+
 def test_several_sources_are_one(tmp_path):
     a = write(tmp_path / "a.jsonl", [qa(f"a{i}") for i in range(3)])
     b = write(tmp_path / "b.jsonl", [qa(f"b{i}") for i in range(2)])

@@ -2,17 +2,26 @@
 
 import dataclasses
 import json
+import types
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import logging
 
 import clara_jax
 from clara_jax import config as config_lib
 from clara_jax.config import Select, with_options
+from clara_jax.data import scp_rows
+from clara_jax.data.facts import FactsSource
+from clara_jax.data.packing import RowLengths
+from clara_jax.data.reader import Reader
 from clara_jax.errors import UserError
 from clara_jax.exchange import export_model
 from clara_jax.runs import setup as setup_lib
+from clara_jax.training.goodput import Goodput
+from clara_jax.training.loop import Loop
+from clara_jax.training.objectives import Draw, scp
 from clara_jax.training.train import train
 
 
@@ -121,3 +130,32 @@ def test_what_cannot_be_is_refused(options, message):
     config = with_options(config_lib.Config(), options)
     with pytest.raises(UserError, match=message):
         config_lib.freeze(dataclasses.asdict(config))
+
+
+@pytest.mark.parametrize(("others", "warned"), [(2.0, True), (2.03, False), (None, False)])
+def test_a_generator_that_does_not_read_is_noticed(others, warned, monkeypatch):
+    values = {"eval/ce_loss": 2.0} | ({} if others is None else {"eval/ce_loss_others": others})
+    lines = []
+    monkeypatch.setattr(logging, "warning", lambda text, *args: lines.append(text % args))
+    run = types.SimpleNamespace(
+        evaluate=lambda trees: values,
+        goodput=Goodput(),
+        report=lambda upto: None,
+        done=3,
+        frozen={},
+        state=({}, None),
+        writer=types.SimpleNamespace(write=lambda step, values: None),
+        _throughput=types.SimpleNamespace(restart=lambda: None),
+    )
+    Loop.held_out(run)
+    assert bool(lines) == warned and all("step 3: the generator does not read" in x for x in lines)
+
+
+def test_memories_of_others_cost_what_is_read(random_setup):
+    """The rows' memories change places; labels, slots and what is counted stay."""
+    model, trees = random_setup(config_lib.Data(document_length=40, rate=10, row_examples=2), 3)
+    reader = Reader(FactsSource.open("20", ""), model.layout, model.config)
+    (batch, *_) = scp_rows.eval_batches(reader, RowLengths(96, 128), 2)
+    batch = {name: jnp.asarray(array) for name, array in batch.items()}
+    own, others = (scp(model, trees, batch, Draw(others=x)).sums["ce_loss"] for x in (False, True))
+    assert abs(own - others) > 1e-3

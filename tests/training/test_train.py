@@ -211,7 +211,9 @@ def test_data_that_end_before_the_steps_are_saved(tiny, tmp_path, caplog):
     assert train(once, str(tmp_path)) == 0
     done = setup_lib.restore(str(tmp_path)).model.step
     assert 1 <= done < 50
-    assert metrics(tmp_path)[-1].keys() == {"step", "eval/ce_loss", "eval/mse_loss"}
+    assert metrics(tmp_path)[-1].keys() == {
+        "step", "eval/ce_loss", "eval/ce_loss_others", "eval/mse_loss",
+    }  # fmt: skip
     assert train(once, str(tmp_path)) == 0  # nothing is left to do
     assert setup_lib.restore(str(tmp_path)).model.step == done
     with pytest.raises(UserError, match="no whole batch"):
