@@ -2,7 +2,8 @@
 
 configs/sweep.py:quickstart is made-up facts from scratch; :smollm2 is SmolLM2 on real text, with
 the base and its data by `--set=model.base=…` and the environment's DATA (a folder; `data` by
-default); :sizes is the paper's recipe over model sizes, for --dry_run where no machine holds them.
+default); :compressors is where its memories come from; :sizes is the paper's recipe over model sizes, for
+--dry_run where no machine holds them.
 The paper's own tables are in configs/paper.py; its numbers stand beside what is nearest to them.
 """
 
@@ -111,6 +112,39 @@ def smollm2() -> Sweep:
     )
 
 
+def compressors() -> Sweep:
+    """Where memories come from, at equal steps of SmolLM2 on real text."""
+    pool = {"memory.kind": "pool", "memory.positions": "after"}
+    repeated = f"reconstruct:{DATA}/qa_e2e_train.jsonl"
+    asked = f"8*{DATA}/scp_nq_train.jsonl,8*{DATA}/scp_squad_train.jsonl"
+    return Sweep(
+        {"scp": "smollm2.py:scp"},
+        {
+            "memory": {
+                "paper": {
+                    "memory.init": "mean",
+                    "memory.positions": "after",
+                    "train.mse_into": "both",
+                },
+                "memories": {"memory.sees": "memories"},
+                "pool": pool,
+                "pool_all": {**pool, "memory.sees": "all"},
+                "pool_rates": {**pool, "data.rates": (8, 16, 32), "scp:data.decoder_row": 2112},
+                "pool_continue": {
+                    **pool,
+                    "scp:data.sources": f"{asked},continue:{DATA}/qa_e2e_train.jsonl",
+                },
+            },
+            "seed": {str(seed): {"seed": seed} for seed in (1, 2)},
+        },
+        options={
+            "scp:data.sources": f"{asked},{repeated}",
+            "evaluate:data.sources": WIKIPEDIA,
+            "evaluate:eval.records": 150,
+        },
+    )
+
+
 def sizes() -> Sweep:
     """The paper's stages over models, at 16x and 64x; the base is the smallest at 16x."""
     models = {preset: {"model.preset": preset, "model.base": hub} for preset, hub in SIZES.items()}
@@ -145,4 +179,4 @@ def beside(**options) -> dict[str, float]:
     return paper.numbers("instruct", **options) | paper.numbers("e2e", start="instruct", **options)
 
 
-SWEEPS = {"quickstart": quickstart, "smollm2": smollm2, "sizes": sizes}
+SWEEPS = {"quickstart": quickstart, "smollm2": smollm2, "compressors": compressors, "sizes": sizes}
