@@ -2,8 +2,8 @@
 
 configs/sweep.py:quickstart is made-up facts from scratch; :smollm2 is SmolLM2 on real text, with
 the base and its data by `--set=model.base=…` and the environment's DATA (a folder; `data` by
-default); :compressors is where its memories come from; :sizes is the paper's recipe over model sizes, for
---dry_run where no machine holds them.
+default); :compressors is where its memories come from; :sizes is the recipe of the paper over model
+sizes, for --dry_run where no machine holds them.
 The paper's own tables are in configs/paper.py; its numbers stand beside what is nearest to them.
 """
 
