@@ -6,6 +6,7 @@ Which mode takes which flag is said in main.py.
 import dataclasses
 import logging as stdlib_logging
 import os
+import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -68,14 +69,38 @@ flags.DEFINE_enum("program", None, _PROGRAMS, "What to compile.")
 _PATHS = {"workdir", "documents", "base", "source", "output", "store"}
 
 
+CONFIGS = pathlib.Path(__file__).parent / "configs"
+
+
+def packaged(value: str) -> str:
+    """The file of a config that is named without one: `scp:mistral_7b` of this package's.
+
+    Raises:
+        UserError: there is no such file, and no such config.
+    """
+    path, colon, argument = value.partition(":")
+    if path.endswith(".py") or "/" in path or not path:
+        return value
+    names = sorted(file.stem for file in CONFIGS.glob("*.py"))
+    if path not in names:
+        raise UserError(
+            f"--config={value}: no such config; give a file, or one of {', '.join(names)}"
+        )
+    return f"{CONFIGS / path}.py{colon}{argument}"
+
+
 def parse(argv: Sequence[str]) -> None:
     """Parses flags and loads the file of `--config`.
 
     Raises:
         UserError: an unknown flag or option, a value of the wrong type, or a broken config file.
     """
+    argv = [
+        f"--config={packaged(a.partition('=')[2])}" if a.startswith("--config=") else a
+        for a in argv
+    ]
     try:
-        rest = flags.FLAGS(list(argv))[1:]
+        rest = flags.FLAGS(argv)[1:]
         if flags.FLAGS.config is not None:
             flags.FLAGS.config.lock()  # a file that did not load raises at its first use
     except Exception as e:  # config files are Python
@@ -114,6 +139,15 @@ def arguments(name: str, mode: Mode, every: Iterable[str]) -> dict[str, Any]:
         if flag not in f"{mode.needs} {mode.may}".split():
             raise UserError(f"--mode={name} does not use --{flag}; leave it out")
     return given
+
+
+def help_of(name: str, mode: Mode) -> str:
+    """What a mode takes."""
+    lines = [f"{name}: python -m clara_jax.main --mode={name}, or clara {name}", ""]
+    for title, names in (("needs", mode.needs), ("may have", mode.may)):
+        for flag in names.split():
+            lines.append(f"  --{flag:16s}{title}: {flags.FLAGS[flag].help}")
+    return "\n".join(lines)
 
 
 def start_log() -> None:

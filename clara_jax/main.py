@@ -77,7 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     argv = sys.argv if argv is None else argv
     if {"--help", "-h", "-help"} & set(argv):
-        print(__doc__ + "\n" + flags.FLAGS.module_help(command_line))
+        named = next((a.partition("=")[2] for a in argv if a.startswith("--mode=")), None)
+        if named in MODES:
+            print(command_line.help_of(named, MODES[named]))
+        else:
+            print(__doc__ + "\n" + flags.FLAGS.module_help(command_line))
         return 0
     command_line.start_log()
     command_line.parse(argv)

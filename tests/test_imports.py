@@ -21,6 +21,7 @@ LAYERS = (
     ("serving", "aot", "api", "exchange"),
     ("evaluation", "ask"),
     ("main", ""),  # the package's own names, `import clara_jax`
+    ("cli",),
     ("configs", "benchmarks"),
 )
 LAYER_OF = {name: i for i, names in enumerate(LAYERS) for name in names}
