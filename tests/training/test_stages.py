@@ -20,6 +20,7 @@ from clara_jax.training.inputs import compute_memories, open_inputs
 from clara_jax.training.optim import make_optimizer
 from clara_jax.training.step import compile_step, init_optimizer, make_step
 from clara_jax.training.train import train
+from tests.fixtures.models import altered, noised, save
 
 
 def with_options(config, **groups):
@@ -131,20 +132,26 @@ def test_where_adapters_start_is_an_option(later, scp):
 
 
 def test_a_run_stays_what_it_is_when_an_earlier_one_goes_on_or_all_are_moved(later, scp, tmp_path):
+    def train(config, name, step=2):
+        """Other weights at each step, without a step of training."""
+        workdir = tmp_path / name
+        started = setup_lib.start(config, str(workdir))
+        moved = noised({name: started.trees[name] for name in config.trained}, step)
+        save(altered(started, trees=started.trees | moved), workdir, step, keep=2)
+
     instruct = with_options(later, stage="instruct", init_from=str(scp))
-    assert train(instruct, str(tmp_path / "instruct")) == 0
+    train(instruct, "instruct")
     e2e = with_options(later, stage="e2e", init_from=str(tmp_path / "instruct"))
-    assert train(e2e, str(tmp_path / "e2e")) == 0
+    train(e2e, "e2e")
     before = setup_lib.restore(str(tmp_path / "e2e")).trees["compressor"]
-    longer = with_options(instruct, train={"steps": 4})
-    assert train(longer, str(tmp_path / "instruct")) == 0
+    train(instruct, "instruct", 4)
     newest = setup_lib.restore(str(tmp_path / "instruct")).trees["compressor"]
     assert not equal(before, newest)
     assert equal(before, setup_lib.restore(str(tmp_path / "e2e")).trees["compressor"])
     assert equal(before, setup_lib.start(e2e, str(tmp_path / "e2e")).trees["compressor"])
     # A compressor that is trained on leaves a reasoner from before behind.
     again = with_options(later, stage="instruct", init_from=str(tmp_path / "e2e"))
-    assert train(again, str(tmp_path / "again")) == 0
+    train(again, "again")
     new = setup_lib.start(with_options(later, stage="e2e", init_from=str(tmp_path / "again"))).trees
     assert equal(new["reasoner"], new["compressor"]) and not equal(new["compressor"], before)
     # Found beside the run.
@@ -156,9 +163,8 @@ def test_a_run_stays_what_it_is_when_an_earlier_one_goes_on_or_all_are_moved(lat
     with pytest.raises(UserError, match="put it back, or beside"):
         setup_lib.restore(str(tmp_path / "moved/e2e"))
     (tmp_path / "gone").rename(tmp_path / "moved/instruct")
-    for _ in range(2):  # two checkpoints are kept
-        longer = with_options(longer, train={"steps": longer.train.steps + 2})
-        assert train(longer, str(tmp_path / "moved/instruct")) == 0
+    for step in (6, 8):  # two checkpoints are kept
+        train(instruct, "moved/instruct", step)
     with pytest.raises(UserError, match="step 2, from which a later run started, is gone"):
         setup_lib.restore(str(tmp_path / "moved/e2e"))
 
@@ -179,10 +185,10 @@ def test_training_some_of_a_stages_trees_only(later, scp, tmp_path):
 def test_contrastive_learns_to_rank_from_labels(later, scp, tmp_path):
     config = with_options(
         later, stage="contrastive", init_from=str(scp),
-        train={"steps": 30, "batch_rows": 16, "log_every": 1, "checkpoint_every": 30},
+        train={"steps": 20, "batch_rows": 8, "log_every": 1, "checkpoint_every": 20},
     )  # fmt: skip
     assert train(config, str(tmp_path)) == 0
-    assert kept(tmp_path, 30) == ["data", "optimizer", "reasoner"]
+    assert kept(tmp_path, 20) == ["data", "optimizer", "reasoner"]
     lines = metrics(tmp_path)
     losses = [line["contrastive_loss"] for line in lines]
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
@@ -274,22 +280,24 @@ def test_teacher_answers_are_made_once_and_trained_on(later, scp, tmp_path):
     assert labels == [baker] * len(labels)
 
 
-def test_records_differ_in_their_number_of_candidates(later, scp, tmp_path):
+@pytest.mark.parametrize(
+    "stage",
+    [*(pytest.param(s, marks=pytest.mark.slow) for s in ("instruct", "contrastive")), "e2e"],
+)
+def test_records_differ_in_their_number_of_candidates(later, scp, tmp_path, stage):
     path = tmp_path / "e2e.jsonl"
     rows = [
         {"question": "who ?", "docs": ["bida fima"] * n, "answer": "baker", "pos_index": gold}
         for n, gold in ((1, [0]), (3, [2]), (9, [8]), (2, []))
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for stage in ("instruct", "e2e", "contrastive"):
-        config = with_options(
-            later, stage=stage, init_from=str(scp), data={"sources": str(path), "epochs": 2},
-            train={"steps": 10},
-        )  # fmt: skip
-        workdir = tmp_path / stage
-        assert train(config, str(workdir)) == 0
-        assert metrics(workdir)[-1]["step"] == 2
-        assert all(np.isfinite(v) for line in metrics(workdir) for v in line.values())
+    config = with_options(
+        later, stage=stage, init_from=str(scp), data={"sources": str(path), "epochs": 2},
+        train={"steps": 10},
+    )  # fmt: skip
+    assert train(config, str(tmp_path / "run")) == 0
+    assert metrics(tmp_path / "run")[-1]["step"] == 2
+    assert all(np.isfinite(v) for line in metrics(tmp_path / "run") for v in line.values())
 
 
 def test_mistakes(later, scp, tmp_path):

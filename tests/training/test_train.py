@@ -1,10 +1,6 @@
 import dataclasses
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +17,10 @@ from clara_jax.runs import setup as setup_lib
 from clara_jax.sharding import put_batch
 from clara_jax.training import step as step_lib
 from clara_jax.training import train as train_lib
+from clara_jax.training import writers
 from clara_jax.training.optim import make_optimizer
 from clara_jax.training.train import train
+from tests.fixtures.models import save
 
 
 def with_options(config, **groups):
@@ -51,42 +49,50 @@ def prepared(config):
     return setup, data, state, frozen, step
 
 
-def test_resumed_run_equals_uninterrupted_one(tiny, tmp_path):
-    # The schedule must not depend on the number of steps: stopping early is then the same run.
-    whole = with_options(tiny, optim={"schedule": "constant", "warmup": 0.0})
-    half = with_options(whole, train={"steps": 2})
-    assert train(whole, str(tmp_path / "a")) == 0
-    (tmp_path / "b").mkdir()  # with lines of a run that was killed before it saved anything
-    (tmp_path / "b/metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "lo')
-    assert train(half, str(tmp_path / "b")) == 0
-    assert train(whole, str(tmp_path / "b")) == 0
-    assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
-    assert [line["step"] for line in metrics(tmp_path / "a")] == [1, 2, 3, 4]
-    restored = [setup_lib.restore(str(tmp_path / name)).trees for name in "ab"]
+@pytest.fixture(scope="module")
+def whole(tiny):
+    """With dropout, and a schedule for which stopping early is the same run."""
+    options = {"schedule": "constant", "warmup": 0.0}
+    return with_options(tiny, optim=options, lora={"dropout": 0.1})
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(whole, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    assert train(whole, str(workdir)) == 0
+    assert [line["step"] for line in metrics(workdir)] == [1, 2, 3, 4]
+    return workdir
+
+
+def assert_equal(workdir, expected):
+    assert metrics(workdir) == metrics(expected)
+    restored = [setup_lib.restore(str(path)).trees for path in (workdir, expected)]
     jax.tree.map(np.testing.assert_array_equal, *restored)
 
 
-def test_sigterm_saves_and_the_run_resumes_equal(tiny, tmp_path):
-    config = with_options(tiny, train={"steps": 12, "checkpoint_every": 100})
-    assert train(config, str(tmp_path / "a")) == 0
-    (tmp_path / "b").mkdir()
-    config_lib.save(config, tmp_path / "given.json")
-    code = (
-        "import sys; from clara_jax import config; from clara_jax.training.train import train; "
-        "sys.exit(train(config.load(sys.argv[1]), sys.argv[2]))"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "given.json"), str(tmp_path / "b")]
-    process = subprocess.Popen(command, env=dict(os.environ), stderr=subprocess.PIPE, text=True)
-    path = tmp_path / "b" / "metrics.jsonl"
-    while process.poll() is None and not (path.exists() and path.read_text().count("\n") >= 2):
-        time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 143, stderr
-    saved = setup_lib.restore(str(tmp_path / "b")).model.step
-    assert 2 <= saved < 12
-    assert train(config, str(tmp_path / "b")) == 0
-    assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
+def test_resumed_run_equals_uninterrupted_one(whole, uninterrupted, tmp_path):
+    # Lines of a run that was killed before it saved anything.
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "lo')
+    assert train(with_options(whole, train={"steps": 2}), str(tmp_path)) == 0
+    assert train(whole, str(tmp_path)) == 0
+    assert_equal(tmp_path, uninterrupted)
+
+
+def test_sigterm_saves_and_the_run_resumes_equal(whole, uninterrupted, tmp_path, monkeypatch):
+    """tests/test_distributed.py has processes that are told to end."""
+    write = writers.MetricWriter.write
+
+    def told(self, *metrics):
+        write(self, *metrics)
+        signal.raise_signal(signal.SIGTERM)
+
+    config = with_options(whole, train={"checkpoint_every": 100})
+    with monkeypatch.context() as patch:
+        patch.setattr(writers.MetricWriter, "write", told)
+        assert train(config, str(tmp_path)) == 143
+    assert 1 <= setup_lib.restore(str(tmp_path)).model.step < 4
+    assert train(config, str(tmp_path)) == 0
+    assert_equal(tmp_path, uninterrupted)
 
 
 def test_ctrl_c_ends_the_step_and_twice_ends_at_once():
@@ -127,8 +133,6 @@ def test_only_what_the_stage_trains_is_in_the_checkpoint(tiny, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, setup.trees["base"], trained.trees["base"])
     assert not np.any(setup.trees["generator"]["layers"]["mlp"]["up"]["b"])
     assert "base" not in later.trained
-    train(later, str(tmp_path / "later"))
-    assert metrics(tmp_path / "later")[-1]["step"] == 1
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -153,8 +157,7 @@ def test_accumulation_equals_one_batch(tiny):
         config = with_options(
             tiny,
             train={"accumulate": accumulate},
-            lora={"dropout": 0.0},
-            mesh={"fsdp": 4, "tensor": 2},
+            mesh={"fsdp": 2},
         )
         setup, data, state, frozen, step = prepared(config)
         results.append(step(state, frozen, put_batch(setup.model.mesh, next(data)), np.int32(0)))
@@ -170,7 +173,8 @@ def test_golden_first_steps(tiny):
 
     If a change is meant, print `found` and put it in.
     """
-    _, data, state, frozen, step = prepared(with_options(tiny, lora={"dropout": 0.0}))
+    rows = {"document_length": 40, "encoder_row": 96, "decoder_row": 96}
+    _, data, state, frozen, step = prepared(with_options(tiny, data=rows))
     mesh = setup_lib.create(tiny).model.mesh
     found = []
     for i in range(2):
@@ -237,7 +241,7 @@ def test_a_mistake_does_not_claim_or_spoil_a_workdir(tiny, tmp_path):
 
 
 def test_a_run_of_a_larger_machine_is_restored_on_this_one(tiny, tmp_path):
-    train(with_options(tiny, train={"steps": 1}), str(tmp_path))
+    save(setup_lib.create(tiny), tmp_path)
     larger = dataclasses.replace(tiny, mesh=config_lib.Mesh(data=4, fsdp=16, tensor=4))
     config_lib.save(larger, tmp_path / "config.json")
     assert dict(setup_lib.restore(str(tmp_path)).model.mesh.shape) == {
@@ -264,8 +268,8 @@ def test_no_broken_state_is_saved(tiny, tmp_path):
 
 
 def test_a_full_disk_is_told_and_what_is_damaged_too(tiny, tmp_path, monkeypatch):
-    config = with_options(tiny, train={"checkpoint_every": 1, "steps": 2})
-    assert train(config, str(tmp_path)) == 0
+    for step in (1, 2):
+        save(setup_lib.create(tiny), tmp_path, step, keep=2)
 
     def full(*_):
         try:
@@ -288,7 +292,7 @@ def test_a_full_disk_is_told_and_what_is_damaged_too(tiny, tmp_path, monkeypatch
 
 
 def test_mistakes(tiny, tmp_path):
-    train(with_options(tiny, train={"steps": 1}), str(tmp_path))
+    save(setup_lib.create(tiny), tmp_path)
     with pytest.raises(UserError, match=r"config\.data\.rate=10, now it is 20"):
         train(with_options(tiny, data={"rate": 20}), str(tmp_path))
     with pytest.raises(UserError, match="7 rows do not divide by the 2 devices"):
@@ -305,21 +309,21 @@ def test_mistakes(tiny, tmp_path):
 
 def test_adapters_train_on_an_int8_base_and_are_restored(tiny, tmp_path):
     """QLoRA: the loss falls, a resumed run goes on, and answers come from the int8 base."""
-    config = with_options(tiny, model={"param_dtype": "int8"}, train={"steps": 6})
+    config = with_options(tiny, model={"param_dtype": "int8"})
     assert train(config, str(tmp_path)) == 0
     setup = setup_lib.restore(str(tmp_path))
     kernel = setup.trees["base"]["layers"]["mlp"]["up"]["kernel"]
     assert kernel.dtype == jnp.int8
     losses = [line["loss"] for line in metrics(tmp_path)]
     assert losses[-1] < losses[0]
-    more = with_options(config, train={"steps": 8}, model={"attention": "xla", "remat": "q"})
+    more = with_options(config, train={"steps": 5}, model={"attention": "xla", "remat": "q"})
     assert train(more, str(tmp_path)) == 0
     with pytest.raises(UserError, match=r"config\.model\.param_dtype='int8', now it is 'float32'"):
         train(tiny, str(tmp_path))
 
 
 def test_a_run_is_read_with_an_int8_base_on_request(tiny, tmp_path):
-    train(tiny, str(tmp_path))
+    save(setup_lib.create(tiny), tmp_path)
     documents = ["the lamp of bida is red ."]
     whole, int8 = (load(tmp_path, param_dtype=d) for d in (None, "int8"))
     assert int8.trees["base"]["layers"]["mlp"]["up"]["kernel"].dtype == jnp.int8
@@ -328,7 +332,7 @@ def test_a_run_is_read_with_an_int8_base_on_request(tiny, tmp_path):
     with pytest.raises(UserError, match=r"config\.model\.param_dtype='int4' is not one of"):
         load(tmp_path, param_dtype="int4")
     full = tmp_path / "full"
-    train(with_options(tiny, train={"full": True}), str(full))
+    save(setup_lib.create(with_options(tiny, train={"full": True})), full)
     with pytest.raises(UserError, match="trains the base, which"):
         load(full, param_dtype="int8")
     later = with_options(tiny, model={"param_dtype": "int8"})
