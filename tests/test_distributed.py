@@ -24,30 +24,32 @@ from clara_jax.evaluation import driver
 from clara_jax.evaluation.journal import Journal
 from clara_jax.runs.fingerprint import model_hash
 from clara_jax.runs.load import load_setup
+from tests.fixtures import command
 
 ROOT = pathlib.Path(__file__).parent.parent
+QUICK = f"--config={ROOT}/configs/quickstart.py"
 # A constant rate, so that a run of fewer steps is the start of one of more.
 SCP = [
-    "--config=configs/quickstart.py", "--config.data.sources=facts:500", "--config.data.shards=4",
+    QUICK, "--config.data.sources=facts:500", "--config.data.shards=4",
     "--config.data.packing_bins=8", "--config.train.batch_rows=8", "--config.train.log_every=1",
     "--config.train.checkpoint_every=2", "--config.train.keep_checkpoints=9",
     "--config.train.steps=8", "--config.optim.schedule=constant", "--config.optim.warmup=0.0",
     "--config.optim.learning_rate=2e-4",  # a high one amplifies the order of sums
 ]  # fmt: skip
 E2E = [
-    "--config=configs/quickstart.py:e2e", "--config.data.sources=facts:40",
+    f"{QUICK}:e2e", "--config.data.sources=facts:40",
     "--config.data.shards=2", "--config.eval.sources=facts:4:1",
     "--config.eval.conditions=reasoner,gold",
     "--config.eval.max_new_tokens=2", "--config.select.candidates=4", "--config.lora.rank=4",
     "--config.train.steps=2", "--config.train.batch_rows=4", "--config.train.log_every=1",
-    "--config.train.eval_every=2",
+    "--config.train.eval_every=2", "--config.lora.dropout=0.0", "--config.model.remat=none",
 ]  # fmt: skip
 
 
 class Job:
     """Processes of the command line, each with its own log."""
 
-    def __init__(self, folder, arguments, count=1, devices=1, **variables):
+    def __init__(self, folder, arguments, count=1, **variables):
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
@@ -56,10 +58,7 @@ class Job:
         for i, log in enumerate(self.logs):
             environment = {
                 **os.environ,
-                # The last as for several processes: devices of one can block each other as well.
-                "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} "
-                f"--xla_force_host_platform_device_count={devices} "
-                "--xla_cpu_enable_concurrency_optimized_scheduler=false",
+                "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1",
                 "CLARA_JAX_TIMEOUT": "60",
                 **variables,
             }
@@ -101,8 +100,13 @@ class Job:
         return lines[-1]
 
 
-def run(folder, arguments, count=1, devices=1) -> None:
-    job = Job(folder, arguments, count, devices)
+def run(folder, arguments, count=1) -> None:
+    """One process is that of the tests."""
+    if count == 1:
+        mesh = [] if any("mesh" in argument for argument in arguments) else ["--config.mesh.fsdp=1"]
+        assert command.run(*arguments, *mesh) == 0
+        return
+    job = Job(folder, arguments, count)
     assert job.wait() == [0] * count, job.text()
 
 
@@ -172,18 +176,18 @@ def test_a_killed_process_ends_the_job_which_resumes_to_the_losses_of_one_proces
 
 
 @pytest.mark.parametrize(
-    ("count", "devices", "mesh"),
+    ("count", "mesh"),
     [
-        pytest.param(4, 1, {"data": 2, "fsdp": 1, "tensor": 2}, marks=pytest.mark.slow),
-        (1, 2, {"data": 1, "fsdp": 1, "tensor": 2}),
+        pytest.param(4, {"data": 2, "fsdp": 1, "tensor": 2}, marks=pytest.mark.slow),
+        (1, {"data": 1, "fsdp": 1, "tensor": 2}),
     ],
 )
-def test_another_number_of_processes_and_another_mesh_go_on(folder, one, two, count, devices, mesh):
+def test_another_number_of_processes_and_another_mesh_go_on(folder, one, two, count, mesh):
     workdir = folder / f"by{count}"
     shutil.copytree(two, workdir)
     shutil.rmtree(workdir / "checkpoints" / "8")
     options = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
-    run(folder, [*SCP, *options, f"--workdir={workdir}"], count, devices)
+    run(folder, [*SCP, *options, f"--workdir={workdir}"], count)
     assert_same(workdir, one)
 
 
@@ -238,7 +242,7 @@ def test_two_processes_write_the_store_of_one(folder, one):
     documents.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     options = [
         "--mode=compress", f"--workdir={one}", f"--documents={documents}",
-        f"--store={folder / 'both'}", "--config=configs/quickstart.py",
+        f"--store={folder / 'both'}", QUICK,
         "--config.store.part=16", "--config.store.batch=8", "--config.store.dtype=int8",
     ]  # fmt: skip
     run(folder, options, count=2)

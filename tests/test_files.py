@@ -20,6 +20,7 @@ from clara_jax.data.sources import JsonlSource
 from clara_jax.errors import UserError
 from clara_jax.evaluation import results
 from clara_jax.ledger import Ledger
+from clara_jax.models.config import LoraConfig
 from clara_jax.runs import lineage
 from clara_jax.runs import setup as setup_lib
 from clara_jax.runs import workdir as workdir_lib
@@ -75,9 +76,10 @@ def bucket(tmp_path, monkeypatch) -> pathlib.Path:
 def tiny(sources: str, steps: int) -> Config:
     return Config(
         model=Model(preset="tiny", tokenizer="facts", vocab_size=192),
-        data=Data(sources=sources, document_length=40, rate=10, encoder_row=96, decoder_row=192),
+        lora=LoraConfig(dropout=0.0),
+        data=Data(sources=sources, document_length=40, rate=10, encoder_row=48, decoder_row=192),
         memory=Memory(init="tokens"),
-        train=Train(steps=steps, batch_rows=8, log_every=1, checkpoint_every=2),
+        train=Train(steps=steps, batch_rows=2, log_every=1, checkpoint_every=2),
         eval=Eval(sources=sources, records=2, max_new_tokens=2),
         mesh=Mesh(fsdp=1),
     )
