@@ -54,7 +54,8 @@ def test_compress_keeps_order_and_shape(setup, caplog):
     @jax.jit
     def encode(trees, ids):
         positions = jnp.arange(ids.shape[1])[None]
-        return model_lib.encode(setup.model.decoder, trees, ids, positions, jnp.ones_like(ids))
+        row = ids, positions, jnp.ones_like(ids)
+        return model_lib.encode(setup.model.decoder, trees, *row, setup.model.memory)
 
     for document, memory in zip(DOCUMENTS, together.memories, strict=True):
         ids, _ = setup.model.layout.document_ids(document)

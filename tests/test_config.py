@@ -80,6 +80,8 @@ VALID = {name: choices[-1] for name, choices in CHOICES.items()} | {
     "model.remat": "q,gate",
     "train.only": "memory",
     "search.hops": 2,
+    "data.rates": (16, 32),
+    "eval.rate": 64,
     "mesh.fsdp": 4,
     "serve.port": 0,
     "prompts.date": "2020-02-03",
@@ -143,7 +145,7 @@ def test_wrong_types_are_named(name):
         assert f"config.{name} must be int" in error_of(with_option(name, True))
         assert f"config.{name} must be int" in error_of(with_option(name, 1.5))
     if type(value) is tuple:
-        assert f"config.{name} must be" in error_of(with_option(name, [1]))
+        assert f"config.{name} must be" in error_of(with_option(name, [1.5]))
     assert f"config.{name} must be" in error_of(with_option(name, None))
 
 

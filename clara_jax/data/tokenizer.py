@@ -243,8 +243,12 @@ class Tokenizer:
             raise ValueError("it does not show the text of the user")
         if _ANSWER not in closed:
             raise ValueError("it does not show the answer")
-        if opened == self._render(turns, opens=False) and closed.startswith(opened):
-            return  # it opens no turn: the answer's head is learnt
+        try:
+            opens = opened != self._render(turns, opens=False)
+        except (jinja2.TemplateError, TypeError):  # it needs an answer, or a turn to be opened
+            opens = True
+        if not opens and closed.startswith(opened):
+            return  # the answer's head is learnt
         rest = closed.removeprefix(opened) if closed.startswith(opened) else ""
         self._cuts = not rest.lstrip().startswith(_ANSWER)
 

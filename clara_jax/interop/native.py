@@ -120,7 +120,7 @@ def read(
 
 
 def expected(
-    config: ModelConfig, lora: LoraConfig, memory_tokens: int, pools: bool
+    config: ModelConfig, lora: LoraConfig, memory_tokens: int, pools: bool = False
 ) -> dict[str, Any]:
     """Shapes of all trees that there may be, for `read`."""
     adapter = jax.eval_shape(lambda: init_adapter(config, lora, jax.random.key(0)))

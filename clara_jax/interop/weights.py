@@ -111,15 +111,15 @@ def check_finite(tree: Any, where: str | os.PathLike[str]) -> None:
     Raises:
         UserError: a number is infinite or none (NaN).
     """
-    for path, good in jax.tree.leaves_with_path(jax.device_get(_are_finite(tree))):
-        if not good:
+    for path, array in jax.tree.leaves_with_path(tree):  # one by one, for what each takes meanwhile
+        if not jax.block_until_ready(_is_finite(array)):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise UserError(f"{where}: {name} holds NaN or infinite numbers; is it damaged?")
 
 
 @jax.jit
-def _are_finite(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
+def _is_finite(array: jax.Array) -> jax.Array:
+    return jnp.isfinite(array).all()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -567,9 +567,9 @@ def test_what_the_release_cannot_do_is_refused(on_a_file, tmp_path, group, optio
     run.mkdir()
     native.write(run, trees, step=0)
     config = config_lib.load(folder / "run" / "config.json")
-    spread = dataclasses.replace(config, memory=Memory(positions="spread"))
-    config_lib.save(spread, run / "config.json")
-    with pytest.raises(UserError, match="knows no other place of memory tokens"):
+    changed = dataclasses.replace(getattr(config, group), **{option: value})
+    config_lib.save(dataclasses.replace(config, **{group: changed}), run / "config.json")
+    with pytest.raises(UserError, match=message):
         export_model.run(str(run), "release", str(tmp_path / "x"))
     assert not (tmp_path / "x").exists()
 

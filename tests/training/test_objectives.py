@@ -56,7 +56,7 @@ def test_divergence_from_a_teacher():
 def test_a_batch_without_any_label_has_loss_zero_and_not_nan():
     """Where the release's loss is NaN: a mean of nothing."""
     model = types.SimpleNamespace(extra=ExtraTokens(20, 2))
-    batch = {"dec_targets": np.full((2, 5), IGNORE), "enc_tokens": np.zeros((2, 5), int)}
+    batch = {"dec_targets": np.full((2, 5), IGNORE), "doc_valid": np.zeros((2, 3), int)}
     sums = {"ce_loss": jnp.zeros(()), "mse_loss": jnp.zeros(())}
     assert means(sums, totals(model, batch)) == {"ce_loss": 0, "mse_loss": 0}
 

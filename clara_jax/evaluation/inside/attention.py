@@ -47,7 +47,7 @@ def layer_weights(
     return jax.nn.softmax(scores, axis=-1)
 
 
-@functools.partial(jax.jit, static_argnames=("decoder", "role", "spread"))
+@functools.partial(jax.jit, static_argnames=("decoder", "role", "layout"))
 def weights(
     decoder: Decoder,
     trees: Trees,

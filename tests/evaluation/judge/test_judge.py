@@ -224,7 +224,7 @@ def test_malformed_replies_are_not_judged_and_errors_leave_work(workdir, tmp_pat
         (["--base_url=http://127.0.0.1:9/v1", "--retries=0"], "no answer after 1 tries"),
         (["--base_url=URL", "--model=missing"], "status 404: no such model.*--base_url and model"),
         (["--base_url=URL", "--model="], "--model is empty"),
-        (["--base_url=URL", "--concurrency=0"], "--concurrency=0 must be at least 1"),
+        (["--base_url=URL", "--concurrency=0"], "--concurrency=0 must be from 1 to"),
         (["--base_url=URL", "--condition=no_document"], "no_document had no documents"),
         (["--base_url=URL", "--condition=gld"], "no condition 'gld' was evaluated; there are"),
         (["--base_url=URL", "--sources=none.jsonl"], "none.jsonl: cannot be read"),

@@ -128,7 +128,7 @@ def test_mistakes(folder, capsys):
         ({"a": {"b": {"data.rate": "x"}}}, "a=b: option data.rate='x'"),
         ({"a": {"b": {"sc:data.rate": 4}}}, "no stage 'sc'"),
         ({"a": {"b": {"evaluate:data.rate": 4}}}, "evaluate:data.rate: an evaluation has"),
-        ({"a": {"b": {"data.rate": 41}}}, "leaves no memory token"),
+        ({"a": {"b": {"data.rate": 41}}}, "leaves no memory vector"),
         ({"a": {"b": {"stages": []}}}, r"a=b: stages=\[\]: must be a list of some of scp, instr"),
         ({"a": {"b": {"stages": "scp"}}}, "a=b: stages='scp': must be a list"),
         ({"a": {"b": {"stages": ["evaluate"]}}}, "no stage 'evaluate'"),
