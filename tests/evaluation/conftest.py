@@ -18,7 +18,7 @@ def random_model():
         prompts=Prompts(qa_system="", qa_user="{docs}"),
     )
     setup = setup_lib.create(config, make_mesh(Mesh(data=1, fsdp=1), jax.devices()[:1]))
-    return altered(setup, trees=noised(setup.trees, 5))
+    return altered(setup, trees=noised(setup.trees, 1))
 
 
 @pytest.fixture(scope="session")

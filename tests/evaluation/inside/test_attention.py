@@ -112,7 +112,9 @@ def test_one_layer_by_hand():
         for h in range(4):
             scores = np.exp(k[: t + 1, h // 2] @ q[t, h] / np.sqrt(8))
             expected[m, : t + 1] += scores / scores.sum() / 4
-    seen, _ = attention.weights(decoder, trees, tokens, positions, segments)
+    seen, _ = attention.weights(
+        decoder, trees, tokens, positions, segments, PLACES[:1], clara.MemoryLayout(M)
+    )
     np.testing.assert_allclose(seen[0], expected, rtol=1e-4, atol=1e-6)
 
 
