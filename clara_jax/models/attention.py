@@ -86,7 +86,10 @@ def splash(
             seen = jnp.pad(mask[0], ((0, 0), (0, extra), (0, extra)))
 
             def kernel(q: Any, k: Any, v: Any, segments: Any, seen_TS: jax.Array) -> jax.Array:
-                return make(jnp.tile(seen_TS[None], (H, 1, 1)))(q, k, v, segments)
+                made = make(jnp.tile(seen_TS[None], (H, 1, 1)))
+                # The kernel asks this under jit, where it has made an array of it.
+                made.fwd_mask_info = made.fwd_mask_info._replace(is_dynamic_mask=True)
+                return made(q, k, v, segments)
 
             y = jax.vmap(kernel)(q, k, v, kernel_lib.SegmentIds(segments, segments), seen)
         else:

@@ -397,12 +397,12 @@ def test_scaling_reaches_the_decoder(small, random_params):
 # --- Kernels and int8 ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize(("window", "both"), [(None, False), (40, False), (40, True)])
 @pytest.mark.parametrize("heads", [pytest.param((4, 4), marks=pytest.mark.slow), (4, 2)])
 @pytest.mark.parametrize("meshed", [False, True])
-def test_the_tpu_kernel_equals_xla(window, heads, meshed):
+def test_the_tpu_kernel_equals_xla(window, both, heads, meshed):
     """Values and gradients of the kernel, interpreted, on packed rows that are no multiple of 128;
-    on a mesh that cuts rows and heads too."""
+    on a mesh that cuts rows and heads too, and with a mask that lets tokens see what follows."""
     (H, G), (B, T, C) = heads, (4, 150, 16)
     keys = jax.random.split(jax.random.key(0), 4)
     q, k, v = (
@@ -410,9 +410,10 @@ def test_the_tpu_kernel_equals_xla(window, heads, meshed):
     )
     segments = jnp.asarray(np.repeat([[1, 2, 3, 0]], [60, 50, 30, 10], axis=1).repeat(B, 0))
     back = jnp.arange(T)[:, None] - jnp.arange(T)[None]
-    mask = (back >= 0)[None] & (segments[:, :, None] == segments[:, None, :])
+    mask = (back >= 0)[None] | both
+    mask = mask & (segments[:, :, None] == segments[:, None, :])
     if window is not None:
-        mask &= (back < window)[None]
+        mask &= (jnp.abs(back) < window)[None]
     mesh = jax.make_mesh((2, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
     axes = (("batch", "data"), ("kv_heads", "tensor"))
     layout = Layout(mesh, axes) if meshed else Layout()
@@ -422,7 +423,7 @@ def test_the_tpu_kernel_equals_xla(window, heads, meshed):
         return jax.jit(jax.value_and_grad(lambda qkv: (attention(*qkv) * weight).sum()))((q, k, v))
 
     wanted = loss(lambda *qkv: attend(*qkv, mask))
-    found = loss(lambda *qkv: splash(*qkv, segments, window, layout))
+    found = loss(lambda *qkv: splash(*qkv, segments, window, layout, mask if both else None))
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
