@@ -28,6 +28,7 @@ def test_version(capsys):
 
 
 def test_modes_and_other_commands_are_run(tmp_path, capsys, command):
+    assert command("--help") == 0  # without the flags that earlier tests of this process set
     assert cli.main(["clara", "nothing"]) == 2
     assert "known: train, evaluate" in capsys.readouterr().err
     assert cli.main(["clara", "ask", "--help"]) == 0
