@@ -68,7 +68,7 @@ class Clara:
         self.batch = batch
 
     def at_rate(self, rate: int) -> "Clara":
-        """The same with means of neighbouring memory vectors in the prompts, so many fewer.
+        """The same with means of neighbouring memory vectors in the prompts, which are fewer.
 
         Memories stay as they are. `rate` is a multiple of their own, better one that was trained
         (`config.data.rates`); 0: their own.

@@ -375,17 +375,21 @@ class Config:
     @property
     def memory_tokens(self) -> int:
         """M, memory vectors of one document."""
-        return self.data.document_length // self.rate
+        return self.vectors_at(0)
 
     @property
     def vectors(self) -> tuple[int, ...]:
         """Memory vectors of a document in a prompt, at each rate of training; empty: all M."""
-        return tuple(self.data.document_length // rate for rate in self.data.rates)
+        return tuple(map(self.vectors_at, self.data.rates))
+
+    def vectors_at(self, rate: int) -> int:
+        """Memory vectors of a document in a prompt at a rate; 0: at the finest."""
+        return self.data.document_length // (rate or self.rate)
 
     @property
-    def asked(self) -> int:
-        """Memory vectors of a document in a prompt that is asked; 0: all M."""
-        return self.eval.rate and self.data.document_length // self.eval.rate
+    def pools(self) -> bool:
+        """Whether memories are pooled from the text's states, without memory tokens."""
+        return self.memory.kind == "pool"
 
     @property
     def spread(self) -> bool:
@@ -404,7 +408,7 @@ class Config:
         With `train.full` the base takes the place of the adapters.
         """
         names = STAGES[self.stage].trained
-        if self.memory.kind == "pool" and "compressor" in names:
+        if self.pools and "compressor" in names:
             names = (*(name for name in names if name != "memory"), "pool")
         if self.train.full:
             names = ("base", *(name for name in names if name not in ADAPTERS))

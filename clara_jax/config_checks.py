@@ -201,13 +201,14 @@ def _validate_memory(config: Any) -> None:
         )
     for name, rates in (("data.rates", config.data.rates), ("eval.rate", (config.eval.rate,))):
         for rate in filter(None, rates):
-            if rate < config.rate or not length // rate or M % (length // rate):
+            count = config.vectors_at(rate)
+            if rate < config.rate or not count or M % count:
                 possible = ", ".join(str(length // n) for n in range(M, 0, -1) if M % n == 0)
                 raise UserError(
                     f"config.{name}: memories of {M} vectors cannot be put together to "
-                    f"{length // rate} for a rate of {rate}; possible: {possible}"
+                    f"{count} for a rate of {rate}; possible: {possible}"
                 )
-    if config.memory.kind == "pool":
+    if config.pools:
         for name, value in (("sees", "memories"), ("positions", "spread")):
             if getattr(config.memory, name) == value:
                 raise UserError(

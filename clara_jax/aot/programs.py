@@ -197,7 +197,7 @@ def forward_flops(model: Model, trees: Trees, tokens: int, head: bool = True) ->
 
 
 def _document(config: Config) -> int:
-    tail = 0 if config.memory.kind == "pool" else config.memory_tokens
+    tail = 0 if config.pools else config.memory_tokens
     return config.data.document_length + tail
 
 

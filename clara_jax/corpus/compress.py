@@ -57,7 +57,7 @@ def run(
     if documents is None and (base is not None or config is not None):
         raise UserError("--base and --config are for --documents; leave them out")
     if documents is not None and (files.path(store) / format.MANIFEST).exists():
-        write.mend(store, bool(verify))
+        write.repair(store, bool(verify))
     elif verify:
         write.check(store)
     if delete is not None:

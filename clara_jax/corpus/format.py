@@ -51,8 +51,8 @@ SCHEMA = pyarrow.schema(
 _SHARD = 64 * 2**20  # bytes of memories in a file, about
 
 
-# How a part is mended.
-MEND = (
+# How a part is repaired.
+REPAIR = (
     "; --mode=compress --verify with the store's --workdir and --documents makes it again, or put "
     "a copy back"
 )
@@ -77,7 +77,7 @@ def damaged(what: str, advice: str = "") -> Iterator[None]:
 
 def unreadable(place: str) -> contextlib.AbstractContextManager[None]:
     """`damaged` while a file or folder of a part is read."""
-    return damaged(f"{place}: this part of the store cannot be read", MEND)
+    return damaged(f"{place}: this part of the store cannot be read", REPAIR)
 
 
 def writing(store: str) -> contextlib.AbstractContextManager[None]:
@@ -245,7 +245,7 @@ def whole(store: str, manifest: Manifest) -> Manifest:
             store,
             len(torn),
             "; ".join(torn.values()),
-            MEND,
+            REPAIR,
         )
     return without(manifest, torn)
 
@@ -267,7 +267,7 @@ def damage(store: str, part: StorePart, memories: bool = False) -> str:
     except Damaged as e:
         if getattr(e.__cause__, "errno", None) in _PASSING:
             raise
-        return str(e).removesuffix(MEND)
+        return str(e).removesuffix(REPAIR)
     return ""
 
 

@@ -97,13 +97,13 @@ def delete(path: str | os.PathLike[str], ids: Sequence[str], again: bool = False
             if parent not in marks:
                 raise UserError(f"{path}: {row!r} is a piece of {parent!r}; delete the whole of it")
         if distributed.is_first():
-            manifest = format.read_manifest(path)  # with parts that are damaged: they may be mended
+            manifest = format.read_manifest(path)  # damaged parts too: they may be repaired
             deleted = manifest.deleted | marks
             format.write_manifest(path, dataclasses.replace(manifest, deleted=deleted))
     return Store(path)
 
 
-def mend(path: str | os.PathLike[str], verify: bool = False) -> None:
+def repair(path: str | os.PathLike[str], verify: bool = False) -> None:
     """Takes out parts that are damaged, so that their documents can be added again.
 
     Args:
@@ -161,7 +161,7 @@ def check(path: str) -> None:
     """
     for part in format.read_manifest(path).parts:
         if problem := format.damage(path, part, memories=True):
-            raise Damaged(problem + format.MEND)
+            raise Damaged(problem + format.REPAIR)
 
 
 def known(store: Store) -> Known:

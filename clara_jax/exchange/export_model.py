@@ -105,7 +105,7 @@ def _note(config: Config, format: str, title: str, base: str) -> str:
     data, M = config.data, config.memory_tokens
     values = {"title": title, "base": base, "tokens": data.document_length, "rate": config.rate}
     memory = config.memory
-    how = memory.kind if memory.kind == "pool" else memory.positions
+    how = "pool" if config.pools else memory.positions
     positions = (_HOW[how] + _SEEN[memory.sees]).format(M=M)
     return "\n".join(parts).format(**values, M=M, positions=positions)
 

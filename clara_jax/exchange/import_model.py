@@ -88,8 +88,7 @@ def _copy(directory: pathlib.Path, folder: str, base: str | None) -> tuple[Confi
     weights_lib.stored(base_lib.open_tensors(base, model), model)
     on_base = with_options(config, {"model.base": base})
     weights.base_hash(on_base, model, {str(directory): config.model.base_hash})
-    pools = config.memory.kind == "pool"
-    expected = native.expected(model, config.lora, config.memory_tokens, pools)
+    expected = native.expected(model, config.lora, config.memory_tokens, config.pools)
     native.read(folder, {name: expected[name] for name in names}, model, config.lora)
     return config, names
 

@@ -193,11 +193,11 @@ class Decoder(nn.Module):
         self._head_params()
         if cache is not None:
             cache = cache.extend(positions_BT)
+        keys_BS = None if cache is None else cache.positions_BS
         segments = segments_BT
         if segments is None:  # the padding of prompts is a segment of its own
-            keys_BS = positions_BT if cache is None else cache.positions_BS
-            segments = (keys_BS != EMPTY).astype(jnp.int32)
-        keys_BS = None if cache is None else cache.positions_BS
+            own_BS = positions_BT if cache is None else keys_BS
+            segments = (own_BS != EMPTY).astype(jnp.int32)
         mask_BTS = row_mask(c, positions_BT, segments_BT, both_BT, keys_BS)
         cos, sin = rotary_tables(c, positions_BT)
 

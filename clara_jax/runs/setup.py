@@ -59,7 +59,7 @@ class Model:
             config.seed,
             self.memory.pools,
             config.vectors,
-            config.asked,
+            config.vectors_at(config.eval.rate),
         )
 
     @property

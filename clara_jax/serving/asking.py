@@ -128,8 +128,7 @@ class LiveReply:
             for hit, document in zip(job.hits, job.documents, strict=True)
         ]
         tokens = sum(document.tokens for document in documents)
-        M = config.data.document_length // job.rate if job.rate else config.memory_tokens
-        vectors = M * len(documents)
+        vectors = config.vectors_at(job.rate) * len(documents)
         rate = tokens / max(vectors, 1)
         return schemas.Found(
             documents=documents,

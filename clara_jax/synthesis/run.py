@@ -28,13 +28,12 @@ from clara_jax.endpoint.asker import Asker
 from clara_jax.endpoint.client import Endpoint, Unavailable
 from clara_jax.endpoint.prompts import Prompts
 from clara_jax.endpoint.replies import Replies
-from clara_jax.errors import UserError
+from clara_jax.errors import INTERRUPTED, UserError
 from clara_jax.progress import Progress
 from clara_jax.synthesis import estimate, jobs, languages, report
 from clara_jax.synthesis.prompts import KINDS, OWN
 
 LEFT = 1  # exit code where the same command has to be run again
-INTERRUPTED = 130
 # Options that change what a document gives; to change them in the middle would mix two runs.
 _BASIS = [
     f.name for f in dataclasses.fields(config_lib.Synthesis) if f.metadata.get("ties") == METHOD

@@ -30,8 +30,7 @@ class Draw:
     tau: float | jax.Array = 0.02  # temperature of the relaxed selection
     # zeros added to the selection's weights, whose gradient is then known
     probe_BKN: jax.Array | None = None
-    # the generator reads the memories of other documents: does it look at them at all?
-    others: bool = False
+    others: bool = False  # also the loss with memories of other documents: are they read at all?
 
 
 class Measured(NamedTuple):
@@ -58,11 +57,14 @@ def _answered(model: Model, trees: Trees, batch: Batch, draw: Draw, most: int) -
     """Losses where the row's documents are compressed and read; `most` are in a row of texts."""
     rng_enc, rng_dec = _split(draw.rng, 2)
     memories_BSMD, hidden, tokens, segments = _compressed(model, trees, batch, rng_enc)
+    read = {"ce_loss": memories_BSMD}
     if draw.others:
         flat = memories_BSMD.reshape(-1, *memories_BSMD.shape[2:])
-        memories_BSMD = jnp.roll(flat, 1, axis=0).reshape(memories_BSMD.shape)
-    answer_BTD = _read(model, trees, batch, memories_BSMD, rng_dec)
-    sums = {"ce_loss": _cross_entropy(model, trees, answer_BTD, batch)}
+        read["ce_loss_others"] = jnp.roll(flat, 1, axis=0).reshape(memories_BSMD.shape)
+    sums = {}
+    for name, vectors_BSMD in read.items():
+        answer_BTD = _read(model, trees, batch, vectors_BSMD, rng_dec)
+        sums[name] = _cross_entropy(model, trees, answer_BTD, batch)
     if not model.memory.pools:  # the means are the same there
         sums["mse_loss"] = _alignment(model, hidden, tokens, segments, most)
     return Measured(sums)
@@ -124,7 +126,7 @@ OBJECTIVES: dict[str, Objective] = {
 def weights(config: Config) -> dict[str, float]:
     """Weight of each mean in the loss of the stage."""
     losses = dict(STAGES[config.stage].losses)
-    if config.memory.kind == "pool":
+    if config.pools:
         losses.pop("mse_loss", None)
     return {
         name: get(config, weight) if isinstance(weight, str) else weight

@@ -166,11 +166,8 @@ def held_out_loss(model: Model, batches: list[Any]) -> Callable[[Trees], dict[st
 
     @jax.jit
     def sums(trees: Trees, batch: Batch) -> Any:
-        found = objective(model, trees, batch, Draw()).sums
-        if stage.compresses:
-            others = objective(model, trees, batch, Draw(others=True)).sums
-            found["ce_loss_others"] = others["ce_loss"]
-        return found, objectives.counts(model, batch)
+        draw = Draw(others=stage.compresses)
+        return objective(model, trees, batch, draw).sums, objectives.counts(model, batch)
 
     def evaluate(trees: Trees) -> dict[str, float]:
         rows = sharding.batch_sharding(model.mesh)

@@ -285,7 +285,7 @@ def test_a_torn_end_is_left_out_and_made_again_by_the_same_command(
     assert "opened without its last 2 parts" in line and "--documents makes it again" in line
     store.documents(range(store.rows))
     store.memories(range(store.rows))
-    write_lib.mend(path)
+    write_lib.repair(path)
     assert content(write_lib.add(path, *setup, DOCUMENTS, OPTIONS)) == content(whole)
 
 
@@ -301,13 +301,13 @@ def test_a_flipped_byte_in_a_part_is_told_and_mended(whole, setup, tmp_path):
             call(open_store(path))
     memories = path / "parts/00002/memories/c/0/0/0"
     changed(memories, place=100)
-    write_lib.mend(path)  # looks at documents and at sizes
+    write_lib.repair(path)  # looks at documents and at sizes
     assert [part.name for part in open_store(path).parts][:2] == ["00000", "00002"]
     with pytest.raises(format.Damaged, match=r"parts/00002: memories/c/0/0/0 differs"):
         compress.run(str(path), verify=True)
     with pytest.raises(format.Damaged, match=r"parts/00002: memories/c/0/0/0 differs"):
         write_lib.compact(path)
-    write_lib.mend(path, verify=True)
+    write_lib.repair(path, verify=True)
     store = write_lib.add(path, *setup, DOCUMENTS[:19], OPTIONS)
     compress.run(str(path), verify=True)
     there = {d.parent for d in store.documents(np.flatnonzero(store.alive_R))}

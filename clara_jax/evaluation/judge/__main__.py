@@ -31,14 +31,14 @@ from clara_jax.endpoint.asker import Asker
 from clara_jax.endpoint.client import Endpoint, Failed, Unavailable
 from clara_jax.endpoint.prompts import Prompts
 from clara_jax.endpoint.replies import Replies
-from clara_jax.errors import UserError, command
+from clara_jax.errors import INTERRUPTED, UserError, command
 from clara_jax.evaluation import evaluated
 from clara_jax.evaluation.judge import cases as cases_lib
 from clara_jax.evaluation.judge import tables
 from clara_jax.evaluation.judge.cases import KINDS, Case
 from clara_jax.progress import Progress
 
-LEFT, INTERRUPTED = 1, 130  # exit codes where the same command has to be run again
+LEFT = 1  # exit code where, as after INTERRUPTED, the same command has to be run again
 _PREFIX = "config.synthesis."  # of the options' names in messages; here they are flags
 _FLAGS = {
     "base_url": "of the endpoint, such as http://127.0.0.1:8000/v1; default: OPENAI_BASE_URL",
