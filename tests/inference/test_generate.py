@@ -84,7 +84,10 @@ def uncached(logits, setup, prompt, length, new):
     return ids[n : n + new].tolist()
 
 
-@pytest.mark.parametrize(("role", "window"), [(None, None), ("generator", None), ("generator", 8)])
+@pytest.mark.parametrize(
+    ("role", "window"),
+    [(None, None), pytest.param("generator", None, marks=pytest.mark.slow), ("generator", 8)],
+)
 def test_cached_equals_uncached(setup, role, window):
     model = dataclasses.replace(setup.model.architecture, sliding_window=window)
     setup = altered(setup, decoder=Decoder(model, setup.model.config.lora))

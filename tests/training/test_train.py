@@ -135,7 +135,7 @@ def test_only_what_the_stage_trains_is_in_the_checkpoint(tiny, tmp_path):
     assert "base" not in later.trained
 
 
-@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("full", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_one_trace_and_frozen_trees_untouched(tiny, full):
     config = with_options(tiny, train={"full": full})
     _, data, state, frozen, step = prepared(config)
@@ -307,6 +307,7 @@ def test_mistakes(tiny, tmp_path):
         setup_lib.restore(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_adapters_train_on_an_int8_base_and_are_restored(tiny, tmp_path):
     """QLoRA: the loss falls, a resumed run goes on, and answers come from the int8 base."""
     config = with_options(tiny, model={"param_dtype": "int8"})

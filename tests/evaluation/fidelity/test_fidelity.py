@@ -354,6 +354,7 @@ def test_parts_that_cannot_be_done_lose_no_other(setup, tmp_path, monkeypatch, c
     assert "none: cannot be read" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_command_that_was_killed_goes_on_to_the_same_numbers(setup, tmp_path, monkeypatch):
     config = dataclasses.replace(
         setup.model.config,
