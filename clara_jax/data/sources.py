@@ -112,7 +112,7 @@ class JsonlSource:
 
     def __getitem__(self, index: int) -> Record:
         start, length, number, part = self._places[index].tolist()
-        file = self._file or open(self._local, "rb")
+        file = self._file or open(self._local, "rb")  # noqa: SIM115  (open for more reads)
         self._file = file
         # pread shares no file position, so that threads do not disturb each other.
         return self._records(os.pread(file.fileno(), length, start), number)[part]
