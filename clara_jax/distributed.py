@@ -8,7 +8,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -30,7 +30,7 @@ _SIGNS = ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat", "coordination
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
+def joined() -> Generator[None]:
     """Joins the run's other processes, where the environment says that there are any.
 
     Inside, an error of one ends all: it reports its own and leaves; the others end with LOST (or by

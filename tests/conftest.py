@@ -35,7 +35,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 LONG = {
     "": "api ask distributed files golden main sharding",
     "aot": "compile",
-    "benchmarks": "efficiency speed",
+    "benchmarks": "efficiency serving speed topk_by_candidates tpu_table",
     "corpus": "compress store",
     "corpus/search": "search",
     "data": "scp_rows streams",
@@ -43,12 +43,13 @@ LONG = {
     "evaluation/fidelity": "fidelity",
     "evaluation/inside": "attention inside",
     "evaluation/page": "page",
+    "evaluation/sweep": "sweep",
     "exchange": "export_model import_model",
     "inference": "generate golden",
     "interop": "families gguf hf import peft write_processes",
     "models": "config decoder lora topk",
     "synthesis": "run",
-    "training": "golden_stages stages train",
+    "training": "golden_stages memory_kinds stages train",
 }  # fmt: skip
 TESTS = pathlib.Path(__file__).parent
 LONG_FILES = {
