@@ -164,8 +164,7 @@ def help_of(name: str, mode: Mode) -> str:
     """What a mode takes."""
     lines = [f"{name}: python -m clara_jax.main --mode={name}, or clara {name}", ""]
     for title, names in (("needs", mode.needs), ("may have", mode.may)):
-        for flag in names.split():
-            lines.append(f"  --{flag:16s}{title}: {flags.FLAGS[flag].help}")
+        lines += [f"  --{flag:16s}{title}: {flags.FLAGS[flag].help}" for flag in names.split()]
     if "config" in f"{mode.needs} {mode.may}".split():
         lines += ["", "Options, each with its default:"]
         lines += config_help.lines(mode.groups.split())

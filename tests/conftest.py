@@ -36,6 +36,31 @@ gc.set_threshold(200_000, 20, 100)
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# Files whose tests take more than 8 CPU seconds in sum; all others are `quick`: -m quick.
+LONG = {
+    "": "api ask distributed files golden main sharding",
+    "aot": "compile",
+    "benchmarks": "efficiency serving speed topk_by_candidates tpu_table",
+    "corpus": "compress store",
+    "corpus/search": "search",
+    "data": "scp_rows streams",
+    "evaluation": "candidates evaluate joint",
+    "evaluation/fidelity": "fidelity",
+    "evaluation/inside": "attention inside",
+    "evaluation/page": "page",
+    "evaluation/sweep": "sweep",
+    "exchange": "export_model import_model",
+    "inference": "generate golden",
+    "interop": "families gguf hf import peft write_processes",
+    "models": "config decoder lora topk",
+    "synthesis": "run",
+    "training": "golden_stages memory_kinds stages train",
+}  # fmt: skip
+TESTS = pathlib.Path(__file__).parent
+LONG_FILES = {
+    TESTS / folder / f"test_{name}.py" for folder, names in LONG.items() for name in names.split()
+}
+
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also what shows once more what others do")
@@ -43,6 +68,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: shows in another form what a faster test shows too")
+    config.addinivalue_line("markers", "quick: every test of a file that is not in LONG, see there")
 
 
 def pytest_collection_finish(session):
@@ -52,6 +78,9 @@ def pytest_collection_finish(session):
 
 def pytest_collection_modifyitems(config, items):
     """Leaves slow tests to whoever asks for them: without them a run stays under 15 minutes."""
+    for item in items:
+        if item.path not in LONG_FILES:
+            item.add_marker("quick")
     if config.getoption("--slow"):
         return
     slow = [item for item in items if item.get_closest_marker("slow")]

@@ -24,8 +24,7 @@ def _kept(remat: str) -> tuple[str, ...]:
     return named[remat] if remat in named else tuple(remat.split(","))
 
 
-@flax.struct.dataclass
-class Cache:
+class Cache(flax.struct.PyTreeNode):
     """Keys and values of the tokens so far, all layers in one array that is updated in place."""
 
     k: jax.Array  # [L, B, G, S, C] keys after rotation, in the order in which attention reads them

@@ -219,11 +219,10 @@ def test_several_stop_texts(setup):
 
 
 def test_slots_and_vectors_must_agree(setup):
+    vectors = np.zeros((3, setup.model.architecture.d_model), np.float32)
+    prompt = Prompt(list(setup.model.extra.memory), vectors)
     with pytest.raises(ValueError, match="4 slots for 3 vectors"):
-        tokens = list(setup.model.extra.memory)
-        generate(
-            *setup, [Prompt(tokens, np.zeros((3, setup.model.architecture.d_model), np.float32))], 2
-        )
+        generate(*setup, [prompt], 2)
 
 
 def test_few_prompts_make_a_small_batch(setup):

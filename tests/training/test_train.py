@@ -232,8 +232,8 @@ def test_a_mistake_does_not_claim_or_spoil_a_workdir(tiny, tmp_path):
     before = (tmp_path / "config.json").read_text()
     with pytest.raises(UserError, match=r"config\.train\.full=False, now it is True"):
         train(with_options(one, train={"full": True}), str(tmp_path))
+    (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match="cannot be read with this config"):
-        (tmp_path / "config.json").unlink()
         train(with_options(one, lora={"rank": 8}), str(tmp_path))
     assert not (tmp_path / "config.json").exists()
     (tmp_path / "config.json").write_text(before)
@@ -297,9 +297,9 @@ def test_mistakes(tiny, tmp_path):
         train(with_options(tiny, data={"rate": 20}), str(tmp_path))
     with pytest.raises(UserError, match="7 rows do not divide by the 2 devices"):
         train(with_options(tiny, train={"batch_rows": 7}, mesh={"fsdp": 2}), str(tmp_path / "x"))
+    (tmp_path / "y").mkdir()
+    config_lib.save(tiny, tmp_path / "y" / "config.json")
     with pytest.raises(UserError, match="no checkpoints here"):
-        (tmp_path / "y").mkdir()
-        config_lib.save(tiny, tmp_path / "y" / "config.json")
         setup_lib.restore(str(tmp_path / "y"))
     path = tmp_path / "config.json"
     path.write_text(path.read_text().replace('"rank": 16', '"rank": 8'))
