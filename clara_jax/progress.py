@@ -1,7 +1,10 @@
 """One line that says how far long work is: redrawn on a terminal, else printed now and then."""
 
+import contextlib
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from typing import TextIO
 
 _REDRAW, _PRINT = 0.2, 10.0  # seconds between updates on a terminal and elsewhere
@@ -57,3 +60,28 @@ def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+@contextlib.contextmanager
+def doing(what: str, stream: TextIO | None = None, every: float = _PRINT) -> Iterator[None]:
+    """Says every ten seconds that work of unknown length goes on, such as compiling.
+
+    Args:
+        what: its name.
+        stream: where to write; standard error by default.
+        every: seconds between lines.
+    """
+    stream, ended, begun = sys.stderr if stream is None else stream, threading.Event(), time.time()
+
+    def say() -> None:
+        while not ended.wait(every):
+            stream.write(f"{what}: {_clock(time.time() - begun)} so far\n")
+            stream.flush()
+
+    thread = threading.Thread(target=say, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -11,10 +11,10 @@ PACKAGE = ROOT / "clara_jax"
 # One row a layer; none of a row imports another of the same row, nor anything above it.
 LAYERS = (
     ("text", "models", "errors", "progress", "stages"),
-    ("files", "distributed", "config_checks", "command_line"),
+    ("files", "distributed", "config_checks"),
     ("config", "plotting", "ledger", "checksums"),
-    ("interop", "sharding"),
-    ("data",),
+    ("interop", "sharding", "config_help"),
+    ("data", "command_line"),
     ("runs", "endpoint"),
     ("inference", "synthesis"),
     ("training", "corpus"),

@@ -1,4 +1,5 @@
 import io
+import time
 
 from clara_jax import progress as progress_lib
 from clara_jax.progress import Progress
@@ -34,3 +35,15 @@ def test_one_line_on_a_terminal(monkeypatch):
 def test_a_resumed_run_counts_only_its_own_work(monkeypatch):
     text = run(io.StringIO(), monkeypatch, seconds=100, start=50)
     assert text.splitlines()[0] == "work: 60/100, 6.0/min, 6:40 left, loss 60"
+
+
+def test_work_of_unknown_length_says_that_it_goes_on():
+    stream, long = io.StringIO(), io.StringIO()
+    with progress_lib.doing("compiling", stream):
+        pass
+    with progress_lib.doing("compiling", long, every=0.02):
+        time.sleep(0.2)
+    said = long.getvalue()
+    time.sleep(0.05)
+    assert stream.getvalue() == ""  # nothing of what is soon done
+    assert said.startswith("compiling: 0:00 so far\n") and said == long.getvalue()

@@ -19,6 +19,7 @@ from clara_jax.aot.programs import PROGRAMS, Program, parameters
 from clara_jax.config import Config
 from clara_jax.config_checks import get
 from clara_jax.errors import UserError
+from clara_jax.progress import doing
 from clara_jax.runs import setup as setup_lib
 
 
@@ -54,9 +55,9 @@ def compile_program(config: Config, target: chips.Target, name: str) -> dict[str
     model, trees = setup_lib.abstract(config, mesh)
     program = PROGRAMS[name](model, trees)
     start = time.perf_counter()
-    lowered = program.function.lower(*program.arguments)
     try:
-        compiled, needed = lowered.compile(), None
+        with doing(f"compiling {name} for {target.name}"):
+            compiled, needed = program.function.lower(*program.arguments).compile(), None
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from clara_jax.evaluation.journal import Journal, Piece
 from clara_jax.evaluation.results import intervals, means
 from clara_jax.inference.generate import Prompt
 from clara_jax.models.clara import Trees
-from clara_jax.progress import Progress
+from clara_jax.progress import Progress, doing
 from clara_jax.runs.setup import Model
 
 EVERY = "every"
@@ -185,11 +186,17 @@ def named(names: str, known: Sequence[str]) -> list[str]:
 
 def reporter(total: int) -> tuple[Callable[[int], None], Callable[[], None]]:
     """What to call with the number of examples just finished, and at the end."""
-    progress, done = Progress(total, "evaluating"), 0
+    progress, done, started = Progress(total, "evaluating"), 0, ExitStack()
+    started.enter_context(doing("evaluating: compiling for the first examples"))
 
     def report(rows: int) -> None:
         nonlocal done
+        started.close()
         done += rows
         progress.update(done)
 
-    return report, progress.close
+    def close() -> None:
+        started.close()
+        progress.close()
+
+    return report, close

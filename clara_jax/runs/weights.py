@@ -21,6 +21,7 @@ from clara_jax.models.clara import Trees
 from clara_jax.models.config import PRESETS, LoraConfig, ModelConfig
 from clara_jax.models.decoder import abstract_params, init_params
 from clara_jax.models.lora import init_adapter
+from clara_jax.progress import doing
 from clara_jax.stages import ADAPTERS
 
 
@@ -102,15 +103,15 @@ def load_base(
         parts: the only ones wanted, such as `embed` and `head`; all if none is named.
     """
     sharding.check_memory(abstract_params(model), f"the model {config.model.base or 'drawn'}")
-    if config.model.base:
-        return base_lib.load_params(
-            config.model.base,
-            model,
-            lambda path, shape: sharding.array_sharding(mesh, f"base/{path}", shape),
-            parts,
-        )
-
-    return _drawer(model, mesh, tuple(parts))(jax.random.key(seed))
+    with doing(f"reading {config.model.base}" if config.model.base else "drawing weights"):
+        if config.model.base:
+            return base_lib.load_params(
+                config.model.base,
+                model,
+                lambda path, shape: sharding.array_sharding(mesh, f"base/{path}", shape),
+                parts,
+            )
+        return _drawer(model, mesh, tuple(parts))(jax.random.key(seed))
 
 
 @functools.cache  # compiled once, not for every model of one shape

@@ -21,6 +21,7 @@ from clara_jax.errors import UserError
 from clara_jax.inference import lens
 from clara_jax.inference.encode import encode_query
 from clara_jax.models.clara import Trees
+from clara_jax.progress import doing
 from clara_jax.runs import abilities
 from clara_jax.runs.setup import Model
 from clara_jax.serving.batching import Batcher
@@ -71,7 +72,8 @@ class Service:
     def start(self) -> None:
         """Compiles every shape that requests can have, and takes them from then on."""
         begun = time.monotonic()
-        self._warm_up()
+        with doing("compiling what requests need"):
+            self._warm_up()
         moment = time.monotonic()
         self._find(["?"])
         middle = self._slots.buckets[len(self._slots.buckets) // 2]

@@ -4,6 +4,7 @@ import dataclasses
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from absl import logging
 from clara_jax import sharding
 from clara_jax.errors import UserError
 from clara_jax.models.clara import Trees
-from clara_jax.progress import Progress
+from clara_jax.progress import Progress, doing
 from clara_jax.runs.checkpoint import Checkpoints
 from clara_jax.runs.setup import Model
 from clara_jax.training import writers
@@ -44,7 +45,7 @@ class Loop:
     done: int  # steps that were dispatched
 
     def __post_init__(self):
-        train = self.model.config.train
+        train, self._first = self.model.config.train, self.done
         self._progress = Progress(
             train.steps, f"training {self.model.config.stage}", start=self.done
         )
@@ -104,7 +105,8 @@ class Loop:
             jax.block_until_ready(self._pending[-2][1])
         arrays = sharding.put_batch(self.model.mesh, batch)
         self.trace.before(self.done, self.state)
-        with jax.profiler.StepTraceAnnotation("train", step_num=self.done):
+        first = doing("compiling the step") if self.done == self._first else nullcontext()
+        with first, jax.profiler.StepTraceAnnotation("train", step_num=self.done):
             self.state, metrics = self.goodput.run(
                 self.step_fn, self.state, self.frozen, arrays, np.int32(self.done)
             )
@@ -137,7 +139,7 @@ class Loop:
         """Writes the held-out losses, if they are asked for."""
         if self.evaluate is None:
             return
-        with self.goodput.spent("evaluation"):
+        with self.goodput.spent("evaluation"), doing("held-out loss"):
             self.report(self.done + 1)
             values = self.evaluate({**self.frozen, **self.state[0]})
             self.writer.write(self.done, values)
