@@ -332,13 +332,14 @@ def test_pages_build(tmp_path):
     assert "Clara" in (tmp_path / "api" / "index.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow  # a minute: three trainings in processes of their own
 def test_notebook_runs(tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient", reason="needs the extra docs")
     nbformat = pytest.importorskip("nbformat", reason="needs the extra docs")
     pytest.importorskip("ipykernel", reason="needs the extra docs")
     monkeypatch.setenv("CLARA_RUNS", str(tmp_path))
-    small = "--config.train.steps=1 --config.train.batch_rows=4 --config.data.sources=facts:40"
-    monkeypatch.setenv("CLARA_OPTIONS", small)
+    small = "--config.train.steps=1 --config.train.batch_rows=4 --config.mesh.fsdp=1"
+    monkeypatch.setenv("CLARA_OPTIONS", f"{small} --config.data.sources=facts:8")
     notebook = nbformat.read(ROOT / "docs" / "quickstart.ipynb", as_version=4)
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": ROOT}}).execute()
     assert "of 20 right" in notebook.cells[-1].outputs[-1].text
