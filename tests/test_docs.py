@@ -22,6 +22,7 @@ from clara_jax import cli, command_line, main
 from clara_jax import config as config_lib
 from clara_jax.api import Clara
 from clara_jax.config import Data
+from clara_jax.errors import UserError
 from clara_jax.evaluation.sweep import plan
 from docs import hooks, method
 from tests.fixtures.command import forget
@@ -208,7 +209,7 @@ def test_wrong_commands_do_not(check):
         "curl localhost:8000/v1/nothing -d {}",
         "nothing --a=b",
     ):
-        with pytest.raises(BaseException):  # noqa: B017
+        with pytest.raises((AssertionError, KeyError, UserError)):
             check(shlex.split(wrong))
 
 
