@@ -118,7 +118,7 @@ def measure(documents: int, key: int, candidates: int) -> list[str]:
         path = os.path.join(folder, "memories.bin")
         corpus.memories_RMD.tofile(path)
         shape = corpus.memories_RMD.shape
-        store._memories = np.memmap(path, ml_dtypes.bfloat16, "r", shape=shape)
+        store._memories = np.memmap(path, ml_dtypes.bfloat16, "r", shape=shape)  # noqa: SLF001
         for name in ("read from disk for the first time", "from disk, in the cache of files"):
             with open(path, "rb") as f:
                 os.fsync(f.fileno())
@@ -144,9 +144,10 @@ def _recall(corpus: Corpus, store: RamStore, search: Search, candidates: int) ->
         f"for {first_is_source:.1%}; mean scores of the first, second and 20th: "
         + ", ".join(cosines)
     ]
-    for count in sorted({20, 50, 100, candidates}):
-        lines.append(f"recall@20 among {count} candidates: {recall.of(rows_nC[:, :count]):.2%}")
-    return lines
+    return lines + [
+        f"recall@20 among {count} candidates: {recall.of(rows_nC[:, :count]):.2%}"
+        for count in sorted({20, 50, 100, candidates})
+    ]
 
 
 def _time(corpus: Corpus, search: Search) -> str:

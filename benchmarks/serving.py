@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from clara_jax.data.prompts import common
+from clara_jax.data.records import QaRecord
 from clara_jax.data.sources import Source, open_source
 from clara_jax.errors import UserError, command
 from clara_jax.inference.answers import answer_prompts
@@ -162,7 +163,12 @@ async def _gauges(place: Any) -> dict[str, float]:
 
 
 def answering(
-    model: Model, trees: Trees, records: Source, documents: int, count: int, max_new_tokens: int
+    model: Model,
+    trees: Trees,
+    records: Source[QaRecord],
+    documents: int,
+    count: int,
+    max_new_tokens: int,
 ) -> dict[str, Any]:
     """Seconds to the first token and to the last, from memories and from full texts.
 

@@ -13,6 +13,7 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import config_flags
 
+from clara_jax import config_help
 from clara_jax.errors import UserError
 
 
@@ -21,6 +22,8 @@ class Mode:
     """What a mode runs: `function(**flags)` of a module of ours, which returns the exit code.
 
     It gets the flags that it `needs` and `may` have, named with blanks between, `config` frozen.
+    `groups`: of options that count for it, with blanks between; empty: all of them. `defaults`: the
+    config of this package whose options are changed where no file is named; empty: the run's own.
     `on_devices`: it runs here.
     """
 
@@ -28,6 +31,8 @@ class Mode:
     function: str
     needs: str
     may: str = ""
+    groups: str = ""
+    defaults: str = ""
     on_devices: bool = True
 
 
@@ -89,6 +94,20 @@ def packaged(value: str) -> str:
     return f"{CONFIGS / path}.py{colon}{argument}"
 
 
+def with_file(argv: Sequence[str], mode: Mode) -> list[str]:
+    """The arguments with a file for `--config.group.option=value` where they name none.
+
+    It is that of the run in the workdir, if there is one, or of the mode's defaults.
+    """
+    given = {a.partition("=")[0]: a.partition("=")[2] for a in argv}
+    if "--config" in given or not any(name.startswith("--config.") for name in given):
+        return list(argv)
+    workdir = os.path.expanduser(given.get("--workdir", ""))
+    of_run = not mode.groups and os.path.exists(os.path.join(workdir, "config.json"))
+    name = f"run:{workdir}" if of_run or not mode.defaults else mode.defaults
+    return [*argv[:1], f"--config={packaged(name)}", *argv[1:]]
+
+
 def parse(argv: Sequence[str]) -> None:
     """Parses flags and loads the file of `--config`.
 
@@ -145,8 +164,10 @@ def help_of(name: str, mode: Mode) -> str:
     """What a mode takes."""
     lines = [f"{name}: python -m clara_jax.main --mode={name}, or clara {name}", ""]
     for title, names in (("needs", mode.needs), ("may have", mode.may)):
-        for flag in names.split():
-            lines.append(f"  --{flag:16s}{title}: {flags.FLAGS[flag].help}")
+        lines += [f"  --{flag:16s}{title}: {flags.FLAGS[flag].help}" for flag in names.split()]
+    if "config" in f"{mode.needs} {mode.may}".split():
+        lines += ["", "Options, each with its default:"]
+        lines += config_help.lines(mode.groups.split())
     return "\n".join(lines)
 
 
@@ -155,6 +176,8 @@ def start_log() -> None:
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_is_worth_showing)
+    short = stdlib_logging.Formatter("%(levelname).1s %(asctime)s %(message)s", "%H:%M:%S")
+    logging.get_absl_handler().setFormatter(short)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that it has no PyTorch
 
 

@@ -25,6 +25,7 @@ from clara_jax.config_checks import (
     NOTHING,
     ONE_OR_TWO,
     PORT,
+    PRESET,
     PROCESSES,
     RATES,
     REMAT,
@@ -53,7 +54,8 @@ from clara_jax.stages import ADAPTERS, STAGES
 class Model:
     """The base LLM."""
 
-    preset: str = "smollm2_135m"  # architecture (models/config.py) when there is no `base`
+    # architecture (models/config.py) when there is no `base`
+    preset: str = option("smollm2_135m", PRESET)
     base: str = ""  # HF directory, hub id or .gguf file; empty: random weights of `preset`
     base_hash: str = option("", ties=NOTHING)  # of its weights, which a run finds out and keeps
     tokenizer: str = ""  # HF directory or hub id, or `facts`; empty: the base's own

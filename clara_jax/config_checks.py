@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from clara_jax.errors import UserError
-from clara_jax.models.config import LINEAR_NAMES, is_remat
+from clara_jax.models.config import LINEAR_NAMES, PRESETS, is_remat
 from clara_jax.stages import STAGES
 
 # What depends on an option.
@@ -42,6 +42,7 @@ SCALE = Allowed(lambda x: 1e-6 <= x <= 1e6, "must be from 1e-6 to 1e6")
 SCALE_OR_0 = Allowed(lambda x: x == 0 or 1e-6 <= x <= 1e6, "must be 0, or from 1e-6 to 1e6")
 SEED = Allowed(lambda x: 0 <= x < 2**32, "must be from 0 to 2**32 - 1")
 PORT = Allowed(lambda x: 0 <= x < 2**16, f"must be from 0 to {2**16 - 1}")  # 0 is a free one
+PRESET = Allowed(lambda x: x in PRESETS, f"is not one of {', '.join(PRESETS)}", tuple(PRESETS))
 ONE_OR_TWO = Allowed(lambda x: x in (1, 2), "must be 1 or 2")
 RATES = Allowed(
     lambda x: all(rate >= 1 for rate in x) and len(set(x)) == len(x),

@@ -8,7 +8,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -30,7 +30,7 @@ _SIGNS = ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat", "coordination
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
+def joined() -> Generator[None]:
     """Joins the run's other processes, where the environment says that there are any.
 
     Inside, an error of one ends all: it reports its own and leaves; the others end with LOST (or by
@@ -174,8 +174,9 @@ def _leave(error: BaseException, farewell: Callable[[], None]) -> None:
         code = LOST  # the line comes when the process has ended
     elif (code := _code(error)) == 2:
         # Others often find the same mistake: each shall report it before the first one ends.
+        # No public barrier has a time limit.
         with contextlib.suppress(Exception):
-            client = jax._src.distributed.global_state.client  # no public barrier has a time limit
+            client = jax._src.distributed.global_state.client  # noqa: SLF001
             client.wait_at_barrier("clara_jax mistake", _MEETING * 1000)
         farewell()
     else:

@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import IO, Any
 
 import fsspec
@@ -101,7 +101,7 @@ def write(name: Name, content: str | bytes) -> None:
 
 
 @contextlib.contextmanager
-def whole_file(name: Name, mode: str = "w") -> Iterator[IO]:
+def whole_file(name: Name, mode: str = "w") -> Generator[IO]:
     """Yields a file on disk, which gets its name when all is on disk, or is removed."""
     unfinished = f"{os.fspath(name)}.tmp"
     try:
@@ -119,7 +119,7 @@ def whole_file(name: Name, mode: str = "w") -> Iterator[IO]:
 
 
 @contextlib.contextmanager
-def writing(what: str, advice: str = "") -> Iterator[None]:
+def writing(what: str, advice: str = "") -> Generator[None]:
     """Turns an OSError into a UserError: what cannot be written, why, and what helps."""
     try:
         yield
@@ -148,7 +148,7 @@ def make_folder(name: Name) -> None:
 
 
 @contextlib.contextmanager
-def whole_folder(name: str, *outside: Name) -> Iterator[str]:
+def whole_folder(name: str, *outside: Name) -> Generator[str]:
     """Yields a folder to write to, which gets its name when all of it is on disk, or is removed.
 
     What a kill left of an earlier one is removed.
@@ -198,7 +198,7 @@ def whole_folder(name: str, *outside: Name) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _held(folder: str) -> Iterator[None]:
+def _held(folder: str) -> Generator[None]:
     """Locks a folder itself, which no kill leaves locked; an OSError where another has it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -246,7 +246,7 @@ class Busy(UserError):
 
 
 @contextlib.contextmanager
-def lock(name: str, problem: str, shared: bool = False, wait: bool = False) -> Iterator[None]:
+def lock(name: str, problem: str, shared: bool = False, wait: bool = False) -> Generator[None]:
     """Holds the lock of a file, which is made if there is none; object storage has no locks.
 
     Args:
@@ -274,7 +274,7 @@ def lock(name: str, problem: str, shared: bool = False, wait: bool = False) -> I
 
 
 @contextlib.contextmanager
-def _as_os_error(name: Name) -> Iterator[None]:
+def _as_os_error(name: Name) -> Generator[None]:
     """Turns what a storage's library raises into an OSError with a `strerror`."""
     try:
         yield

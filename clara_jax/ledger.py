@@ -44,7 +44,7 @@ class Ledger:
             self._lines = [there.read_bytes()[:size]] if there.exists() else []
             self.size = sum(map(len, self._lines))
             return
-        self._file = open(name, "ab", buffering=0)
+        self._file = open(name, "ab", buffering=0)  # noqa: SIM115  (`close` closes it)
         files.sync(os.path.dirname(name) or ".")
         if size is not None:
             self._file.truncate(size)

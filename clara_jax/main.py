@@ -31,25 +31,47 @@ from clara_jax.command_line import Mode
 from clara_jax.errors import command
 
 MODES = {
-    "train": Mode("training.train", "train", "config workdir"),
+    "train": Mode("training.train", "train", "config workdir", defaults="scp"),
     "evaluate": Mode("evaluation.evaluate", "run", "config workdir", "base"),
     "ask": Mode(
         "ask",
         "run",
         "workdir",
         "documents store base config question rate top_k max_new_tokens temperature top_p",
+        groups="search",
+        defaults="serve",
     ),
     "compress": Mode(
-        "corpus.compress", "run", "store", "workdir documents base config delete compact verify"
+        "corpus.compress",
+        "run",
+        "store",
+        "workdir documents base config delete compact verify",
+        groups="store",
+        defaults="serve",
     ),
-    "serve": Mode("serving.run", "run", "store workdir", "base config"),
+    "serve": Mode(
+        "serving.run",
+        "run",
+        "store workdir",
+        "base config",
+        groups="serve store search",
+        defaults="serve",
+    ),
     "import": Mode("exchange.import_model", "run", "source workdir", "base", on_devices=False),
     "export": Mode(
         "exchange.export_model", "run", "workdir format output", "base store", on_devices=False
     ),
-    "compile": Mode("aot.compile", "run", "config", "topology program", on_devices=False),
+    "compile": Mode(
+        "aot.compile", "run", "config", "topology program", defaults="scp", on_devices=False
+    ),
     "synthesize": Mode(
-        "synthesis.run", "run", "documents output", "config dry_run preview", on_devices=False
+        "synthesis.run",
+        "run",
+        "documents output",
+        "config dry_run preview",
+        groups="synthesis",
+        defaults="synthesize",
+        on_devices=False,
     ),
 }
 FLAGS = dict.fromkeys(
@@ -84,7 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(__doc__ + "\n" + flags.FLAGS.module_help(command_line))
         return 0
     command_line.start_log()
-    command_line.parse(argv)
+    named = next((a.partition("=")[2] for a in argv if a.startswith("--mode=")), "train")
+    command_line.parse(command_line.with_file(argv, MODES[named]) if named in MODES else argv)
     return run()
 
 

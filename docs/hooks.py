@@ -8,8 +8,8 @@
 GitHub runs no hooks, so README.md holds its tables as text: `python docs/hooks.py` renews them.
 """
 
-import ast
 import csv
+import inspect
 import pathlib
 import re
 
@@ -18,8 +18,6 @@ RESULTS = ROOT / "docs" / "results"
 _ASKED = re.compile(r"<!-- (results|options|commands|flags)(?:: (\w+))? -->\n?")
 _IN_README = re.compile(r"(<!-- results: (\w+) -->\n\n)(?:(?:\|.*\n)+\n)?")
 _NUMBER = re.compile(r"\**[-−]?[\d.]|$")
-# Classes of options, and the file each is in.
-_SOURCES = ("clara_jax/config.py", "clara_jax/models/config.py")
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
@@ -60,50 +58,31 @@ def with_origin(name: str) -> str:
 
 
 def options() -> str:
-    """The options of each group, from the source: their comments are there alone."""
-    classes, files = {}, {}
-    for path in _SOURCES:
-        source = (ROOT / path).read_text(encoding="utf-8")
-        for node in ast.parse(source).body:
-            if isinstance(node, ast.ClassDef):
-                classes[node.name], files[node.name] = node, source.splitlines()
-    found = {"Config": ""} | {
-        ast.unparse(field.annotation): f"{field.target.id}."
-        for field in classes["Config"].body
-        if isinstance(field, ast.AnnAssign) and ast.unparse(field.annotation) in classes
-    }
-    parts = []
-    for name, prefix in found.items():
-        fields = [
-            field
-            for field in classes[name].body
-            if isinstance(field, ast.AnnAssign) and ast.unparse(field.annotation) not in found
-        ]
-        rows = [_option(prefix, field, files[name]) for field in fields]
-        title = prefix.rstrip(".") or "of the run"
-        parts.append(f"## {title}\n\n{ast.get_docstring(classes[name])}\n\n")
-        parts.append(table(["option", "default", "what it is"], rows))
-        parts.append("\n")
-    return "".join(parts)
+    """The options of each group, with what the comments of their source say."""
+    from clara_jax import config as config_lib
+    from clara_jax import config_help
+
+    tables: dict[str, list[list[str]]] = {}
+    for name, option in config_lib.OPTIONS.items():
+        group, _, last = name.rpartition(".")
+        what = config_help.comments(_class(group)).get(last, "")
+        names = [name for allowed in option.allowed for name in allowed.names]
+        if not all(name in what for name in names):
+            what += f"{'; ' if what else ''}one of {', '.join(names)}"
+        default = repr(option.default)
+        default = "its text" if len(default) > 40 else f"`{default}`"
+        tables.setdefault(group, []).append([f"`{name}`", default, _cell(what)])
+    return "\n".join(
+        f"## {group or 'of the run'}\n\n{inspect.getdoc(_class(group))}\n\n"
+        + table(["option", "default", "what it is"], rows)
+        for group, rows in tables.items()
+    )
 
 
-def _option(prefix: str, field: ast.AnnAssign, lines: list[str]) -> list[str]:
-    """Name, default and comment of an option: the lines above it, and what its own lines end in."""
-    value, choices = field.value, []
-    if isinstance(value, ast.Call):
-        if value.func.id == "choice":
-            choices = [ast.literal_eval(x) for x in value.args]
-        value = value.args[0]
-    first = field.lineno - 1
-    while lines[first - 1].lstrip().startswith("#"):
-        first -= 1
-    comments = [line.partition("# ")[2] for line in lines[first : field.end_lineno]]
-    what = " ".join(filter(None, map(str.strip, comments)))
-    if not all(choice in what for choice in choices):
-        what += f"{'; ' if what else ''}one of {', '.join(choices)}"
-    default = ast.unparse(value)
-    default = "its text" if len(default) > 40 else f"`{default}`"
-    return [f"`{prefix}{field.target.id}`", default, _cell(what)]
+def _class(group: str) -> type:
+    from clara_jax.config import Config
+
+    return type(getattr(Config(), group) if group else Config())
 
 
 def _cell(text: str) -> str:

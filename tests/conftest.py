@@ -1,5 +1,6 @@
 """Set-up: 8 CPU devices, exact matmuls, a compilation cache, the optional shared material."""
 
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -28,8 +29,37 @@ pytest_plugins = tuple(
     f"tests.fixtures.{name}" for name in ("command", "endpoint", "models", "server")
 )
 
+# Tracing makes many small objects and hardly any circles of them: with Python's own thresholds the
+# collector takes an eighth of the time.
+gc.set_threshold(200_000, 20, 100)
+
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Files whose tests take more than 8 CPU seconds in sum; all others are `quick`: -m quick.
+LONG = {
+    "": "api ask distributed files golden main sharding",
+    "aot": "compile",
+    "benchmarks": "efficiency serving speed topk_by_candidates tpu_table",
+    "corpus": "compress store",
+    "corpus/search": "search",
+    "data": "scp_rows streams",
+    "evaluation": "candidates evaluate joint",
+    "evaluation/fidelity": "fidelity",
+    "evaluation/inside": "attention inside",
+    "evaluation/page": "page",
+    "evaluation/sweep": "sweep",
+    "exchange": "export_model import_model",
+    "inference": "generate golden",
+    "interop": "families gguf hf import peft write_processes",
+    "models": "config decoder lora topk",
+    "synthesis": "run",
+    "training": "golden_stages memory_kinds stages train",
+}  # fmt: skip
+TESTS = pathlib.Path(__file__).parent
+LONG_FILES = {
+    TESTS / folder / f"test_{name}.py" for folder, names in LONG.items() for name in names.split()
+}
 
 
 def pytest_addoption(parser):
@@ -38,10 +68,19 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: shows in another form what a faster test shows too")
+    config.addinivalue_line("markers", "quick: every test of a file that is not in LONG, see there")
+
+
+def pytest_collection_finish(session):
+    """What was imported by now stays: the collector need not look at it again and again."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config, items):
     """Leaves slow tests to whoever asks for them: without them a run stays under 15 minutes."""
+    for item in items:
+        if item.path not in LONG_FILES:
+            item.add_marker("quick")
     if config.getoption("--slow"):
         return
     slow = [item for item in items if item.get_closest_marker("slow")]

@@ -21,7 +21,7 @@ def cut(path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "harm, told",
+    ("harm", "told"),
     [
         (flip, "inner/b differs from its checksum"),
         (cut, "inner/b has 2 bytes of 3"),

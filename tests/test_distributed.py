@@ -179,7 +179,7 @@ def test_a_killed_process_ends_the_job_which_resumes_to_the_losses_of_one_proces
     ("count", "mesh"),
     [
         pytest.param(4, {"data": 2, "fsdp": 1, "tensor": 2}, marks=pytest.mark.slow),
-        (1, {"data": 1, "fsdp": 1, "tensor": 2}),
+        pytest.param(1, {"data": 1, "fsdp": 1, "tensor": 2}, marks=pytest.mark.slow),
     ],
 )
 def test_another_number_of_processes_and_another_mesh_go_on(folder, one, two, count, mesh):
@@ -202,6 +202,7 @@ def test_sigterm_to_one_process_saves_the_same_step_on_all(folder):
     assert all(f"SIGTERM: saved step {saved};" in log.read_text() for log in job.logs)
 
 
+@pytest.mark.slow
 def test_choosing_among_documents_and_its_evaluation(folder, one):
     results = []
     kept = {"answers": ["kept"] * 4, "nats": [1, 1], "tokens": [1, 1], "seconds": 0}

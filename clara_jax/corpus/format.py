@@ -15,7 +15,7 @@ import errno
 import functools
 import itertools
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,7 @@ class Damaged(UserError):
 
 
 @contextlib.contextmanager
-def damaged(what: str, advice: str = "") -> Iterator[None]:
+def damaged(what: str, advice: str = "") -> Generator[None]:
     """Turns an error of reading or writing files into `Damaged`: what failed, why, what helps."""
     try:
         yield

@@ -7,7 +7,7 @@ no locks.
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import jax
 
@@ -20,7 +20,7 @@ _LOCK, _READERS = ".lock", ".readers"
 
 
 @contextlib.contextmanager
-def changing(path: str, make: Callable[[], Manifest] | None = None) -> Iterator[None]:
+def changing(path: str, make: Callable[[], Manifest] | None = None) -> Generator[None]:
     """The store is this run's alone, and without what a kill or a full disk left of a part.
 
     Args:
@@ -61,7 +61,7 @@ def _make_folder(path: str) -> None:
 
 
 @contextlib.contextmanager
-def kept(path: str) -> Iterator[None]:
+def kept(path: str) -> Generator[None]:
     """A local store that others may add to and delete from, but not compact.
 
     One that cannot be written to is taken as it is.

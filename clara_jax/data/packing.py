@@ -82,8 +82,8 @@ def choose(lengths: np.ndarray, data: Data, smallest: int) -> RowLengths:
     tried = []
     for encoder in encoder_rows:
         near = [d for d in steps(longest) if _FREE[0] <= d / (encoder * ratio) <= _FREE[1]]
-        for decoder in [data.decoder_row] if data.decoder_row else near or [round_up(longest)]:
-            tried.append(RowLengths(encoder, decoder))
+        decoders = [data.decoder_row] if data.decoder_row else near or [round_up(longest)]
+        tried += [RowLengths(encoder, decoder) for decoder in decoders]
     tried.sort(key=lambda row: row.encoder + row.decoder)
     sizes = np.array([(row.encoder, row.decoder) for row in tried])
     padding = first_fit_padding(sample, sizes, data.packing_bins, data.row_examples)

@@ -3,6 +3,7 @@
 import dataclasses
 import random
 from collections.abc import Sequence
+from typing import Any
 
 from absl import logging
 
@@ -18,7 +19,7 @@ from clara_jax.stages import STAGES
 class Reader:
     """Reads and tokenises the record at a position; processes that prepare data get copies."""
 
-    source: Source  # records of the form that the stage reads
+    source: Source[Any]  # records of the form that the stage reads
     layout: TextLayout  # of texts
     config: Config  # of the run
     # to train on in place of the records' own, by position; None: their own

@@ -27,7 +27,7 @@ SAMPLE = 1024  # records that are measured before training
 _DECODER = ("tokens", "targets", "positions", "parts", "slots")  # of `Turns`, packed alike
 
 
-def open_data(config: Config) -> sources.Source:
+def open_data(config: Config) -> sources.Source[Any]:
     """The side `config.data.split` of the sources that the config names, or a part of it."""
     source = sources.open_sources(
         config.data.sources,
@@ -42,7 +42,7 @@ def open_data(config: Config) -> sources.Source:
     return sources.Subset(source, np.sort(chosen))
 
 
-def open_dev(config: Config) -> sources.Source:
+def open_dev(config: Config) -> sources.Source[Any]:
     """What to evaluate on: all of `config.eval.sources`, or else the dev side of the training data.
 
     Raises:

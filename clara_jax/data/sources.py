@@ -10,7 +10,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 import numpy as np
 
@@ -23,18 +23,18 @@ from clara_jax.errors import UserError
 
 SPLITS = ("train", "dev")
 
-Record = ScpRecord | QaRecord
-Expand = Callable[[dict[str, Any], str], Iterable[Record]]
+Expand = Callable[[dict[str, Any], str], Iterable[Any]]  # to records of either form
+R = TypeVar("R", covariant=True)
 
 
-class Source(Protocol):
-    """Records by position; `keys` holds uint32 hashes of their titles."""
+class Source(Protocol[R]):
+    """Records of one form by position; `keys` holds uint32 hashes of their titles."""
 
     keys: np.ndarray
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Record: ...
+    def __getitem__(self, index: int) -> R: ...
 
 
 def own_records(value: dict[str, Any], origin: str) -> list[ScpRecord]:
@@ -110,9 +110,9 @@ class JsonlSource:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> Any:
         start, length, number, part = self._places[index].tolist()
-        file = self._file or open(self._local, "rb")
+        file = self._file or open(self._local, "rb")  # noqa: SIM115  (open for more reads)
         self._file = file
         # pread shares no file position, so that threads do not disturb each other.
         return self._records(os.pread(file.fileno(), length, start), number)[part]
@@ -123,7 +123,7 @@ class JsonlSource:
     def __repr__(self) -> str:
         return f"JsonlSource({self._path!r}, {len(self)} records)"
 
-    def _records(self, line: bytes, number: int) -> list[Record]:
+    def _records(self, line: bytes, number: int) -> list[Any]:
         origin = f"{self._path}:{number}"
         return list(self._expand(records.parse_line(line, origin), origin))
 
@@ -136,9 +136,9 @@ class JsonlSource:
 
 
 class _View:
-    """A source made of another, with the hashes of its own records."""
+    """A source made of another, or of several, with the hashes of its own records."""
 
-    def __init__(self, source: Source, keys: np.ndarray):
+    def __init__(self, source: Any, keys: np.ndarray):
         self._source, self.keys = source, keys
 
     def __len__(self) -> int:
@@ -148,11 +148,11 @@ class _View:
 class Concatenation(_View):
     """Several sources one after the other."""
 
-    def __init__(self, sources: Sequence[Source]):
+    def __init__(self, sources: Sequence[Source[Any]]):
         super().__init__(sources, np.concatenate([source.keys for source in sources]))
         self._ends = np.cumsum([len(source) for source in sources])
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> Any:
         which, rest = _place(self._ends, index)
         return self._source[which][rest]
 
@@ -163,10 +163,10 @@ class Concatenation(_View):
 class AsText(_View):
     """Another source whose documents are read as plain text, not compressed."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: Source[ScpRecord]):
         super().__init__(source, source.keys)
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> ScpRecord:
         return dataclasses.replace(self._source[index], compress=False)
 
     def __repr__(self) -> str:
@@ -176,14 +176,14 @@ class AsText(_View):
 class EachQuestion(_View):
     """The questions of an scp source one by one, each with its document as the only candidate."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: Source[ScpRecord]):
         counts = [len(source[i].questions) for i in range(len(source))]
         if not sum(counts):
             raise UserError(f"each: {source!r} holds no question")
         super().__init__(source, np.repeat(source.keys, counts))
         self._ends = np.cumsum(counts)
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> QaRecord:
         which, rest = _place(self._ends, index)
         return records.questions_of(self._source[which])[rest]
 
@@ -194,11 +194,11 @@ class EachQuestion(_View):
 class Subset(_View):
     """Some records of a source, by their positions."""
 
-    def __init__(self, source: Source, positions: np.ndarray):
+    def __init__(self, source: Source[Any], positions: np.ndarray):
         super().__init__(source, source.keys[positions])
         self._positions = positions
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> Any:
         return self._source[int(self._positions[index])]
 
     def __repr__(self) -> str:
@@ -213,7 +213,7 @@ def _place(ends: np.ndarray, index: int) -> tuple[int, int]:
 
 # Form, then `scheme` of a source's name `scheme:rest`, to what opens it, given the rest and the
 # TFDS directory. A name without scheme is a JSONL file.
-SCHEMES: dict[str, dict[str, Callable[[str, str], Source]]] = {
+SCHEMES: dict[str, dict[str, Callable[[str, str], Source[Any]]]] = {
     "scp": {
         "": lambda path, _: JsonlSource(path),
         "tfds": TfdsSource,
@@ -230,7 +230,7 @@ SCHEMES: dict[str, dict[str, Callable[[str, str], Source]]] = {
 }
 
 
-def open_source(name: str, tfds_dir: str = "", form: str = "scp") -> Source:
+def open_source(name: str, tfds_dir: str = "", form: str = "scp") -> Source[Any]:
     """Opens one source, by its scheme in SCHEMES.
 
     Raises:
@@ -253,7 +253,7 @@ def open_sources(
     holdout: float = 0.0,
     tfds_dir: str = "",
     form: str = "scp",
-) -> Source:
+) -> Source[Any]:
     """Opens sources as one, and keeps one side of the train/dev split.
 
     A document belongs to dev if the hash of its title falls into the first `holdout` of all
@@ -269,7 +269,7 @@ def open_sources(
     Raises:
         UserError: there is no source, one cannot be opened, or no record is on this side.
     """
-    opened: list[Source] = []
+    opened: list[Source[Any]] = []
     for name in records.names_of(names):
         times, star, rest = name.partition("*")
         if star and re.fullmatch("[0-9]{1,6}", times) and int(times) > 0:

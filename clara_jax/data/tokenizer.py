@@ -16,7 +16,7 @@ import os
 import pathlib
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 
 import jinja2
 import tokenizers
@@ -272,7 +272,7 @@ class _Endless(Exception):
 
 
 @contextlib.contextmanager
-def _in_time() -> Iterator[None]:
+def _in_time() -> Generator[None]:
     """Stops a template that loops: it is a program of others, and jinja's sandbox has no clock."""
     thread = ctypes.c_ulong(threading.get_ident())
     raising = ctypes.pythonapi.PyThreadState_SetAsyncExc

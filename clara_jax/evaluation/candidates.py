@@ -7,6 +7,7 @@ oracle  the same, the gold ones put among them in place of the worst
 
 import dataclasses
 import random
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from clara_jax.stages import STAGES
 SETTINGS = ("normal", "oracle")
 
 
-def open_questions(config: Config) -> Source:
+def open_questions(config: Config) -> Source[Any]:
     """What a config evaluates on, with the candidates of its `eval.setting`.
 
     Raises:
@@ -56,7 +57,7 @@ class Searched:
             `count`.
     """
 
-    def __init__(self, source: Source, setting: str, count: int, records: int = 0):
+    def __init__(self, source: Source[QaRecord], setting: str, count: int, records: int = 0):
         if setting not in SETTINGS:
             raise ValueError(f"setting {setting!r} is not one of {', '.join(SETTINGS)}")
         self._source, self._setting, self._count = source, setting, count
@@ -64,7 +65,7 @@ class Searched:
         self.keys = source.keys[: self._read]
         texts: dict[str, None] = {}
         for i in range(len(source)):
-            record: QaRecord = source[i]
+            record = source[i]
             texts |= dict.fromkeys(text for text in record.documents if text.strip())
             if setting == "oracle" and i < self._read and not 0 < len(set(record.gold)) <= count:
                 raise UserError(
@@ -78,7 +79,7 @@ class Searched:
         return self._read
 
     def __getitem__(self, index: int) -> QaRecord:
-        record: QaRecord = self._source[index]
+        record = self._source[index]
         # All are ranked, since a question may share a word with too few; equal ones in order.
         order = np.argsort(-self._words.scores(record.question), kind="stable")
         hits = [self._texts[row] for row in order[: self._count]]

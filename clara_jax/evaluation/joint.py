@@ -57,7 +57,7 @@ SHOWN = 300  # characters of a chosen document that are kept for people
 def evaluate(
     model: Model,
     trees: Trees,
-    source: sources.Source | Sequence[QaRecord],
+    source: sources.Source[QaRecord] | Sequence[QaRecord],
     journal: Journal | None = None,
 ) -> dict[str, Any]:
     """Evaluates on questions with candidates; `model.config.eval` says how many and how.

@@ -40,7 +40,7 @@ CONDITIONS = {
 def evaluate(
     model: Model,
     trees: Trees,
-    source: sources.Source | Sequence[ScpRecord],
+    source: sources.Source[ScpRecord] | Sequence[ScpRecord],
     journal: Journal | None = None,
 ) -> dict[str, Any]:
     """Evaluates on the qa records of a source; `model.config.eval` says how many and how.
@@ -131,7 +131,7 @@ def _example(
     return Example((record.document, record.questions, record.accepted), prompts)
 
 
-def qa_records(source: sources.Source | Sequence[ScpRecord]) -> Iterator[ScpRecord]:
+def qa_records(source: sources.Source[ScpRecord] | Sequence[ScpRecord]) -> Iterator[ScpRecord]:
     """The records that have questions about a document that is compressed."""
     for i in range(len(source)):
         record = source[i]

@@ -45,15 +45,14 @@ def documents(model: Model, what: str, value: Documents) -> list[str] | np.ndarr
         UserError: neither, or memories of another shape than this model's.
     """
     M, D = len(model.extra.memory), model.architecture.d_model
-    if isinstance(value, list | tuple) and value:
-        if all(isinstance(memory, _ARRAY) for memory in value):
-            shapes = {memory.shape for memory in value}
-            if shapes != {(M, D)}:
-                raise UserError(
-                    f"memories in {what} have shapes {sorted(shapes)}, this model's are [{M}, {D}] "
-                    "each; compress the documents with this model"
-                )
-            value = np.stack(value)
+    if isinstance(value, list | tuple) and value and all(isinstance(x, _ARRAY) for x in value):
+        shapes = {memory.shape for memory in value}
+        if shapes != {(M, D)}:
+            raise UserError(
+                f"memories in {what} have shapes {sorted(shapes)}, this model's are [{M}, {D}] "
+                "each; compress the documents with this model"
+            )
+        value = np.stack(value)
     if not isinstance(value, _ARRAY):
         return texts(what, value)
     if value.ndim != 3 or value.shape[1:] != (M, D):

@@ -15,8 +15,7 @@ from clara_jax.models.config import ModelConfig
 from clara_jax.models.decoder import EMPTY, Cache, Decoder, head_logits
 
 
-@flax.struct.dataclass
-class DecodingState:
+class DecodingState(flax.struct.PyTreeNode):
     """Rows that are being decoded."""
 
     # int32, the newest token of each row, whose keys the cache does not hold yet

@@ -38,8 +38,7 @@ class Prompt:
     vectors: np.ndarray | None = None
 
 
-@flax.struct.dataclass
-class PromptBatch:
+class PromptBatch(flax.struct.PyTreeNode):
     """Prompts as arrays."""
 
     tokens_BT: jax.Array | np.ndarray  # int32, 0 at the padding, which is on the right
@@ -60,8 +59,7 @@ class PromptBatch:
         return clara.fill_slots(x_BTD, self.vectors_BSD, self.slots_BT)
 
 
-@flax.struct.dataclass
-class Unfinished:
+class Unfinished(flax.struct.PyTreeNode):
     """What the decoding loop carries."""
 
     step: jax.Array  # int32 scalar, tokens chosen so far

@@ -62,8 +62,7 @@ class GenerationOptions:
         object.__setattr__(self, "stop", _stop_texts(self.stop))
 
 
-@flax.struct.dataclass
-class Draws:
+class Draws(flax.struct.PyTreeNode):
     """`Sampling` of each row of a batch, as arrays: other values do not compile again."""
 
     temperature_B: jax.Array | np.ndarray  # float32, 0 takes the likeliest token

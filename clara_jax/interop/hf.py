@@ -152,7 +152,7 @@ def _files(directory: pathlib.Path) -> list[pathlib.Path]:
 def _open(file: pathlib.Path) -> dict[str, Any]:
     try:
         tensors = safetensors.safe_open(str(file), framework="numpy")
-        return {name: tensors.get_slice(name) for name in tensors.keys()}
+        return {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118  (no dict)
     except FileNotFoundError as e:
         raise UserError(f"{file}: no such file, though {INDEX} names it") from e
     except (safetensors.SafetensorError, OSError) as e:

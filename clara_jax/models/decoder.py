@@ -1,6 +1,7 @@
 """One decoder for all families: scanned layers, optional recomputation, optional KV cache."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.struct
@@ -23,8 +24,7 @@ def _kept(remat: str) -> tuple[str, ...]:
     return named[remat] if remat in named else tuple(remat.split(","))
 
 
-@flax.struct.dataclass
-class Cache:
+class Cache(flax.struct.PyTreeNode):
     """Keys and values of the tokens so far, all layers in one array that is updated in place."""
 
     k: jax.Array  # [L, B, G, S, C] keys after rotation, in the order in which attention reads them
@@ -251,8 +251,9 @@ def init_params(config: ModelConfig, rng: jax.Array) -> Any:
     return quantize_params(params) if int8 else params
 
 
+@functools.cache  # tracing it takes long, and all that make weights or adapters ask
 def abstract_params(config: ModelConfig) -> Any:
-    """Shapes and dtypes of the base weights, without computing them."""
+    """Shapes and dtypes of the base weights, without computing them; one tree for all callers."""
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 
 

@@ -172,7 +172,7 @@ def abstract(config: Config, mesh: Mesh) -> Loaded:
     It has the adapters that the stage trains and, if the base is not trained, the compressor.
 
     Raises:
-        UserError: the preset is unknown, or a dimension does not divide by the mesh.
+        UserError: a dimension does not divide by the mesh.
     """
     architecture = weights.model_config(config, sharding.layout(mesh).platform)
     adapters = (

@@ -32,8 +32,8 @@ def model_config(config: Config, platform: str = "cpu") -> ModelConfig:
         platform: of the devices; it decides on the attention where the config says `auto`.
 
     Raises:
-        UserError: no architecture is given, the preset is unknown, or the devices or the positions
-            of memory tokens do not allow the attention.
+        UserError: no architecture is given, or the devices or the positions of memory tokens do not
+            allow the attention.
     """
     model = _architecture(config)
     attention = config.model.attention
@@ -59,10 +59,6 @@ def _architecture(config: Config) -> ModelConfig:
     how = {k: getattr(config.model, k) for k in ("dtype", "param_dtype", "remat")}
     if config.model.base:
         return dataclasses.replace(base_lib.read_config(config.model.base), **how)
-    if config.model.preset not in PRESETS:
-        raise UserError(
-            f"config.model.preset={config.model.preset!r} is unknown; known: {', '.join(PRESETS)}"
-        )
     if config.model.vocab_size:
         how["vocab_size"] = config.model.vocab_size
     return dataclasses.replace(PRESETS[config.model.preset], **how)

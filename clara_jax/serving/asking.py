@@ -1,6 +1,7 @@
 """Between the event loop and the service's threads: one question and what comes of it."""
 
 import asyncio
+import contextlib
 import functools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -66,10 +67,8 @@ class LiveReply:
         loop, self._events = asyncio.get_running_loop(), asyncio.Queue()
 
         def put(kind: str, value: Any = None) -> None:
-            try:
+            with contextlib.suppress(RuntimeError):  # the loop has ended: nobody listens
                 loop.call_soon_threadsafe(self._events.put_nowait, (kind, value))
-            except RuntimeError:  # the loop has ended: nobody listens
-                pass
 
         self.text, self.first = "", None
         self.job = Question(

@@ -10,7 +10,7 @@ import functools
 import os
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import jax
@@ -181,7 +181,7 @@ class Server(uvicorn.Server):
         self._drained = time.monotonic() + self._service.options.deadline + _DRAIN_SECONDS
 
     @contextlib.asynccontextmanager
-    async def _lifespan(self, app: Any) -> AsyncIterator[None]:
+    async def _lifespan(self, app: Any) -> AsyncGenerator[None]:
         task = asyncio.create_task(self._watch())
         logging.info("serving on http://%s:%d", self._service.options.host, self.port)
         yield

@@ -234,7 +234,7 @@ class _Page:
     def _agreement(self, asked: Iterable[str], i: int) -> float:
         """How much of a question is in a sentence, or less surely in one beside it."""
         near = frozenset().union(*self._stems[max(0, i - 1) : i], *self._stems[i + 1 : i + 2])
-        share = {stem: _NEIGHBOUR for stem in near} | dict.fromkeys(self._stems[i], 1.0)
+        share = dict.fromkeys(near, _NEIGHBOUR) | dict.fromkeys(self._stems[i], 1.0)
         return sum(self._weight[stem] * share.get(stem, 0.0) for stem in asked)
 
 

@@ -4,7 +4,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
@@ -44,7 +44,7 @@ class Goodput:
         return out
 
     @contextlib.contextmanager
-    def spent(self, part: str) -> Iterator[None]:
+    def spent(self, part: str) -> Generator[None]:
         """Counts what is done inside as one of PARTS, as far as no step is under way."""
         begun, trained = time.perf_counter(), self._steps()
         try:

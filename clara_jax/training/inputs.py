@@ -85,7 +85,7 @@ def _check_memory(model: Model, rows: int) -> None:
     sharding.check_memory(kept, f"config.train.batch_rows={model.config.train.batch_rows}")
 
 
-def _dev(config: Config) -> sources.Source:
+def _dev(config: Config) -> sources.Source[Any]:
     source = scp_rows.open_dev(config)
     if 0 < config.eval.records < len(source):
         source = sources.Subset(source, np.arange(config.eval.records))

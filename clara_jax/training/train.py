@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
@@ -97,7 +97,7 @@ def _train(config: Config, workdir: str) -> int:
 
 
 @contextlib.contextmanager
-def _on_signal() -> Iterator[Callable[[int], int]]:
+def _on_signal() -> Generator[Callable[[int], int]]:
     """A function that gives, at a step, the signal after which to save and stop, or 0.
 
     All hosts get it at the same step: JAX's preemption service sees to that or, where it is
@@ -126,7 +126,7 @@ def _on_signal() -> Iterator[Callable[[int], int]]:
 
 
 @contextlib.contextmanager
-def _lock(workdir: str) -> Iterator[None]:
+def _lock(workdir: str) -> Generator[None]:
     """Holds the workdir for one run: two would write the same files."""
     with contextlib.ExitStack() as stack:
         if distributed.is_first():

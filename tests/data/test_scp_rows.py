@@ -223,7 +223,15 @@ def equal(a: Batch, b: Batch) -> bool:
     return all(np.array_equal(a[key], b[key]) for key in SCP_KEYS)
 
 
-@pytest.mark.parametrize("options", [{}, {"pack": False}, {"workers": 1}, {"packing_bins": 3}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"pack": False},
+        {"workers": 1},
+        pytest.param({"packing_bins": 3}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_saved_position_gives_the_same_batches(words, extra, records, options):
     config = make_config(records, epochs=0, **options)
     counts = [2] if "workers" in options else [1, 7, 45]  # 45 batches reach into a later epoch

@@ -264,8 +264,8 @@ def assert_same(first, second) -> None:
 
 
 @pytest.mark.parametrize(
-    "run", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "full")),
-            "full_e2e", "lora_e2e"],
+    "run", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "full", "full_e2e")),
+            "lora_e2e"],
 )  # fmt: skip
 def test_native_needs_no_other_file(trained, tmp_path, run):
     """The base is no file anywhere, so it is in there too; earlier runs are not needed."""
@@ -388,7 +388,11 @@ PHI = ModelConfig(
 QWEN = dataclasses.replace(PHI, family="qwen3", qk_norm=True, tied_embeddings=False)
 
 
-@pytest.fixture(scope="module", params=[PHI, QWEN], ids=["phi3", "qwen3"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(PHI, marks=pytest.mark.slow), QWEN],
+    ids=["phi3", "qwen3"],
+)
 def on_a_file(request, release, tmp_path_factory):
     """A run with random adapters on a base with a table larger than its tokenizer."""
     folder, model = tmp_path_factory.mktemp("family"), request.param
@@ -425,7 +429,7 @@ def on_a_file(request, release, tmp_path_factory):
     return folder, trees
 
 
-one_family = pytest.mark.parametrize("on_a_file", [PHI], indirect=True, ids=["phi3"])
+one_family = pytest.mark.parametrize("on_a_file", [QWEN], indirect=True, ids=["qwen3"])
 
 
 @one_family

@@ -84,7 +84,10 @@ def uncached(logits, setup, prompt, length, new):
     return ids[n : n + new].tolist()
 
 
-@pytest.mark.parametrize(("role", "window"), [(None, None), ("generator", None), ("generator", 8)])
+@pytest.mark.parametrize(
+    ("role", "window"),
+    [(None, None), pytest.param("generator", None, marks=pytest.mark.slow), ("generator", 8)],
+)
 def test_cached_equals_uncached(setup, role, window):
     model = dataclasses.replace(setup.model.architecture, sliding_window=window)
     setup = altered(setup, decoder=Decoder(model, setup.model.config.lora))
@@ -216,11 +219,10 @@ def test_several_stop_texts(setup):
 
 
 def test_slots_and_vectors_must_agree(setup):
+    vectors = np.zeros((3, setup.model.architecture.d_model), np.float32)
+    prompt = Prompt(list(setup.model.extra.memory), vectors)
     with pytest.raises(ValueError, match="4 slots for 3 vectors"):
-        tokens = list(setup.model.extra.memory)
-        generate(
-            *setup, [Prompt(tokens, np.zeros((3, setup.model.architecture.d_model), np.float32))], 2
-        )
+        generate(*setup, [prompt], 2)
 
 
 def test_few_prompts_make_a_small_batch(setup):

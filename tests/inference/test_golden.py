@@ -33,7 +33,10 @@ def golden(shared):
     return folder, texts, arrays, scalars
 
 
-@pytest.fixture(scope="module", params=["as it is", "imported", "native", "peft", "release"])
+WAYS = ["as it is", "imported", "native", "peft", "release"]
+
+
+@pytest.fixture(scope="module", params=WAYS)
 def load_release(golden, request, tmp_path_factory):
     """Loads the checkpoint of a stage by way of an import or an export."""
     made = {}
@@ -85,6 +88,12 @@ def golden_embeddings(arrays, name):
     return [x[mask > 0] for x, mask in rows]
 
 
+@pytest.mark.parametrize(
+    "load_release",
+    ["as it is", *(pytest.param(way, marks=pytest.mark.slow) for way in WAYS[1:])],
+    indirect=True,
+    scope="module",
+)
 def test_release_paraphrases(golden, load_release):
     _, texts, arrays, scalars = golden
     clara = load_release("stage1")

@@ -89,6 +89,17 @@ def theirs(request, theirs_of):
     return theirs_of(request.param)
 
 
+def by_lengths(first, *others):
+    """Parametrises with all families and lengths; others than the first count with LongRope."""
+    cases = [(name, first) for name in MODELS] + [("phi4", length) for length in others]
+    slow = [(name, length) for name in MODELS if name != "phi4" for length in others]
+    return pytest.mark.parametrize(
+        ("theirs", "length"),
+        [*cases, *(pytest.param(*case, marks=pytest.mark.slow) for case in slow)],
+        indirect=["theirs"],
+    )
+
+
 def load(theirs: Theirs, **changes):
     config = dataclasses.replace(base.read_config(theirs.directory), **changes)
     return config, base.load_params(theirs.directory, config)
@@ -120,7 +131,7 @@ def close(a, b, atol: float = 1e-4) -> None:
 # --- What is computed -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("length", [EDGE - 4, EDGE, EDGE + 1, 50])
+@by_lengths(50, EDGE - 4, EDGE, EDGE + 1)
 def test_logits_equal_those_of_transformers(theirs, length):
     config, params = load(theirs)
     expected = theirs.logits(text(length))
@@ -146,9 +157,10 @@ def test_rows_of_unequal_length_do_not_touch_each_other(theirs):
         close(logits[1, : len(rows[1])], alone[1])
 
 
-@pytest.mark.parametrize(("prompt", "length"), [(8, EDGE), (EDGE + 6, 44)])
-def test_decoding_equals_the_whole_row(theirs, prompt, length):
+@by_lengths((8, EDGE), (EDGE + 6, 44))
+def test_decoding_equals_the_whole_row(theirs, length):
     config, params = load(theirs)
+    prompt, length = length
     tokens = text(length)
     logits, cache = run(
         config, params, tokens[:, :prompt], jnp.arange(prompt)[None],

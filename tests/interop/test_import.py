@@ -1,5 +1,6 @@
 """Importing on many devices: memory beside the arrays, and what each of two processes reads."""
 
+import dataclasses
 import os
 import pathlib
 import socket
@@ -39,7 +40,7 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("param_dtype", ["float32", "int8"])
+@pytest.mark.parametrize("param_dtype", [pytest.param("float32", marks=pytest.mark.slow), "int8"])
 def test_memory_does_not_hold_a_parameter_twice(checkpoint, monkeypatch, param_dtype):
     # What is freed goes back at once, so that it does not count.
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(2**17))
@@ -84,9 +85,12 @@ def reads(checkpoint: pathlib.Path, **mesh: int) -> int:
     return count
 
 
-def test_int8_by_layers_equals_int8_of_the_whole(checkpoint):
+def test_int8_by_layers_equals_int8_of_the_whole(tmp_path):
+    small = dataclasses.replace(MODEL, n_layers=3, d_model=64, d_ff=96, head_dim=8)
+    write_checkpoint(tmp_path, small, file_bytes=10**5)
+
     def load(param_dtype: str):
-        config = Config(model=Model(base=str(checkpoint), param_dtype=param_dtype))
+        config = Config(model=Model(base=str(tmp_path), param_dtype=param_dtype))
         mesh = sharding.make_mesh(Mesh(data=1, fsdp=4, tensor=2))
         return weights_lib.load_base(config, weights_lib.model_config(config), mesh)
 
@@ -103,7 +107,8 @@ def test_one_process_reads_everything_once(checkpoint, data, fsdp):
 
 @pytest.mark.parametrize(
     ("mesh", "share"),
-    [((1, 4, 2), 2), ((2, 2, 2), 1)],  # data alone: each process has all
+    # Data alone: each process has all.
+    [((1, 4, 2), 2), pytest.param((2, 2, 2), 1, marks=pytest.mark.slow)],
 )
 def test_each_of_two_processes_reads_its_share(checkpoint, tmp_path, mesh, share):
     with socket.socket() as s:

@@ -243,8 +243,8 @@ def test_replies_are_never_asked_for_again_in_a_later_run(tmp_path):
 def test_malformed_to_the_end_fails_also_in_a_later_run(tmp_path):
     for endpoint in (Endpoint(None, None), Endpoint()):
         with Replies(str(tmp_path), {}) as store:
+            ask = asker(endpoint, store, repairs=1)
             with pytest.raises(Failed, match="malformed reply"):
-                ask = asker(endpoint, store, repairs=1)
                 asyncio.run(ask("0.validate", "validate", document="d", pairs="p"))
 
 

@@ -197,7 +197,8 @@ def test_contrastive_learns_to_rank_from_labels(later, scp, tmp_path):
     )
 
 
-@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 2])
 def test_memories_computed_once_train_as_in_the_step(later, scp, tmp_path, accumulate):
     config = with_options(
         later, stage="e2e", init_from=str(scp), lora={"dropout": 0.0},
@@ -244,6 +245,7 @@ def test_memories_are_made_once_and_only_read_by_their_own_model(
         compute_memories(*other, documents)
 
 
+@pytest.mark.slow
 def test_a_resumed_e2e_run_equals_an_uninterrupted_one(later, scp, tmp_path):
     whole = with_options(
         later, stage="e2e", init_from=str(scp), train={"steps": 4},

@@ -14,7 +14,7 @@ import io
 import itertools
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -181,7 +181,7 @@ def keys_of(store: SearchableStore, basis: Basis, recall: Recall | None = None) 
 
 
 @contextlib.contextmanager
-def _kept(store: SearchableStore) -> Iterator[None]:
+def _kept(store: SearchableStore) -> Generator[None]:
     """Continues where what was made cannot be kept: a store may be read-only, or its disk full."""
     try:
         yield
@@ -195,7 +195,7 @@ def _kept(store: SearchableStore) -> Iterator[None]:
 
 def _blocks(
     store: SearchableStore, missing: Sequence[tuple[StorePart, slice]]
-) -> Iterator[tuple[int, np.ndarray]]:
+) -> Generator[tuple[int, np.ndarray]]:
     """`store.blocks` of some parts."""
     for _, span in missing:
         for start in range(span.start, span.stop, _ROWS):

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from clara_jax.data import sources
+from clara_jax.data.records import ScpRecord
 from clara_jax.errors import UserError, command, reason
 
 _SPLIT = re.compile("[A-Za-z][A-Za-z0-9_-]*")
@@ -26,7 +27,7 @@ class ScpBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, splits: Mapping[str, sources.Source], **kwargs: Any):
+    def __init__(self, splits: Mapping[str, sources.Source[ScpRecord]], **kwargs: Any):
         self._splits = splits
         super().__init__(**kwargs)
 
@@ -43,7 +44,7 @@ class ScpBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         del dl_manager  # nothing is downloaded
         return {name: self._generate_examples(source) for name, source in self._splits.items()}
 
-    def _generate_examples(self, source: sources.Source) -> Iterator[tuple[int, dict]]:
+    def _generate_examples(self, source: sources.Source[ScpRecord]) -> Iterator[tuple[int, dict]]:
         for i in range(len(source)):
             record = source[i]
             aliases = [(q, text) for q, texts in enumerate(record.aliases) for text in texts]

@@ -194,7 +194,7 @@ def draw(runs: Mapping[str, Mapping[str, Any]], output: str) -> list[str]:
     return paths
 
 
-def _some(source: sources.Source, count: int) -> list[ScpRecord]:
+def _some(source: sources.Source[ScpRecord], count: int) -> list[ScpRecord]:
     """Compressed records of a source, drawn from all of it, in its order."""
     order = np.random.default_rng(0).permutation(len(source))
     found: dict[int, ScpRecord] = {}

@@ -53,10 +53,11 @@ def shuffled(
         `interval` and `p`, and the share of answers that `changed`.
     """
     rng = np.random.default_rng(seed)
-    asked = []
-    for record in records:
-        if copy := copies.reordered(record.document, rng):
-            asked.append((record.document, copy, record.questions, record.accepted))
+    asked = [
+        (record.document, copy, record.questions, record.accepted)
+        for record in records
+        if (copy := copies.reordered(record.document, rng))
+    ]
     if not asked:
         return {}
     documents = [each[0] for each in asked for _ in each[2]]  # a question's, drawn together

@@ -134,10 +134,11 @@ def bert_scores(encoder: str) -> Similar:
             f"--encoder={encoder}: no encoder that bert-score reads ({reason(e)})"
         ) from e
     longest = getattr(config, "max_position_embeddings", 514)
-    if scorer._tokenizer.model_max_length > longest:
+    tokenizer = scorer._tokenizer  # noqa: SLF001
+    if tokenizer.model_max_length > longest:
         # Many tell no limit, and bert-score cuts by it alone. RoBERTa's first two positions are
         # no token's.
-        scorer._tokenizer.model_max_length = longest - 2
+        tokenizer.model_max_length = longest - 2
 
     def score(texts: Sequence[str], wanted: Sequence[str]) -> list[float]:
         # bert-score asks tokenizers for the frame of an empty text, which not all can give.

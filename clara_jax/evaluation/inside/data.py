@@ -70,7 +70,7 @@ def read(model: Model, names: str, count: int) -> Given:
     return Given(documents, facts, questions)
 
 
-def _scp_records(source: sources.Source) -> Iterator[ScpRecord]:
+def _scp_records(source: sources.Source[ScpRecord]) -> Iterator[ScpRecord]:
     for i in range(len(source)):
         record = source[i]
         if record.data_type == "qa" and record.questions:

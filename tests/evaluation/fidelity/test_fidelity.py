@@ -319,7 +319,7 @@ def test_command(setup, tmp_path, monkeypatch, capsys):
     # A model with a real vocabulary is asked for paraphrases too.
     model = dataclasses.replace(setup.model.config.model, tokenizer="")
     config = dataclasses.replace(setup.model.config, model=model)
-    none = {kind: (4, ("x",)) for kind in text_lib.KINDS}
+    none = dict.fromkeys(text_lib.KINDS, (4, ("x",)))
     monkeypatch.setattr(spacy, "comparer", lambda name: lambda text, other: none)
     options = fidelity.Options(("text",), "facts:3:1", 2, spacy="en_own", tokens=4)
     clara = api.Clara(*altered(setup, config=config))
@@ -354,6 +354,7 @@ def test_parts_that_cannot_be_done_lose_no_other(setup, tmp_path, monkeypatch, c
     assert "none: cannot be read" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_command_that_was_killed_goes_on_to_the_same_numbers(setup, tmp_path, monkeypatch):
     config = dataclasses.replace(
         setup.model.config,

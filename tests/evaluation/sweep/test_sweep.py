@@ -31,7 +31,7 @@ def get_config(stage="scp"):
     config.prompts.qa_system, config.prompts.qa_user = "", "{docs}"
     config.train.steps, config.train.batch_rows = 2, 8
     config.eval.records, config.eval.max_new_tokens, config.eval.baselines = 2, 4, False
-    config.mesh.fsdp = 8
+    config.mesh.fsdp, config.lora.dropout = 1, 0.0
     return config
 '''
 SWEEP = '''
