@@ -9,6 +9,7 @@ GitHub runs no hooks, so README.md holds its tables as text: `python docs/hooks.
 """
 
 import csv
+import functools
 import inspect
 import pathlib
 import re
@@ -62,10 +63,11 @@ def options() -> str:
     from clara_jax import config as config_lib
     from clara_jax import config_help
 
+    said = functools.cache(lambda group: config_help.comments(_class(group)))
     tables: dict[str, list[list[str]]] = {}
     for name, option in config_lib.OPTIONS.items():
         group, _, last = name.rpartition(".")
-        what = config_help.comments(_class(group)).get(last, "")
+        what = said(group).get(last, "")
         names = [name for allowed in option.allowed for name in allowed.names]
         if not all(name in what for name in names):
             what += f"{'; ' if what else ''}one of {', '.join(names)}"
