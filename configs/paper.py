@@ -2,7 +2,7 @@
 
 Its models, hyperparameters, numbers of steps and rates, with its numbers beside each run. Those
 compare if the environment's DATA (a folder; `data` by default) holds its data, in our records
-(README, Train on a real LLM), with one accepted answer a question, as the paper's script counts:
+(docs/training.md, Data), with one accepted answer a question, as the paper's script counts:
 
     scp_simple.jsonl, scp_complex.jsonl, scp_paraphrase.jsonl   of 2M documents of Wikipedia-2021
     instruct.jsonl         453k questions of COCOM, 5 documents each, Mistral-7B's answers
