@@ -3,6 +3,7 @@
 #
 #   bash launch/docs.sh [mkdocs command, such as serve]
 set -euo pipefail
+source "$(dirname "$0")/help.sh"
 EXTRAS=docs
 source "$(dirname "$0")/venv.sh"
 export NO_MKDOCS_2_WARNING=1  # a notice of mkdocs-material about its successor

@@ -14,6 +14,7 @@
 # Slurm's variables. The job queues again, and resumes, when it was stopped after saving; code,
 # workdir and data have to be where all machines see them.
 set -euo pipefail
+source "$(dirname "$0")/help.sh"
 DRY='' REST=()
 for argument in "$@"; do
   if [ "$argument" = --dry-run ]; then DRY=1; else REST+=("$argument"); fi

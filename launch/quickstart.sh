@@ -7,6 +7,7 @@
 #   STAGES   which of them (default "scp instruct contrastive e2e"), in this order; the last three need those
 #            before them, of this call or an earlier one
 set -euo pipefail
+source "$(dirname "$0")/help.sh"
 source "$(dirname "$0")/dry_run.sh"
 EXTRAS=plot
 if [ -n "$DRY" ]; then cd "$(dirname "$0")/.."; else source "$(dirname "$0")/venv.sh"; fi

@@ -13,8 +13,9 @@
 #   PRESET   model of the table of time and memory (default smollm2_135m); empty: no table
 #   RATES    its compression rates (default "4 16 64")
 set -euo pipefail
+source "$(dirname "$0")/help.sh"
 source "$(dirname "$0")/dry_run.sh"
-[ $# -ge 2 ] || { sed -n '2,/^set/{/^#/!d;s/^# \{0,1\}//;p}' "$0" >&2; exit 2; }
+[ $# -ge 2 ] || { usage >&2; exit 2; }
 IFS=, read -r -a FILES <<< "$1"
 shift
 for file in "${FILES[@]}"; do

@@ -9,6 +9,7 @@
 #   DATA   directory with the JSONL files named below (default ../shared/data); where it is absent,
 #          SQuAD comes from TFDS, which downloads it
 set -euo pipefail
+source "$(dirname "$0")/help.sh"
 source "$(dirname "$0")/dry_run.sh"
 EXTRAS=plot
 if [ -n "$DRY" ]; then cd "$(dirname "$0")/.."; else source "$(dirname "$0")/venv.sh"; fi

@@ -11,6 +11,7 @@
 #   DATA   directory with qa_e2e_train.jsonl and qa_e2e_dev.jsonl (default ../shared/data)
 #   QUESTIONS, DEV   how many of each are used (default 600, and 0 for all)
 set -euo pipefail
+source "$(dirname "$0")/help.sh"
 source "$(dirname "$0")/dry_run.sh"
 OPTIONS=("$@")
 EXTRAS=plot

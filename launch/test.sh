@@ -7,6 +7,7 @@
 #   VENV=.venv-lowest RESOLUTION=lowest-direct bash launch/test.sh
 #                                                 with the lowest versions allowed, without lint
 set -euo pipefail
+source "$(dirname "$0")/help.sh"
 EXTRAS=${EXTRAS:-test}
 source "$(dirname "$0")/venv.sh"
 case ",$EXTRAS," in *,parity,*)

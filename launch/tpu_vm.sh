@@ -19,7 +19,7 @@
 #
 # Queued resources instead of `tpu-vm create`: they wait for capacity, and tell of a preemption.
 set -euo pipefail
-DRY='' COMMAND=''; source "$(dirname "$0")/run.sh"
+DRY='' COMMAND=''; source "$(dirname "$0")/help.sh"; source "$(dirname "$0")/run.sh"
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
   case $1 in
     --dry-run) DRY=1 ;;

@@ -58,6 +58,16 @@ def test_scripts_are_short_and_parse(script):
 # --- TPU VMs -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("script", [s for s in SCRIPTS if "\nset -e" in (ROOT / s).read_text()])
+def test_help_is_shown_before_anything_is_installed(tmp_path, script):
+    if script.name == "tpu_worker.sh":
+        pytest.skip("tpu_vm.sh calls it")
+    done = bash(str(script.relative_to("launch")), "--help", VENV=str(tmp_path / "venv"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"bash {script}" in done.stdout and "set -" not in done.stdout
+    assert not (tmp_path / "venv").exists()
+
+
 def test_tpu_commands():
     (create, wait) = commands("tpu_vm.sh", "create", "--dry-run", **TPU)
     assert create[:6] == ["gcloud", "compute", "tpus", "queued-resources", "create", "clara"]

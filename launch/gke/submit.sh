@@ -16,6 +16,7 @@
 #   RESTARTS      before Kubernetes gives up (default 100); a run resumes at each
 #   ACCOUNT       Kubernetes service account that may read and write the bucket (default: default)
 set -euo pipefail
+source "$(dirname "$0")/../help.sh"
 DRY='' REST=()
 for argument in "$@"; do
   if [ "$argument" = --dry-run ]; then DRY=1; else REST+=("$argument"); fi
