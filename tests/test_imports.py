@@ -107,3 +107,16 @@ def test_models_know_nothing_but_arrays(module):
 @pytest.mark.parametrize("module", FILES)
 def test_package_needs_no_other_framework(module):
     assert not {name.split(".")[0] for name in imports(FILES[module])} & NEVER
+
+
+@pytest.mark.parametrize("name", ["ask", "api", "serving.run", "corpus.compress"])
+def test_asking_and_serving_need_no_pipeline_of_training_data(name):
+    """Neither TFDS nor Grain nor Optax: they take long to import, and fail in ways of their own."""
+    reached, todo = set(), [f"clara_jax.{name}"]
+    while todo:
+        module = todo.pop()
+        if module not in reached:
+            reached.add(module)
+            todo += ours(module)
+    used = {found.partition(".")[0] for module in reached for found in imports(FILES[module])}
+    assert "jax" in used and not used & {"tensorflow_datasets", "grain", "optax"}
