@@ -6,6 +6,7 @@ themselves. The same names give ScpRecords for SCP (form `scp`) and QaRecords fo
 (form `qa`).
 """
 
+import collections
 import dataclasses
 import os
 import re
@@ -157,7 +158,8 @@ class Concatenation(_View):
         return self._source[which][rest]
 
     def __repr__(self) -> str:
-        return " + ".join(map(repr, self._source))
+        counted = collections.Counter(map(repr, self._source))
+        return " + ".join(f"{n} * {name}" if n > 1 else name for name, n in counted.items())
 
 
 class AsText(_View):

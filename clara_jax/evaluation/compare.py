@@ -18,7 +18,7 @@ from clara_jax.errors import UserError, command
 from clara_jax.evaluation import evaluated, predictions
 from clara_jax.evaluation.curves import curves
 from clara_jax.evaluation.evaluated import Run
-from clara_jax.plotting import pyplot, save
+from clara_jax.plotting import COLOURS, pyplot, save
 from clara_jax.runs.workdir import labels
 from clara_jax.text import markdown
 
@@ -86,7 +86,9 @@ def plot(workdirs: Sequence[str], path: str) -> bool:
         UserError: matplotlib is missing, a run's metrics.jsonl is damaged, or the picture cannot be
             written.
     """
-    shown = curves(dict(zip(labels(workdirs), workdirs, strict=True)), CURVES)
+    by_label = dict(zip(labels(workdirs), workdirs, strict=True))
+    colours = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(by_label)}
+    shown = curves(by_label, CURVES)
     if not shown:
         return False
     figure, axes = pyplot().subplots(
@@ -94,7 +96,7 @@ def plot(workdirs: Sequence[str], path: str) -> bool:
     )
     for ax, (key, by_run) in zip(axes[0], shown.items(), strict=True):
         for label, points in by_run.items():
-            ax.plot(*zip(*points, strict=True), label=label)
+            ax.plot(*zip(*points, strict=True), label=label, color=colours[label])
         ax.set(xlabel="step", title=CURVES[key], yscale="log" if key == "loss" else "linear")
         ax.grid(alpha=0.3)
         ax.legend()

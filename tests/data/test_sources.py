@@ -13,6 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from clara_jax.data import sources
+from clara_jax.data.facts import FactsSource
 from clara_jax.data.importers import tfds_builder
 from clara_jax.errors import UserError
 
@@ -321,3 +322,8 @@ def test_each_question_of_an_scp_source_by_itself(tmp_path):
         sources.open_source(f"each:reconstruct:{path}", form="qa")
     with pytest.raises(UserError, match="each:text:facts:3"):
         sources.open_source("text:facts:3", form="qa")
+
+
+def test_a_source_counted_several_times_is_named_once():
+    first, second = FactsSource(3), FactsSource(5)
+    assert repr(sources.Concatenation([first, second, first])) == f"2 * {first!r} + {second!r}"

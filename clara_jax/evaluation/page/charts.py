@@ -47,6 +47,7 @@ class Series:
     points: Sequence[tuple[float, float]]  # (x, y), in the order in which they are joined
     ends: Sequence[tuple[float, float]] = ()  # (low, high) of the interval of each point, or empty
     marks: bool = False  # whether points are marked
+    look: int | None = None  # number of its colour, dashes and marks; None: its place in the chart
 
 
 def chart(
@@ -69,9 +70,10 @@ def chart(
         size = (_WIDTH, _HEIGHT + _ROW * rows)
         figure, ax = plots.subplots(figsize=size, layout="constrained")
         for number, one in enumerate(series):
-            style = {"color": COLOURS[number % len(COLOURS)]}
-            marker = _MARKS[number % len(_MARKS)] if one.marks else ""
-            dashes = _DASHES[number % len(_DASHES)]
+            look = number if one.look is None else one.look
+            style = {"color": COLOURS[look % len(COLOURS)]}
+            marker = _MARKS[look % len(_MARKS)] if one.marks else ""
+            dashes = _DASHES[look % len(_DASHES)]
             ax.plot(*zip(*one.points, strict=True), ls=dashes, marker=marker, ms=5, **style)
             # Beside each other, or intervals of one x would cover each other.
             aside = (number - (len(series) - 1) / 2) * min(2.4, 24 / len(series))

@@ -232,13 +232,13 @@ def _paper(runs: Sequence[Run]) -> Section:
 
 
 def _curves(runs: Sequence[Run]) -> list[Chart]:
-    drawn = []
+    drawn, looks = [], {run.label: i for i, run in enumerate(runs)}  # of a run in every chart
     for key, by_run in curves({run.label: run.workdir for run in runs}, CURVES).items():
         title, log = CURVES[key]
         lines = []
         for label, points in by_run.items():
             points = points[:: -(-len(points) // _POINTS)]
-            lines.append(Series(label, points, marks=len(points) < 10))
+            lines.append(Series(label, points, marks=len(points) < 10, look=looks[label]))
         log = log and all(y > 0 for line in lines for _, y in line.points)
         drawn.append(_drawn(key, title, "step", lines, log_y=log))
     return drawn

@@ -112,6 +112,14 @@ def test_markdown_has_the_same_tables_and_charts(workdirs, tmp_path):
         assert len(widths) == 1, part
 
 
+def test_a_run_has_one_colour_in_all_charts(workdirs, tmp_path):
+    path = tmp_path / "a4" / "metrics.jsonl"
+    path.write_text(path.read_text().replace("recall@1", "other"))
+    assert page.main([str(tmp_path / "report.html"), *workdirs]) == 0
+    (chart,) = tmp_path.glob("*/recall-at-1.svg")
+    assert "var(--c1, " in chart.read_text() and "var(--c0, " not in chart.read_text()
+
+
 def test_one_run_without_curves_or_environment(workdirs, tmp_path, capsys):
     (tmp_path / "a4" / "metrics.jsonl").unlink()
     path = tmp_path / "a4" / "eval" / "3.json"
