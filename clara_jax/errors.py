@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable
 
 BUG = 70  # exit code of a fault of ours, as in sysexits.h
+_MOST = 800  # letters of a message
 INTERRUPTED = 130  # 128 and the number of SIGINT
 
 # Modules that an extra of ours brings.
@@ -69,6 +70,8 @@ def tell(error: BaseException) -> int:
             f"{reason(error)}; this is a bug in clara_jax: report it with {_log(error)}, which "
             "says where it happened"
         )
+    if len(text) > _MOST:  # it quotes an input that nobody wants to see whole
+        text = f"{text[: _MOST // 2]} ... {text[-_MOST // 2 :]}"
     print(f"clara_jax: {text}", file=sys.stderr)
     return code
 

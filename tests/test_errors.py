@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from clara_jax.errors import UserError, command
+from clara_jax.errors import UserError, command, tell
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,10 @@ def test_success_is_zero():
     assert command(lambda: None)() == 0 and command(lambda: 3)() == 3
     with pytest.raises(SystemExit):
         command(sys.exit)(1)
+
+
+def test_a_long_input_does_not_make_a_long_line(capsys):
+    tell(UserError(f"config.seed={'7' * 10**6} must be from 0; see --help"))
+    line = capsys.readouterr().err
+    assert len(line) < 900 and line.startswith("clara_jax: config.seed=777")
+    assert "7 ... 7" in line and line.endswith("see --help\n")
