@@ -9,8 +9,9 @@ import numpy as np
 from clara_jax import api
 from clara_jax.api import Answer, Clara
 from clara_jax.config import Config
+from clara_jax.corpus.search.build import SearchableStore
 from clara_jax.corpus.search.search import Hit, Search, find
-from clara_jax.corpus.store import Store, open_store
+from clara_jax.corpus.store import open_store
 from clara_jax.data.documents import read_documents
 from clara_jax.errors import UserError
 from clara_jax.progress import Progress
@@ -53,11 +54,11 @@ def run(
         raise UserError("--question is empty; leave it out to read questions from standard input")
     if documents is not None and config is not None:
         raise UserError("--mode=ask uses --config only with --store; leave it out")
-    texts = None if documents is None else read_documents(documents)
+    texts = [] if documents is None else read_documents(documents)
     opened = None if store is None else open_store(store)
     clara = api.load(workdir, base).at_rate(rate)
     clara.ask([], [], **options)  # so that a wrong option is reported before any work
-    if texts is not None:
+    if opened is None:
         memories = _compress(clara, texts)
 
         def answer(question: str) -> str:
@@ -101,7 +102,7 @@ def show(answer: Answer, texts: Sequence[str]) -> str:
     return "\n".join([answer.text, *(f"  {score:7.4f}  {_start(texts[i])}" for i, score in rows)])
 
 
-def show_hits(answer: str, hits: Sequence[Hit], store: Store) -> str:
+def show_hits(answer: str, hits: Sequence[Hit], store: SearchableStore) -> str:
     """The answer, then a line for each document with its score, id and title or first words."""
     rows = zip(hits, store.documents([hit.row for hit in hits]), strict=True)
     lines = (f"  {hit.score:7.4f}  {d.id}  {_start(d.title or d.text)}" for hit, d in rows)

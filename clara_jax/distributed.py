@@ -174,10 +174,11 @@ def _leave(error: BaseException, farewell: Callable[[], None]) -> None:
         code = LOST  # the line comes when the process has ended
     elif (code := _code(error)) == 2:
         # Others often find the same mistake: each shall report it before the first one ends.
-        # No public barrier has a time limit.
         with contextlib.suppress(Exception):
-            client = jax._src.distributed.global_state.client  # noqa: SLF001
-            client.wait_at_barrier("clara_jax mistake", _MEETING * 1000)
+            from jax._src.distributed import global_state  # no public barrier has a time limit
+
+            if global_state.client is not None:
+                global_state.client.wait_at_barrier("clara_jax mistake", _MEETING * 1000)
         farewell()
     else:
         farewell()

@@ -58,7 +58,7 @@ def tell(error: BaseException) -> int:
     extra = _extra(error)
     if isinstance(error, KeyboardInterrupt):
         code, text = INTERRUPTED, "interrupted"
-    elif extra:
+    elif isinstance(error, ImportError) and extra:
         text = f"{error.name} is not installed: pip install 'clara-jax[{extra}]'"
     elif isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
         text = f"out of memory ({reason(error)}); make the batch, the lengths or the model smaller"

@@ -5,6 +5,7 @@ with Ledger("state.jsonl", size) as ledger:
     ledger.append({"job": 3})
 """
 
+import io
 import json
 import os
 import time
@@ -60,7 +61,7 @@ class Ledger:
         """Adds a line; returns the position of its first byte."""
         line = json.dumps(entry, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
         if self._file is not None:
-            self._write(line)
+            self._write(self._file, line)
         else:
             self._lines.append(line)
         if time.monotonic() - self._written > (_SYNC if self._file else _PAUSE):
@@ -82,12 +83,12 @@ class Ledger:
         if self._file is not None:
             self._file.close()
 
-    def _write(self, line: bytes) -> None:
+    def _write(self, file: io.FileIO, line: bytes) -> None:
         try:
             while line:
-                line = line[self._file.write(line) :]
+                line = line[file.write(line) :]
         except OSError as e:  # a full disk: the next line must not follow half of this one
-            self._file.truncate(self.size)
+            file.truncate(self.size)
             raise OSError(e.errno, e.strerror, self._name) from e
 
 

@@ -15,6 +15,7 @@ With one --output for all of them, what the sweeps have in common is trained onc
 
 import itertools
 import os
+from collections.abc import Collection, Mapping
 
 from clara_jax.evaluation.paper import paper
 from clara_jax.evaluation.sweep.plan import Options, Sweep
@@ -47,7 +48,7 @@ def scp(parts: tuple[str, ...], share: float = 1.0) -> Options:
 
 def data(stage: str, names=paper.DATA, settings=("normal", "oracle")) -> dict[str, Options]:
     """A data set's development questions, and, after instruct, those to train on."""
-    found = {}
+    found: dict[str, Options] = {}
     for name, setting in itertools.product(names, settings):
         documents = 5 if stage == "instruct" else 20
         options = {"eval.sources": f"{FOLDER}/{name}_{setting}_{documents}.jsonl"}
@@ -204,7 +205,7 @@ def get_sweep(name: str = "joint") -> Sweep:
     )
 
 
-def _numbers(stage: str, axes: dict[str, dict[str, Options]]) -> dict[str, dict[str, float]]:
+def _numbers(stage: str, axes: Mapping[str, Collection[str]]) -> dict[str, dict[str, float]]:
     """The paper's of each run of the grid."""
     found = {}
     for labels in itertools.product(*axes.values()):

@@ -57,11 +57,11 @@ def compile_program(config: Config, target: chips.Target, name: str) -> dict[str
     start = time.perf_counter()
     try:
         with doing(f"compiling {name} for {target.name}"):
-            compiled, needed = program.function.lower(*program.arguments).compile(), None
+            compiled, needed = program.function.lower(*program.arguments).compile(), 0
     except jax.errors.JaxRuntimeError as e:
-        if "RESOURCE_EXHAUSTED" not in str(e):
-            raise
         compiled, needed = None, _needed(str(e))
+        if not needed:
+            raise
     kinds = {kind: _bytes(tree) for kind, tree in program.kinds.items()}
     result = {
         "topology": target.name,
@@ -83,7 +83,7 @@ def compile_program(config: Config, target: chips.Target, name: str) -> dict[str
 
 
 def _memory(
-    kinds: dict[str, int], compiled: Any, needed: int | None, target: chips.Target
+    kinds: dict[str, int], compiled: Any, needed: int, target: chips.Target
 ) -> dict[str, Any]:
     """HBM of one device by kind; `temporaries` are activations, gradients and scratch."""
     if compiled is None:
@@ -107,25 +107,25 @@ def _memory(
 
 
 def _time(compiled: Any, program: Program, target: chips.Target) -> dict[str, Any]:
-    known = compiled is not None and target.chip is not None
-    took = cost.predict(hlo.parse(compiled.as_text()), target) if known else cost.Cost()
-    peak = target.chip.flops * len(target.devices) if known else 0
+    chip = None if compiled is None else target.chip
+    took = cost.predict(hlo.parse(compiled.as_text()), target) if chip else cost.Cost()
+    peak = chip.flops * len(target.devices) if chip else 0
     times = {
         "predicted_step_seconds": took.seconds,
-        "predicted_mfu": known and program.flops / (took.seconds * peak),
+        "predicted_mfu": peak and program.flops / (took.seconds * peak),
         "compute_seconds": took.compute,
         "interconnect_seconds": took.interconnect,
-        "collective_bytes": {kind: int(n) for kind, n in took.moved.items()},
+        "collective_bytes": dict(took.moved),
         "pallas_calls": took.calls,
         "unpriced_parts": took.unpriced,
     }
-    return times if known else dict.fromkeys(times)
+    return times if chip else dict.fromkeys(times)
 
 
 def _needed(message: str) -> int:
-    """Bytes that the compiler's message says are too many; its "temporaries" hold arguments too."""
-    amount, unit = re.search(r"temporaries \(([\d.]+)([KMGT]?)\)", message).groups()
-    return int(float(amount) * 2 ** (10 * " KMGT".index(unit or " ")))
+    """Bytes that the compiler's message says are too many, or 0; "temporaries" hold arguments."""
+    told = re.search(r"RESOURCE_EXHAUSTED.*temporaries \(([\d.]+)([KMGT]?)\)", message, re.DOTALL)
+    return int(float(told[1]) * 2 ** (10 * " KMGT".index(told[2] or " "))) if told else 0
 
 
 def _limit(target: chips.Target) -> int | None:

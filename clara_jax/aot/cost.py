@@ -35,7 +35,7 @@ class Cost:
     seconds: float = 0.0  # with collectives beside the computation where the schedule has them so
     compute: float = 0.0  # of which it computes
     interconnect: float = 0.0  # of collectives, whether or not something is computed meanwhile
-    moved: Counter = dataclasses.field(default_factory=Counter)  # bytes of collectives by kind
+    moved: Counter[str] = dataclasses.field(default_factory=Counter)  # bytes of collectives by kind
     calls: int = 0  # Pallas kernels
     # loops of unknown length, counted once, and kernels and choices of unknown work
     unpriced: int = 0
@@ -57,7 +57,8 @@ def predict(module: Module, target: Target) -> Cost:
 
 class _Walk:
     def __init__(self, module: Module, target: Target) -> None:
-        self.module, self.target = module, target
+        assert target.chip is not None  # `local` is not predicted
+        self.module, self.target, self.chip = module, target, target.chip
         self.known: dict[str, Cost] = {}
 
     def cost(self, name: str) -> Cost:
@@ -118,26 +119,24 @@ class _Walk:
         else:
             total = read if read else written
         factor = _ROUNDS[kind] * (n - 1) / n if kind in _ROUNDS else _SHARES.get(kind)
-        if factor is None:
-            seconds = total / self.target.chip.link
-        else:
-            seconds = total * factor / self._bandwidth(n)
-        cost.moved[kind] += total
+        bandwidth = self.chip.link if factor is None else self._bandwidth(n)
+        seconds = total * (1 if factor is None else factor) / bandwidth
+        cost.moved[kind] += int(total)
         cost.interconnect += seconds
         return seconds
 
     def _bandwidth(self, devices: int) -> float:
         """Bytes a second into a chip of a group of devices, over the axes that the group spans."""
-        chip, links, spanned = self.target.chip, 0, 1
+        links, spanned = 0, 1
         for axis in sorted((a for a in self.target.axes if a > 1), reverse=True):
             if spanned >= devices:
                 break
             spanned *= axis
-            links += 2 if axis >= chip.wraps else 1
-        return chip.link * max(links, 1)
+            links += 2 if axis >= self.chip.wraps else 1
+        return self.chip.link * max(links, 1)
 
     def _compute(self, cost: Cost, line: Instruction, read: float, types: dict[str, str]) -> float:
-        chip = self.target.chip
+        chip = self.chip
         cycles = line.number(_CYCLES)
         if "tpu_custom_call" in line.text:
             cost.calls += 1

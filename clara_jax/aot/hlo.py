@@ -38,10 +38,10 @@ class Instruction:
         """Names of its operands."""
         return re.findall(r"%([\w.\-]+)", self.text.split("), ")[0])
 
-    def called(self, attribute: str = "calls") -> str | None:
-        """Name of the computation that an attribute names."""
+    def called(self, attribute: str = "calls") -> str:
+        """Name of the computation that an attribute names, empty without one."""
         match = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.text)
-        return match and match[1]
+        return match[1] if match else ""
 
     @property
     def branches(self) -> list[str]:
@@ -58,10 +58,10 @@ class Instruction:
         return None if match is None else float(match[1])
 
     @property
-    def collective(self) -> str | None:
-        """Which collective it is or starts."""
+    def collective(self) -> str:
+        """Which collective it is or starts; empty if it is none."""
         kind = self.opcode.removesuffix("-start")
-        return kind if kind in COLLECTIVES else None
+        return kind if kind in COLLECTIVES else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Module:
                     steps.append(constants[step])
         return math.ceil(max(limits) / max(steps, default=1))
 
-    def first_collective(self, name: str | None, depth: int = 3) -> Instruction | None:
+    def first_collective(self, name: str, depth: int = 3) -> Instruction | None:
         """The first collective of a computation or of those that it calls."""
         for line in self.computations.get(name, []):
             if line.collective:
@@ -108,7 +108,7 @@ class Module:
                 return inner
         return None
 
-    def _constants(self, name: str | None) -> dict[str, int]:
+    def _constants(self, name: str) -> dict[str, int]:
         """Values of a computation's constants; none of one that is not there."""
         values = {}
         for line in self.computations.get(name, []):
@@ -128,7 +128,7 @@ def parse(text: str) -> Module:
     """Reads what `compiled.as_text()` gives."""
     computations: dict[str, list[Instruction]] = {}
     lines: list[str] | None = None
-    entry = ""
+    name = entry = ""
     for line in text.splitlines():
         if lines is None:
             if header := _HEADER.match(line):
@@ -146,9 +146,9 @@ def parse(text: str) -> Module:
 
 def _instruction(line: str) -> Instruction | None:
     match = _LINE.match(line)
-    kind, rest = _split_type(match[2])
+    kind, rest = _split_type(match[2]) if match else ("", "")
     opcode = _OPCODE.match(rest)
-    return opcode and Instruction(match[1], kind, opcode[1], opcode[2])
+    return Instruction(match[1], kind, opcode[1], opcode[2]) if match and opcode else None
 
 
 def _split_type(text: str) -> tuple[str, str]:

@@ -6,7 +6,7 @@ each holds one example, and two stand for a packed row, so that configs/scp.py h
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -202,7 +202,7 @@ def _document(config: Config) -> int:
 
 
 def _abstract(
-    model: Model, shapes: dict[str, tuple[tuple[int, ...], str]]
+    model: Model, shapes: Mapping[str, tuple[tuple[int, ...], str]]
 ) -> dict[str, jax.ShapeDtypeStruct]:
     batch = {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
     return sharding.abstract(model.mesh, "batch", batch)
@@ -225,24 +225,25 @@ def inference_shapes(model: Model, trees: Trees) -> tuple[Any, Any, Any, Any]:
     trees = generate.needed(trees, "generator")
     B, T, K, M = config.eval.batch, DECODER - NEW_TOKENS, config.select.k, config.memory_tokens
     T = config.data.decoder_row or T
+    array: Any = jax.ShapeDtypeStruct  # stands for an array
     prompts = generate.PromptBatch(
-        tokens_BT=jax.ShapeDtypeStruct((B, T), jnp.int32),
-        lengths_B=jax.ShapeDtypeStruct((B,), jnp.int32),
-        slots_BT=jax.ShapeDtypeStruct((B, T), jnp.int32),
-        vectors_BSD=jax.ShapeDtypeStruct((B, K * M, architecture.d_model), jnp.float32),
+        tokens_BT=array((B, T), jnp.int32),
+        lengths_B=array((B,), jnp.int32),
+        slots_BT=array((B, T), jnp.int32),
+        vectors_BSD=array((B, K * M, architecture.d_model), jnp.float32),
     )
     prompts = sharding.abstract(model.mesh, "prompts", prompts)
     cache = jax.eval_shape(lambda: Cache.create(architecture, B, T + NEW_TOKENS - 1))
     everywhere = sharding.replicated(model.mesh)
     rows = sharding.batch_sharding(model.mesh)
-    numbers_B = jax.ShapeDtypeStruct((B,), jnp.int32, sharding=rows)
+    numbers_B = array((B,), jnp.int32, sharding=rows)
     state = generate.Unfinished(
-        step=jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere),
-        tokens_BN=jax.ShapeDtypeStruct((B, NEW_TOKENS), jnp.int32, sharding=rows),
-        done_B=jax.ShapeDtypeStruct((B,), jnp.bool_, sharding=rows),
+        step=array((), jnp.int32, sharding=everywhere),
+        tokens_BN=array((B, NEW_TOKENS), jnp.int32, sharding=rows),
+        done_B=array((B,), jnp.bool_, sharding=rows),
         rows=DecodingState(
             numbers_B, numbers_B, None, sharding.abstract(model.mesh, "cache", cache)
         ),
     )
-    stop_V = jax.ShapeDtypeStruct((architecture.vocab_size,), jnp.bool_, sharding=everywhere)
+    stop_V = array((architecture.vocab_size,), jnp.bool_, sharding=everywhere)
     return trees, stop_V, prompts, state

@@ -62,7 +62,7 @@ def run(
         write.check(store)
     if delete is not None:
         write.delete(store, _ids(delete), again=bool(compact))
-    if documents is not None:
+    if documents is not None and workdir is not None:
         _add(store, workdir, documents, base, config)
     if compact:
         write.compact(store)

@@ -384,8 +384,8 @@ def part_of(name: str, table: pyarrow.Table) -> StorePart:
 
     size = sum(total(pyarrow.compute.binary_length(table[column])) for column in ("title", "text"))
     firsts = total(pyarrow.compute.equal(table["chunk"], 0).cast(pyarrow.int64()))
-    sums = (total(table[column]) for column in ("tokens", "cut"))
-    return StorePart(name, table.num_rows, firsts, *sums, size)
+    fed, cut = total(table["tokens"]), total(table["cut"])
+    return StorePart(name, table.num_rows, firsts, fed, cut, size)
 
 
 def _sharded(inner: Sequence[int]) -> dict[str, Any]:

@@ -118,7 +118,8 @@ class Store:
         reads = (
             (first, self._begin(range(first, min(first + size, self.rows)))) for first in starts
         )
-        for (first, begun), _ in itertools.pairwise(itertools.chain(reads, [None])):
+        end = (self.rows, self._begin(()))
+        for (first, begun), _ in itertools.pairwise(itertools.chain(reads, [end])):
             yield first, self._floats(self._end(*begun))
 
     def documents(self, rows: Sequence[int]) -> list[StoredDocument]:
@@ -186,7 +187,7 @@ class Store:
             self._tables[number] = format.read_table(self._folder(number), rows)
         return self._tables[number]
 
-    def take(self, rows: Sequence[int], columns: Sequence[str]) -> pyarrow.Table:
+    def take(self, rows: Sequence[int] | np.ndarray, columns: Sequence[str]) -> pyarrow.Table:
         """Columns of the documents at rows."""
         tables, places = [], np.empty(len(rows), np.int64)
         count = 0
@@ -229,7 +230,9 @@ class Store:
     def _folder(self, number: int) -> str:
         return format.part_folder(self.path, self.parts[number].name)
 
-    def _by_part(self, rows: Sequence[int]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    def _by_part(
+        self, rows: Sequence[int] | np.ndarray
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Parts of rows, by number; positions among `rows`; and the rows' numbers in the part."""
         rows_n = np.asarray(rows, np.int64)
         if ((rows_n < 0) | (rows_n >= self.rows)).any():

@@ -127,7 +127,7 @@ def measure(rows: Iterable[dict[str, np.ndarray]], data: Data, layout: TextLayou
     sample = list(itertools.islice(rows, data.packing_bins))
     segments = {side: np.stack([row[f"{side}_segments"] for row in sample]) for side in _SIDES}
     lengths = RowLengths(*(segments[side].shape[1] for side in _SIDES))
-    padding = [float((segments[side] == 0).mean()) for side in _SIDES]
+    encoder, decoder = (float((segments[side] == 0).mean()) for side in _SIDES)
     rates = len(layout.vectors)
     examples = int(-(-segments["dec"].max(1) // rates).sum())
     documents = sum(int(row["doc_valid"].sum()) for row in sample)
@@ -137,7 +137,8 @@ def measure(rows: Iterable[dict[str, np.ndarray]], data: Data, layout: TextLayou
     used = sum(int((segments[side] > 0).sum()) for side in _SIDES)
     total = sum(segments[side].size for side in _SIDES)
     rate = text / max(memory, 1)
-    return Report(lengths, len(sample), examples, *padding, rate, padded / total, padded / used)
+    ratios = padded / total, padded / used
+    return Report(lengths, len(sample), examples, encoder, decoder, rate, *ratios)
 
 
 def smallest_row(data: Data, layout: TextLayout) -> int:

@@ -158,9 +158,10 @@ class TextLayout:
         """
         if record.compress:
             enc, document_cut = self.document_ids(record.document)
+            given = self.at_rates()
         else:
             text = self.head(record.document)
-            enc, document_cut = [], text != record.document
+            enc, document_cut, given = [], text != record.document, [[text]]
         if record.data_type == "qa":
             answer = qa_text(record.questions, record.answers)
         else:
@@ -168,7 +169,6 @@ class TextLayout:
         if record.data_type == "reconstruction":
             answer = self.head(answer)
 
-        given = self.at_rates() if record.compress else [[text]]
         dialogues = [
             dialogue(self.tokenizer, *self.scp_turns(record, docs, index), answer) for docs in given
         ]
@@ -206,7 +206,7 @@ class TextLayout:
             order = np.arange(len(tokens), dtype=np.int32)
             rows.append((tokens, labels(tokens, start), order, np.full_like(tokens, part), slots))
         cut = any(len(ids) > most for ids, _ in dialogues)
-        return Turns(*(np.concatenate(column) for column in zip(*rows, strict=True)), cut)
+        return Turns(*map(np.concatenate, zip(*rows, strict=True)), cut=cut)
 
     def scp_question(self, docs: Parts, question: str) -> list[int]:
         """Prompt that asks an SCP model one question; its answer ends at the next newline.

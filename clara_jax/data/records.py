@@ -15,7 +15,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from clara_jax import files
 from clara_jax.errors import UserError, reason
@@ -123,8 +123,8 @@ def names_of(text: str) -> list[str]:
 
 
 def _name(text: str) -> str:
-    prefix = _PREFIX.match(text.strip())[0]
-    return prefix + os.path.expanduser(text.strip().removeprefix(prefix))
+    path = _PREFIX.sub("", text := text.strip(), count=1)
+    return text.removesuffix(path) + os.path.expanduser(path)
 
 
 def lines(path: str) -> Iterator[tuple[dict[str, Any], str]]:
@@ -326,7 +326,7 @@ def _filled(texts: Sequence[str], what: str, origin: str) -> None:
             raise UserError(f"{origin}: {what} {number} is empty; fill it or leave the record out")
 
 
-def _is_texts(value: Any) -> bool:
+def _is_texts(value: Any) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 

@@ -29,9 +29,11 @@ R = TypeVar("R", covariant=True)
 
 
 class Source(Protocol[R]):
-    """Records of one form by position; `keys` holds uint32 hashes of their titles."""
+    """Records of one form by position."""
 
-    keys: np.ndarray
+    @property
+    def keys(self) -> np.ndarray:
+        """Hashes of their titles, uint32."""
 
     def __len__(self) -> int: ...
 

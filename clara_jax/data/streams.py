@@ -60,8 +60,9 @@ class Streams(Iterator[Batch]):
         self._rows = slice(own.start - first, own.stop - first)
 
     def __next__(self) -> Batch:
-        parts = [next(stream, None) for stream in self._streams.values()]
-        if self._any_of(any(part is None for part in parts)):
+        read = (next(stream, None) for stream in self._streams.values())
+        parts = [part for part in read if part is not None]
+        if self._any_of(len(parts) < len(self._streams)):
             raise StopIteration
         if len(parts) == 1:
             return {key: value[self._rows] for key, value in parts[0].items()}

@@ -48,7 +48,9 @@ class TfdsSource:
         return len(self._groups)
 
     def __getitem__(self, index: int) -> ScpRecord:
-        return self._record(self._groups[index])
+        record = self._record(self._groups[index])
+        assert record is not None  # else it is in no group
+        return record
 
     def __repr__(self) -> str:
         return f"TfdsSource({self._name!r}, {len(self)} records)"
@@ -58,7 +60,7 @@ class TfdsSource:
         values = [read_row(self._rows, i, self._name) for i in rows]
         if records.is_scp(values[0]):
             return records.parse_scp(_with_aliases(values[0], origin), origin)
-        pairs = []
+        pairs, context = [], ""
         for value in values:
             try:
                 if texts := value["answers"]["text"]:

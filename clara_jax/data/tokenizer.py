@@ -16,7 +16,8 @@ import os
 import pathlib
 import re
 import threading
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from typing import Any
 
 import jinja2
 import tokenizers
@@ -197,13 +198,13 @@ class Tokenizer:
         text = _REMOVE.sub("", text)
         return self._added_pattern.sub(lambda match: self._protection[match[0]], text)
 
-    def _render(self, turns: dict[str, str | None], opens: bool = True) -> str:
+    def _render(self, turns: Mapping[str, str | None], opens: bool = True) -> str:
         texts = {role: text for role, text in turns.items() if text is not None}
-        messages = [
+        messages: list[Any] = [
             {"role": role, "content": [{"type": "text", "text": text}] if self._in_parts else text}
             for role, text in texts.items()
         ]
-        return self._hf.apply_chat_template(
+        return self._hf.apply_chat_template(  # pyrefly: ignore[bad-return]  # a text without `tokenize`
             messages,
             chat_template=self._template,
             tokenize=False,
@@ -252,7 +253,7 @@ class Tokenizer:
         rest = closed.removeprefix(opened) if closed.startswith(opened) else ""
         self._cuts = not rest.lstrip().startswith(_ANSWER)
 
-    def _shows(self, turns: dict[str, str | None]) -> bool:
+    def _shows(self, turns: dict[str, str]) -> bool:
         """Whether the template shows these texts in an open and in a closed exchange."""
         for more in ({}, {"assistant": "the answer"}):
             try:

@@ -36,7 +36,7 @@ class Asker:
         self.malformed = 0
 
     async def __call__(
-        self, step: str, name: str, greedy: bool = True, **places: str
+        self, step: str, name: str, greedy: bool = True, /, **places: str
     ) -> dict[str, Any]:
         """The reply to a prompt.
 
@@ -44,7 +44,7 @@ class Asker:
             Failed: it is never what was asked for, or refused.
             Unavailable: the endpoint gives nothing but errors now.
         """
-        messages = None
+        messages, error = None, ""
         for attempt in range(self._options.repairs + 1):
             reply = self._kept.pop(f"{step}.{attempt}", None)
             if reply is None:
@@ -52,8 +52,8 @@ class Asker:
                 reply = await self._ask(f"{step}.{attempt}", name, messages, greedy, attempt)
             if reply.value is not None:
                 return reply.value
-            self.malformed += 1
-        raise Failed(f"malformed reply to {name}: {reply.error}")
+            self.malformed, error = self.malformed + 1, reply.error
+        raise Failed(f"malformed reply to {name}: {error}")
 
     async def _ask(self, step: str, name: str, messages: Any, greedy: bool, attempt: int) -> Reply:
         # Asked greedily again, a model says the same again.

@@ -145,7 +145,12 @@ def answer_batches(
             count = where.stop - where.start
             places[row, :count] = np.arange(where.start - 1, where.stop - 1)
             targets[row, :count] = asked[i].tokens[where]
-        yield index, *(generate.put(model, x) for x in (batch, places, targets))
+        yield (
+            index,
+            generate.put(model, batch),
+            generate.put(model, places),
+            generate.put(model, targets),
+        )
 
 
 def log_probabilities(

@@ -6,6 +6,7 @@ evaluation/joint.py.
 
 import dataclasses
 import os
+from typing import Any
 
 from clara_jax import distributed, sharding
 from clara_jax.config import Config, with_options
@@ -51,12 +52,12 @@ def run(config: Config, workdir: str, base: str | None = None) -> int:
         named = {name: value for name, value in named.items() if value}
         config = with_options(model.config, {**named, "eval": config.eval})
         model = dataclasses.replace(model, config=config)
-    settings = {"sources": config.data.sources, "holdout": config.data.holdout}
+    settings: dict[str, Any] = {"sources": config.data.sources, "holdout": config.data.holdout}
     if config.model.param_dtype == "int8":  # not what the same settings give otherwise
         settings["param_dtype"] = "int8"
     settings |= dataclasses.asdict(config.eval)
     weights = fingerprint.model_hash(model, trees)
-    basis = {"step": model.step, "model": weights, **settings}
+    basis: dict[str, Any] = {"step": model.step, "model": weights, **settings}
     if config.eval.store:  # another may be in its place by now
         basis["manifest"] = dataclasses.asdict(open_store(config.eval.store).manifest)
     journal = Journal(os.path.join(workdir, "eval"), basis)

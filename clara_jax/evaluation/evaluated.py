@@ -122,7 +122,8 @@ def paired(
             if name in one and name in other
         ]
         if has:
-            tested[name] = statistics.paired(*zip(*has, strict=True)), len(has)
+            one, other, group = zip(*has, strict=True)
+            tested[name] = statistics.paired(one, other, group), len(has)
     return tested
 
 
@@ -246,7 +247,7 @@ def _over_seeds(values: Sequence[Values], metric: str) -> str:
     """Empty where not all have it, or of other numbers of questions, which do not compare."""
     if len({len(each.get(metric, ())) for each in values}) > 1 or metric not in values[0]:
         return ""
-    means = [np.mean(each[metric]) for each in values]
+    means = [float(np.mean(each[metric])) for each in values]
     return "{:.3f} ± {:.3f}".format(*statistics.over_seeds(means))
 
 

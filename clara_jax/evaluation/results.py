@@ -3,7 +3,7 @@
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from absl import logging
 from clara_jax import files
 from clara_jax.errors import UserError
 from clara_jax.evaluation import predictions, statistics
+from clara_jax.evaluation.statistics import Values
 
 SMALLEST_GAP = 1e-6
 # What the gap between the baselines is taken of, and whether more of it is better.
@@ -50,27 +51,26 @@ def gaps(conditions: dict[str, dict[str, float]], names: tuple[str, str, str]) -
     """
     if not all(name in conditions for name in names):
         return {}
-    three = [conditions[name] for name in names]
-    return {key: gap_closed(*(c[key] for c in three), more) for key, more in GAPS.items()}
+    none, memory, full = (conditions[name] for name in names)
+    return {key: gap_closed(none[key], memory[key], full[key], more) for key, more in GAPS.items()}
 
 
 def intervals(
-    values: dict[str, list[float]], groups: Sequence[str] | None = None
+    values: Mapping[str, Values], groups: Sequence[str] | None = None
 ) -> dict[str, list[float]]:
     """95 % intervals of the means, by metric; `groups` as for `statistics.interval`."""
     return {name: list(statistics.interval(each, groups)) for name, each in values.items()}
 
 
-def means(values: dict[str, list[float]]) -> dict[str, float]:
+def means(values: Mapping[str, Values]) -> dict[str, float]:
     """Means, by metric."""
     return {name: float(np.mean(each)) for name, each in values.items()}
 
 
-def share(values: Sequence[float], groups: Sequence[str] | None = None) -> dict[str, Any]:
+def share(values: Values, groups: Sequence[str] | None = None) -> dict[str, Any]:
     """`mean` of values and its 95 % `interval`; `groups` as for `statistics.interval`."""
-    values = np.asarray(values, float)
     interval = list(statistics.interval(values, groups))
-    return {"mean": float(values.mean()), "interval": interval}
+    return {"mean": float(np.mean(values)), "interval": interval}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -127,11 +127,10 @@ def write(result: dict[str, Any], workdir: str) -> str:
     directory = os.path.join(workdir, "eval")
     try:
         files.make_folder(directory)
-        for number in itertools.count(1):
-            suffix = f"-{number}" if number > 1 else ""
-            path = os.path.join(directory, f"{result['step']}{suffix}.json")
-            if not files.path(path).exists() or _settings(path) == result.get("settings"):
-                break
+        suffixes = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+        paths = (os.path.join(directory, f"{result['step']}{suffix}.json") for suffix in suffixes)
+        settings = result.get("settings")
+        path = next(p for p in paths if not files.path(p).exists() or _settings(p) == settings)
         if result.get("predictions"):
             predictions.write(result, f"{path}l")
         files.write(path, json.dumps(result, indent=2, ensure_ascii=False))

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
+Values = Sequence[float] | np.ndarray
+
 RESAMPLES = 10_000
 _DECIMALS = 12  # sums of the same numbers in another order are equal to these
 _MOST_DRAWN = 1_000_000  # numbers drawn at a time, so that memory stays small
@@ -25,7 +27,7 @@ class Paired:
 
 
 def interval(
-    values: Sequence[float],
+    values: Values,
     groups: Sequence[str] | None = None,
     seed: int = 0,
     shares: bool = True,

@@ -9,6 +9,7 @@ import pathlib
 import shlex
 import shutil
 from collections.abc import Sequence
+from typing import Any
 
 import huggingface_hub
 
@@ -100,7 +101,7 @@ def summary(config: Config, names: Sequence[str], source: str, workdir: str) -> 
     missing = [name for name in ADAPTERS if name not in names]
 
     own_base = config.model.base == native.OWN_BASE
-    options = {
+    options: dict[str, Any] = {
         "init_from": workdir,
         "model.base": os.path.join(workdir, native.BASE) if own_base else config.model.base,
         "data.document_length": data.document_length,

@@ -46,7 +46,7 @@ def documents(model: Model, what: str, value: Documents) -> list[str] | np.ndarr
     """
     M, D = len(model.extra.memory), model.architecture.d_model
     if isinstance(value, list | tuple) and value and all(isinstance(x, _ARRAY) for x in value):
-        shapes = {memory.shape for memory in value}
+        shapes = {np.shape(memory) for memory in value}
         if shapes != {(M, D)}:
             raise UserError(
                 f"memories in {what} have shapes {sorted(shapes)}, this model's are [{M}, {D}] "

@@ -7,6 +7,7 @@ attends to, and a row's new tokens count on from its own length.
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from clara_jax.inference.sampling import Draws
 from clara_jax.models import clara
@@ -30,7 +31,7 @@ def prefill(
     trees: Trees,
     role: str | None,
     x_BTD: jax.Array,
-    lengths_B: jax.Array,
+    lengths_B: jax.Array | np.ndarray,
     cache: Cache,
     draws: Draws | None = None,
 ) -> DecodingState:
@@ -52,7 +53,7 @@ def prefill(
     last_B = jnp.maximum(lengths_B - 1, 0)
     hidden_BD = jnp.take_along_axis(hidden_BTD, last_B[:, None, None], axis=1)[:, 0]
     tokens_B, draws = _choose(decoder.config, trees, hidden_BD, draws)
-    return DecodingState(tokens_B, start + lengths_B, draws, cache)
+    return DecodingState(tokens_B, jnp.asarray(lengths_B) + start, draws, cache)
 
 
 def advance(
@@ -66,7 +67,7 @@ def advance(
     return DecodingState(tokens_B, state.positions_B + 1, draws, cache)
 
 
-def positions(lengths_B: jax.Array, columns: int, start: int = 0) -> jax.Array:
+def positions(lengths_B: jax.Array | np.ndarray, columns: int, start: int = 0) -> jax.Array:
     """Int32 [B, T] of prompts whose first token is at `start`, EMPTY at the padding."""
     column_T = jnp.arange(columns, dtype=jnp.int32)[None]
     return jnp.where(column_T < lengths_B[:, None], start + column_T, EMPTY)

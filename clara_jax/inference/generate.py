@@ -7,6 +7,7 @@ are compiled.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import flax.struct
 import jax
@@ -178,8 +179,7 @@ def generate(
     max_new_tokens, stops = options.max_new_tokens, options.stop
     for length in {len(prompt.tokens) for prompt in prompts}:
         # The newest token of all has no key yet.
-        if crosses(model.architecture, length, length + max_new_tokens - 1):
-            edge = model.architecture.rope_scaling.original_length
+        if edge := crosses(model.architecture, length, length + max_new_tokens - 1):
             raise UserError(
                 f"max_new_tokens={max_new_tokens} after a prompt of {length} tokens crosses "
                 f"{edge}, the length at which this model's rotary frequencies change: ask for at "
@@ -191,7 +191,7 @@ def generate(
         size += trees["added"]["head"].shape[1]
     stop_V = np.zeros(size, bool)
     stop_V[stop_ids(model.tokenizer, stops)] = True
-    out: list[Generation | None] = [None] * len(prompts)
+    out: dict[int, Generation] = {}
     for index, arrays in prompt_batches(prompts, model.extra, batch):
         greedy = options.sampling.temperature == 0
         draws = None if greedy else Draws.create(options.sampling, len(arrays.tokens_BT), index)
@@ -208,7 +208,7 @@ def generate(
             tokens = [token for token in row if token != NONE]
             out[i] = Generation(tokens, before_stop(model.tokenizer.decode(tokens), stops))
         report(len(index))
-    return out
+    return [out[i] for i in range(len(prompts))]
 
 
 def _check_memory(model: Model, prompts: Sequence[Prompt], max_new_tokens: int, batch: int) -> None:
@@ -268,7 +268,7 @@ def needed(trees: Trees, role: str | None) -> Trees:
     return {k: v for k, v in trees.items() if k in ("base", "memory", "pool", "added", role)}
 
 
-def put(model: Model, tree: PromptBatch | np.ndarray) -> PromptBatch | jax.Array:
+def put(model: Model, tree: PromptBatch | np.ndarray) -> Any:
     """Numpy arrays onto the mesh: sharded by rows where these divide, else replicated."""
     rows = jax.tree.leaves(tree)[0].shape[0]
     shards = model.mesh.shape["data"] * model.mesh.shape["fsdp"]

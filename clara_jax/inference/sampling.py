@@ -115,7 +115,7 @@ class Draws(flax.struct.PyTreeNode):
         return draw(logits_BV, self.seed_B, self.index_B, self.count_B)
 
 
-def nucleus(logits_BV: jax.Array, top_p: jax.Array | float) -> jax.Array:
+def nucleus(logits_BV: jax.Array, top_p: jax.typing.ArrayLike) -> jax.Array:
     """Logits with -inf for all but the fewest likeliest tokens whose probabilities reach top_p."""
     sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
     probabilities_BV = jax.nn.softmax(sorted_BV, axis=-1)
@@ -132,7 +132,7 @@ def _stop_texts(stop: str | Iterable[str]) -> tuple[str, ...]:
     return tuple(filter(None, texts))
 
 
-def before_stop(text: str, stops: Sequence[str]) -> str:
+def before_stop(text: str, stops: Iterable[str]) -> str:
     """The text up to the first of the stop texts in it."""
     return re.split("|".join(map(re.escape, stops)), text, maxsplit=1)[0] if stops else text
 
@@ -147,7 +147,7 @@ def stop_ids(tokenizer: Tokenizer, stops: tuple[str, ...] = ()) -> list[int]:
     parts = list(tokenizer.chat("", "question", probe))
     after = max(i for i, part in enumerate(parts) if isinstance(part, str) and probe in part)
     ends = [part for part in parts[after:] if isinstance(part, int)][:1]
-    ids = {*ends, tokenizer.eos_id} - {None}
+    ids = {i for i in (*ends, tokenizer.eos_id) if i is not None}
     if stops:
         texts = ((i, tokenizer.decode([i])) for i in range(tokenizer.size))
         ids.update(i for i, text in texts if any(stop in text for stop in stops))

@@ -168,7 +168,7 @@ def _byte_level(
     use_regex: bool,
 ) -> tokenizers.Tokenizer:
     """A tokenizer of GPT-2's kind."""
-    pairs = [tuple(merge.split(" ", 1)) for merge in merges]
+    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     # Llama 3 takes a word that is a token whole, whatever its merges.
     whole = not use_regex

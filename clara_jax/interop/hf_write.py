@@ -4,7 +4,7 @@ import functools
 import json
 import math
 import pathlib
-from typing import Any, Literal
+from typing import Any
 
 import flax.traverse_util
 import jax
@@ -31,7 +31,7 @@ def save_params(
     *,
     adapter: Any = None,
     lora: LoraConfig | None = None,
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: str = "float32",
     shard_bytes: int = SHARD,
 ) -> None:
     """Writes model.safetensors, or several files and their index, named as the family has it.

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import flax.traverse_util
 import jax
@@ -112,7 +113,7 @@ class Tensor:
 def parameters(config: ModelConfig) -> dict[Row, jax.ShapeDtypeStruct]:
     """The base's parameters in TABLE's order, as they are held before any becomes int8."""
     held = dataclasses.replace(config, param_dtype=config.held_dtype)
-    params = flax.traverse_util.flatten_dict(abstract_params(held), sep="/")
+    params: dict[str, Any] = flax.traverse_util.flatten_dict(abstract_params(held), sep="/")
     return {row: params[row.path] for row in TABLE if row.path in params}
 
 

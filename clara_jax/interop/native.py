@@ -85,7 +85,7 @@ def read(
     """
     checksums.check(directory, "export or import it again")
     where = f"{directory}/{WEIGHTS}"
-    wanted = flax.traverse_util.flatten_dict(expected, sep="/")
+    wanted: dict[str, Any] = flax.traverse_util.flatten_dict(expected, sep="/")
     flat = {}
     with _open(directory) as file:
         for path in file.keys():  # noqa: SIM118

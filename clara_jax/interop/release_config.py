@@ -113,8 +113,9 @@ def read_chat_template(directory: str | os.PathLike[str]) -> str | None:
         UserError: a file of it cannot be read.
     """
     directory = pathlib.Path(directory)
+    path = directory / "chat_template.jinja"
     try:
-        if (path := directory / "chat_template.jinja").is_file():
+        if path.is_file():
             return path.read_text(encoding="utf-8") or None
         if (path := directory / "tokenizer_config.json").is_file():
             template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")

@@ -99,8 +99,8 @@ def _widened(name: str, tensor: np.ndarray, rank: int) -> np.ndarray:
 def _mean(head: Rows, tokens: int, n: int) -> np.ndarray:
     """Head rows of added tokens that have no logit here: the mean of all, as the release starts."""
     blocks = _blocks(head, np.zeros((0, 1)), tokens)
-    mean_D = sum(block.sum(0, dtype=np.float64) for block in blocks if len(block)) / tokens
-    return np.tile(mean_D.astype(np.float32), (n, 1))
+    sums = [block.sum(0, dtype=np.float64) for block in blocks if len(block)]
+    return np.tile((np.sum(sums, 0) / tokens).astype(np.float32), (n, 1))
 
 
 def _is_bfloat16(trees: dict[str, Any]) -> bool:

@@ -142,7 +142,7 @@ class TorchFile:
             raise UserError(f"{where}: reaches beyond its storage")
         start = self._start(entry, where)
         if entry.filename not in self._checked:
-            crc = zlib.crc32(self._bytes[start : start + entry.file_size])
+            crc = zlib.crc32(self._bytes[start : start + entry.file_size].data)
             if entry.CRC not in (0, crc):  # torch can be told to write none
                 raise UserError(f"{where}: damaged, its storage differs from its checksum")
             self._checked.add(entry.filename)
@@ -163,7 +163,7 @@ class TorchFile:
         header = self._bytes[entry.header_offset : entry.header_offset + _LOCAL_HEADER_BYTES]
         if len(header) < _LOCAL_HEADER_BYTES or bytes(header[:4]) != b"PK\x03\x04":
             raise UserError(f"{where}: the file is damaged at its storage")
-        start = entry.header_offset + _LOCAL_HEADER_BYTES + sum(_LOCAL_HEADER.unpack(header))
+        start = entry.header_offset + _LOCAL_HEADER_BYTES + sum(_LOCAL_HEADER.unpack(header.data))
         if start + entry.file_size > len(self._bytes):
             raise UserError(f"{where}: the file is cut off")
         return start
@@ -194,7 +194,7 @@ def _check_tuples(content: bytes) -> None:
                     taken.append(depth)
             else:
                 taken.append(depths.pop() or 0)
-        depth = memo.get(int(number), 0) if op.name.endswith("GET") else 0
+        depth = memo.get(int(number or 0), 0) if op.name.endswith("GET") else 0
         if "TUPLE" in op.name:
             depth = 1 + max(taken, default=0)
         if op.name == "DUP" or depth > _NESTED or (depth and op.name.endswith("GET")):

@@ -38,8 +38,16 @@ class Checkpoint(Protocol):
     format: str  # column of TABLE that its tensors are named by, `hf` or `gguf`
     # shape of each tensor that it holds, [out, in] for linear layers
     shapes: dict[str, tuple[int, ...]]
-    is_bfloat16: bool  # whether most of them are stored in bfloat16
-    kind: str  # what numbers are rounded to, if it is more than to bfloat16, such as Q8_0
+
+    @property
+    def kind(self) -> str:
+        """What numbers are rounded to, if it is more than to bfloat16, such as Q8_0."""
+        ...
+
+    @property
+    def is_bfloat16(self) -> bool:
+        """Whether most of them are stored in bfloat16."""
+        ...
 
     def read(self, name: str, index: Index) -> np.ndarray:
         """Reads tensor[index]; the slices are explicit and have step 1."""
@@ -182,6 +190,7 @@ def _put(
         shape = (1, *shape[1:])
     devices: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
+        assert index is not None  # of these devices
         bounds = tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
         devices.setdefault(bounds, []).append(device)
     arrays = []

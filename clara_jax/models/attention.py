@@ -62,9 +62,10 @@ def splash(
     extra = padded - T
     block = max(size for size in (128, 256, 384, 512) if padded % size == 0)
 
-    make = functools.partial(
+    sizes: dict[str, Any] = dict.fromkeys(_BLOCKS, block)
+    make: Callable[..., Any] = functools.partial(
         kernel_lib.make_splash_mha,
-        block_sizes=kernel_lib.BlockSizes(**dict.fromkeys(_BLOCKS, block)),
+        block_sizes=kernel_lib.BlockSizes(**sizes),
         head_shards=1,
         q_seq_shards=1,
         interpret=layout.platform != "tpu",

@@ -13,15 +13,18 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from clara_jax.models import decoder as decoder_lib
 from clara_jax.models.config import ModelConfig
 from clara_jax.models.decoder import Cache, Decoder
 
+Array = jax.Array | np.ndarray
+C = TypeVar("C", Cache, None)
 Trees = dict[str, Any]
 Batch = dict[str, jax.Array]
 
@@ -54,7 +57,7 @@ def init_memory(
     return memory, {"embed": jnp.tile(mean_D[None], (3, 1))}
 
 
-def embed(config: ModelConfig, trees: Trees, tokens: jax.Array) -> jax.Array:
+def embed(config: ModelConfig, trees: Trees, tokens: Array) -> jax.Array:
     """Input embeddings [..., D] of tokens [...], added tokens included (`ExtraTokens`)."""
     table = jnp.concatenate([trees["memory"], trees["added"]["embed"]])
     extra = table.astype(jnp.dtype(config.dtype))[jnp.maximum(tokens - config.vocab_size, 0)]
@@ -69,12 +72,13 @@ def run(
     x_BTD: jax.Array,
     positions_BT: jax.Array,
     segments_BT: jax.Array | None = None,
-    cache: Cache | None = None,
+    cache: C = None,
     rng: jax.Array | None = None,
-) -> tuple[jax.Array, Cache | None]:
+) -> tuple[jax.Array, C]:
     """The base with the adapter of `role`; `rng` switches adapter dropout on. See `Decoder`."""
     row = x_BTD, positions_BT, segments_BT, cache
-    return decoder.apply(_variables(trees, role), *row, rngs=_rngs(rng))
+    result: Any = decoder.apply(_variables(trees, role), *row, rngs=_rngs(rng))
+    return result
 
 
 def _variables(trees: Trees, role: str | None) -> dict[str, Any]:
@@ -199,7 +203,7 @@ def spread_positions(
     return jnp.where((j_BT >= 0) & (j_BT < memory_tokens), spread_BT, positions_BT)
 
 
-def fill_slots(x_BTD: jax.Array, vectors_BSD: jax.Array, slots_BT: jax.Array) -> jax.Array:
+def fill_slots(x_BTD: jax.Array, vectors_BSD: Array, slots_BT: Array) -> jax.Array:
     """Replaces x_BTD[b, t] by vectors_BSD[b, slots_BT[b, t]] where the slot is not -1."""
     index = jnp.maximum(slots_BT, 0)[..., None]
     filled = jnp.take_along_axis(vectors_BSD, index, axis=1).astype(x_BTD.dtype)

@@ -196,7 +196,7 @@ class Decoder(nn.Module):
         keys_BS = None if cache is None else cache.positions_BS
         segments = segments_BT
         if segments is None:  # the padding of prompts is a segment of its own
-            own_BS = positions_BT if cache is None else keys_BS
+            own_BS = positions_BT if keys_BS is None else keys_BS
             segments = (own_BS != EMPTY).astype(jnp.int32)
         mask_BTS = row_mask(c, positions_BT, segments_BT, both_BT, keys_BS)
         cos, sin = rotary_tables(c, positions_BT)

@@ -88,14 +88,15 @@ def rotary_tables(config: ModelConfig, positions_BT: jax.Array) -> tuple[jax.Arr
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
 
-def crosses(config: ModelConfig, length: int, longest: int) -> bool:
-    """Whether a row of `length` tokens changes its rotary frequencies on its way to `longest`.
+def crosses(config: ModelConfig, length: int, longest: int) -> int | None:
+    """Where a row of `length` tokens changes its rotary frequencies on its way to `longest`.
 
     Its keys in a cache would then not fit the queries that follow. Only LongRope has such a length;
     transformers starts again with an empty cache there.
     """
     scaling = config.rope_scaling
-    return isinstance(scaling, LongRope) and length <= scaling.original_length < longest
+    edge = scaling.original_length if isinstance(scaling, LongRope) else None
+    return edge if edge is not None and length <= edge < longest else None
 
 
 def rotate(x_BTHC: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
@@ -180,7 +181,7 @@ class Linear(nn.Module):
             jnp.dtype(self.config.held_dtype),
         )
         # Gathered as it is held, before any cast: int8 is half of what bfloat16 would move.
-        kernel = self.layout.constrain(kernel, *_GATHERED[self.name])
+        kernel = self.layout.constrain(kernel, *_GATHERED[self.name or ""])
         y = matmul(x, kernel, True)
         if self.has_variable("params", "scale"):
             scale_O = self.get_variable("params", "scale").astype(dtype)
@@ -216,7 +217,7 @@ class AdapterDropout(nn.Module):
         return jnp.where(keep, x_BTD / (1 - self.rate), jnp.zeros((), x_BTD.dtype))
 
 
-def random_words(key: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
+def random_words(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Random uint32 [B, T, D], good enough for dropout and much cheaper than `random.bits`.
 
     A random word of each row and one of each column are added, and the sum is mixed by the integer
@@ -272,11 +273,11 @@ class Attention(nn.Module):
             q = RMSNorm(c.norm_eps, c.held_dtype, name="q_norm")(q)
             k = RMSNorm(c.norm_eps, c.held_dtype, name="k_norm")(k)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        decoding = cache is not None and T < cache.slots
         if cache is not None:
             cache = cache.write(layer, k, v)
-        if decoding:
-            y = attend(q, *cache.read(layer), mask_BTS)
+        if cache is not None and T < cache.slots:
+            keys, values = cache.read(layer)
+            y = attend(q, keys, values, mask_BTS)
         else:  # the cache holds no other tokens; reading it would cost a copy
             rows = for_rows(
                 c.attention, self.layout, mask_BTS, segments_BT, c.sliding_window, self.in_order

@@ -24,7 +24,12 @@ def init_adapter(config: ModelConfig, lora: LoraConfig, rng: jax.Array) -> Adapt
         for name, leaf in abstract_params(config)["layers"][group].items()
         if name in lora.targets
     }
-    _, keys = jax.lax.scan(lambda rng, _: tuple(jax.random.split(rng)), rng, length=len(shapes))
+
+    def split(rng: jax.Array, _: Any) -> tuple[jax.Array, jax.Array]:
+        rng, key = jax.random.split(rng)
+        return rng, key
+
+    _, keys = jax.lax.scan(split, rng, length=len(shapes))
     layers: Adapter = {}
     for n_in in {n_in for _, n_in, _ in shapes.values()}:  # one draw for all of a size
         alike = [(i, *each) for i, each in enumerate(shapes.items()) if each[1][1] == n_in]

@@ -73,9 +73,9 @@ def select(
     filled_BK = hard_BKN.any(-1)
     indices_BK = jnp.where(filled_BK, jnp.argmax(hard_BKN, axis=-1), -1).astype(jnp.int32)
     hard_BKN = hard_BKN.astype(jnp.float32)
-    if method == "hard":
-        return hard_BKN, indices_BK
     relax = METHODS[method]
+    if relax is None:
+        return hard_BKN, indices_BK
     if compat and relax is _successive:
         relax = functools.partial(_successive, taken=_TAKEN_COMPAT)
     soft_BKN = relax(logits_BN, ranks_BN, valid_BN, k)

@@ -38,11 +38,14 @@ class Checkpoints:
             if distributed.is_first():
                 _set_aside(workdir)
             distributed.barrier("checkpoints")
+            policies: dict[str, Any] = {  # Orbax's own do not have the types that it asks for
+                "save_decision_policy": ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+                "preservation_policy": ocp.training.preservation_policies.LatestN(keep),
+            }
             self._checkpointer = ocp.training.Checkpointer(
                 self.directory,
                 context=context,
-                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-                preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+                **policies,
                 cleanup_tmp_directories=True,
             )
         except OSError as e:

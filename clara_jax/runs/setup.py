@@ -131,9 +131,7 @@ def create(
     return Loaded(assemble(config, mesh, architecture, tokenizer), trees)
 
 
-def assemble(
-    config: Config, mesh: Mesh, architecture: ModelConfig, tokenizer: Tokenizer | None
-) -> Model:
+def assemble(config: Config, mesh: Mesh, architecture: ModelConfig, tokenizer: Any) -> Model:
     """A model of these parts; without a tokenizer it is good for compiling alone."""
     decoder = Decoder(architecture, config.lora, sharding.layout(mesh))
     extra = ExtraTokens(architecture.vocab_size, config.memory_tokens)

@@ -37,7 +37,7 @@ def model_config(config: Config, platform: str = "cpu") -> ModelConfig:
             allow the attention.
     """
     model = _architecture(config)
-    attention = config.model.attention
+    attention: Any = config.model.attention  # checked with the config
     # The kernel counts a window's tokens by their order in the row, which `spread` departs from.
     window = model.sliding_window
     longest = config.data.document_length + config.memory_tokens

@@ -70,7 +70,8 @@ class LiveReply:
             with contextlib.suppress(RuntimeError):  # the loop has ended: nobody listens
                 loop.call_soon_threadsafe(self._events.put_nowait, (kind, value))
 
-        self.text, self.first = "", None
+        self.text = ""
+        self.first: float | None = None  # seconds to the first text
         self.job = Question(
             functools.partial(put, "end"),
             search.question,

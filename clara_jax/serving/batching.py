@@ -7,7 +7,7 @@ thread and must be quick.
 import collections
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 import jax
 import numpy as np
@@ -139,6 +139,7 @@ class Batcher:
             if why:
                 question.on_end(why)
                 continue
+            assert question.options is not None  # else it is answered by the search alone
             slot = self._in.index(None)
             try:
                 places = self._rows.place(question.rows, question.memories)
@@ -154,12 +155,14 @@ class Batcher:
             return  # the others' next token comes before the next prompt
 
     def _add(self, slot: int, question: Question, token: int) -> None:
+        options = question.options
+        assert options is not None  # as in `_admit`
         question.tokens.append(token)
         if token in self._ends:
             question.reason = "stop"
-        elif len(question.tokens) == question.options.max_new_tokens:
+        elif len(question.tokens) == options.max_new_tokens:
             question.reason = "length"
-        stops = question.options.stop
+        stops = options.stop
         whole = self._tokenizer.decode(question.tokens)
         text = before_stop(whole, stops)
         if len(text) < len(whole):
@@ -175,10 +178,11 @@ class Batcher:
 
     def _end(self, slot: int, why: Exception | None) -> None:
         question, self._in[slot] = self._in[slot], None
+        assert question is not None
         question.on_end(why)
 
 
-def _held_back(text: str, stops: Sequence[str]) -> int:
+def _held_back(text: str, stops: Iterable[str]) -> int:
     """Characters at the end of a text that may yet turn into another one, or start a stop text."""
     if text.endswith(_UNFINISHED):
         return len(text) - len(text.rstrip(_UNFINISHED))

@@ -66,7 +66,7 @@ class DeviceRows:
         """
         if len(set(rows)) > self.capacity:
             raise ValueError(f"{len(rows)} rows for a table of {self.capacity}")
-        absent = self.missing(dict.fromkeys(rows))
+        absent = self.missing(list(dict.fromkeys(rows)))
         self._count(len(rows) - len(absent), len(absent))
         left = [row for row in absent if row not in given]
         memories = dict(given) | dict(zip(left, self._read(left) if left else (), strict=True))

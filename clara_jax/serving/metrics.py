@@ -18,7 +18,7 @@ _SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60)
 _compiled = 0  # programs, of this process
 
 
-def _count(event: str, duration: float, **_: object) -> None:
+def _count(event: str, duration_secs: float, **_: object) -> None:
     global _compiled
     _compiled += event == _EVENT
 
@@ -52,7 +52,8 @@ class Metrics:
         self._hits, self._misses = cache.labels("hit"), cache.labels("miss")
         text = "Programs compiled before and after warm-up."
         compilations = Gauge("clara_compilations", text, ["when"], registry=r)
-        self._start, self._warm = _compiled, None
+        self._start = _compiled
+        self._warm: int | None = None  # programs compiled before `warmed_up`
         compilations.labels("warm_up").set_function(
             lambda: (_compiled if self._warm is None else self._warm) - self._start
         )

@@ -98,7 +98,7 @@ class _Connection(AutoHTTPProtocol):
         super().__init__(**options)
         self._wires, self._guard = wires, guard
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: Any) -> None:
         self._peer = transport.get_extra_info("peername")[:2]
         if len(self._wires) >= self._guard.most:
             active = set(self._guard.active)
@@ -128,12 +128,13 @@ class Server(uvicorn.Server):
         app, self.guard = make_app(service, token)
         app.router.lifespan_context = self._lifespan
         options = service.options
+        make_connection: Any = functools.partial(_Connection, self._wires, self.guard)
         super().__init__(
             uvicorn.Config(
                 self.guard,
                 host=options.host,
                 port=options.port,
-                http=functools.partial(_Connection, self._wires, self.guard),
+                http=make_connection,
                 log_level="warning",
                 lifespan="on",
                 server_header=False,

@@ -241,7 +241,7 @@ class Chat(BaseModel):
         """
         last = next((m.content for m in reversed(self.messages) if m.role == "user"), None)
         parts = last if isinstance(last, list) else [{"type": "text", "text": last or ""}]
-        texts = [part.get("text") for part in parts if isinstance(part, dict)]
+        texts: list[Any] = [part.get("text") for part in parts if isinstance(part, dict)]
         if len(texts) != len(parts) or not all(isinstance(text, str) for text in texts):
             raise ValueError("the last message of the user has parts that are no text")
         text = "\n".join(texts).strip()

@@ -151,10 +151,11 @@ class Service:
     def _run(self) -> None:
         while jobs := self._next():
             live = [job for job in jobs if not self._dropped(job)]
-            if live and isinstance(live[0], Work):
-                self._work(live[0])
-            elif live:
-                self._search(live)
+            for job in live:
+                if isinstance(job, Work):
+                    self._work(job)
+            if questions := [job for job in live if isinstance(job, Question)]:
+                self._search(questions)
         for job in self._jobs:
             self._one_less()
             job.on_end(Broken("the server has ended"))

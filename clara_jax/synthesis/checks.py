@@ -166,7 +166,9 @@ class _Page:
         if any(
             not mentions.has_date(date, dates)
             for date in own.dates
-            if date[1] or not mentions.has_number(date[0], self._mentions.numbers)
+            if date[1]
+            or date[0] is None
+            or not mentions.has_number(date[0], self._mentions.numbers)
         ):
             yield DATE
         if any(not mentions.has_number(number, numbers) for number in own.numbers):

@@ -82,6 +82,7 @@ async def _questions(
 ) -> dict[str, Any]:
     """The qa record of a document."""
     whole, pairs, asked = document.whole, [], {}
+    check: dict[str, Any] = {}
     simple, complex_ = await together(
         ask("0.simple", "simple", False, document=whole),
         ask("0.complex", "complex", False, document=whole),

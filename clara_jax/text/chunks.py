@@ -41,7 +41,7 @@ def chunk(text: str, fits: Fits) -> Iterator[str]:
     """
     ends, start, i = sentences.ends(text), 0, 0
     while start < len(text):
-        end = start
+        end = near = start
         while i < len(ends):
             near = _near(text, start, ends[i], fits)
             if near < ends[i] or not fits(text[start:near].strip()):

@@ -145,7 +145,7 @@ class Loop:
             self.writer.write(self.done, values)
             logging.info("step %d: %s", self.done, values)
             own, others = (values.get(f"eval/ce_loss{name}") for name in ("", "_others"))
-            if others is not None and others < _READ * own:
+            if own is not None and others is not None and others < _READ * own:
                 logging.warning(
                     "step %d: the generator does not read its memories: its held-out cross-entropy "
                     "is %.3f, and %.3f with those of other documents",

@@ -220,7 +220,8 @@ def _side(batch: Batch, side: str) -> tuple[jax.Array, jax.Array, jax.Array]:
 def _encoded(
     model: Model, trees: Trees, side: tuple[jax.Array, ...], role: str, rng: jax.Array | None
 ) -> jax.Array:
-    return clara.encode(model.decoder, trees, *side, model.memory, role, rng)
+    tokens, positions, segments = side
+    return clara.encode(model.decoder, trees, tokens, positions, segments, model.memory, role, rng)
 
 
 def _compressed(

@@ -1,5 +1,7 @@
 """AdamW with a warm-up, clipping and a schedule, over the trained trees only."""
 
+from typing import Any
+
 import jax
 import optax
 
@@ -34,7 +36,7 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
     """The transformation of gradients of the trained trees `{"compressor": …, "memory": …}`."""
     o = config.optim
 
-    def scale_memory(updates: dict, params: dict | None) -> dict:
+    def scale_memory(updates: Any, params: Any) -> Any:
         if "memory" not in updates:
             return updates
         scaled = jax.tree.map(lambda u: u * o.memory_lr_scale, updates["memory"])

@@ -60,7 +60,7 @@ def make_step(model: Model, optimizer: optax.GradientTransformation) -> Step:
         rng = jax.random.fold_in(jax.random.key(config.seed), step)
 
         def micro(i: jax.Array, part: Batch) -> Any:
-            draw = Draw(jax.random.fold_in(rng, i), tau(step))
+            draw = Draw(jax.random.fold_in(rng, i), jnp.asarray(tau(step)))
             grad_fn = jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)
             (loss, measured), (grads, g_BKN) = grad_fn(
                 trained, _probe(config, part), frozen, part, count, draw
@@ -148,7 +148,7 @@ def abstract_optimizer(
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     return optax.tree_utils.tree_map_params(
-        optimizer,
+        optimizer.init,
         lambda x, of: with_sharding(x, of.sharding),
         jax.eval_shape(optimizer.init, trained),
         trained,

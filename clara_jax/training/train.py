@@ -104,7 +104,7 @@ def _on_signal() -> Generator[Callable[[int], int]]:
     switched off, they agree after each step. A second SIGINT (Ctrl-C) stops at once.
     """
     several = jax.process_count() > 1
-    if several and jax.config.jax_enable_preemption_service:
+    if several and jax.config.jax_enable_preemption_service:  # pyrefly: ignore[missing-attribute]
         reached = multihost_utils.reached_preemption_sync_point
         yield lambda step: signal.SIGTERM if reached(step) else 0
         return

@@ -21,7 +21,8 @@ class MetricWriter:
 
     def __init__(self, workdir: str, tensorboard: bool = False):
         self._path = os.path.join(workdir, "metrics.jsonl")
-        self._file, self._board = None, None
+        self._file: Ledger | None = None
+        self._board = None
         if tensorboard and jax.process_index() == 0:
             try:
                 from tensorboardX import SummaryWriter

@@ -45,8 +45,11 @@ class SearchableStore(Protocol):
     path: str  # of a folder for the keys
     rows: int  # of all parts
     # of the rows, in order. After compaction other parts may have the same names.
-    parts: Sequence[StorePart]
-    alive_R: np.ndarray  # which rows may be found, bool [rows]
+    parts: tuple[StorePart, ...]
+
+    @property
+    def alive_R(self) -> np.ndarray:
+        """Which rows may be found, bool [rows]."""
 
     def memories(self, rows: Sequence[int]) -> np.ndarray:
         """Memories float32 [n, M, D] of rows."""
@@ -227,8 +230,10 @@ def open_words(store: SearchableStore) -> Words:
     now = [list(dataclasses.astuple(part)) for part in store.parts]
     earlier = [folder for folder in _folders(store) if folder.name.startswith("words-")]
     for folder in reversed(earlier):
-        words, info = Words.load(folder) or (None, {})
-        if words is not None and info.get("words") != WORDS:
+        if (loaded := Words.load(folder)) is None:
+            continue
+        words, info = loaded
+        if info.get("words") != WORDS:
             logging.warning("%s: splits words by an older rule and is built again", folder)
             continue
         known = info.get("parts")

@@ -166,7 +166,7 @@ class Recall:
 
     def __init__(self, queries_nMD: np.ndarray, own_n: np.ndarray, score: str, best: int):
         self._queries, self._own, self._score = queries_nMD, np.asarray(own_n), score
-        self.scores_nb = np.full((len(queries_nMD), best), -np.inf, np.float32)
+        self.scores_nb: np.ndarray = np.full((len(queries_nMD), best), -np.inf, np.float32)
         self.best_nb = np.full((len(queries_nMD), best), -1)
 
     def add(self, first: int, memories_bMD: np.ndarray, alive_b: np.ndarray) -> None:
@@ -175,7 +175,7 @@ class Recall:
         rows_b = np.arange(first, first + len(memories_bMD))
         block_nb[:, ~alive_b] = -np.inf
         block_nb[rows_b[None] == self._own[:, None]] = -np.inf
-        scores = np.concatenate([self.scores_nb, block_nb], 1)
+        scores: np.ndarray = np.concatenate([self.scores_nb, block_nb], 1)
         rows = np.concatenate([self.best_nb, np.broadcast_to(rows_b, block_nb.shape)], 1)
         places = np.argsort(-scores, axis=1, kind="stable")[:, : self.best_nb.shape[1]]
         self.scores_nb = np.take_along_axis(scores, places, 1)

@@ -6,6 +6,7 @@ that is `jax.lax.approx_max_k`; elsewhere exact, a block of rows after the other
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -166,7 +167,7 @@ class Nearest:
         """Rows on the devices, and `value` where they end, copied shard by shard."""
         size = capacity(self._rows, self._mesh.size)
 
-        def part(place: tuple[slice, ...]) -> np.ndarray:
+        def part(place: Any) -> np.ndarray:
             start, stop, _ = place[0].indices(size)
             filled = np.full((stop - start, *array.shape[1:]), value, dtype)
             own = array[start:stop]

@@ -132,6 +132,7 @@ class Search:
             f"{question}\n{next(texts).whole}" if hits else question
             for question, hits in zip(questions, first, strict=True)
         ]
+        assert encode is not None  # by whoever asks for two hops
         second = self._best(snapshot, encode(more), more, top_k)
         return [_both(one, two, top_k) for one, two in zip(first, second, strict=True)]
 
@@ -194,12 +195,13 @@ class Search:
         memories_UMD = snapshot.store.memories(rows)
         best = []
         for query_MD, by in zip(queries_nMD, candidates, strict=True):
-            own, chosen = list(by), []
+            own, hits = list(by), []
             if own:
                 memories_CMD = memories_UMD[[place[row] for row in own]]
                 scores_C = rank.scores(query_MD, memories_CMD, self._score)
                 chosen = rank.best(scores_C, top_k) if self.options.rescore else range(len(own))
-            best.append([Hit(own[i], float(scores_C[i]), by[own[i]]) for i in chosen])
+                hits = [Hit(own[i], float(scores_C[i]), by[own[i]]) for i in chosen]
+            best.append(hits)
         return best
 
 

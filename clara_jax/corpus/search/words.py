@@ -125,10 +125,9 @@ class Words:
 
     def _importance(self, word: str) -> float:
         """log(1 + (N - df + 0.5) / (df + 0.5)), as the index has it if it knows the word."""
-        ids = {} if self._index is None else self._index.vocab_dict
-        if word in ids:
-            ends = self._index.scores["indptr"]
-            df, N = int(ends[ids[word] + 1]) - int(ends[ids[word]]), self._documents
+        if self._index is not None and word in self._index.vocab_dict:
+            ends, i = self._index.scores["indptr"], self._index.vocab_dict[word]
+            df, N = int(ends[i + 1]) - int(ends[i]), self._documents
         else:
             df, N = len(self._added[word]), self._rows
         return math.log(1 + (N - df + 0.5) / (df + 0.5))

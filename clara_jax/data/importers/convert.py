@@ -134,7 +134,7 @@ def _answers(value: Any, origin: str) -> list[str]:
     if isinstance(value, dict):
         value = value.get("text")
     value = [value] if isinstance(value, str) else value or []
-    texts = [v.get("text") if isinstance(v, dict) else v for v in _each(value)]
+    texts: list[Any] = [v.get("text") if isinstance(v, dict) else v for v in _each(value)]
     if not all(isinstance(text, str) for text in texts):
         raise UserError(f"{origin}: answers must hold texts")
     return list(dict.fromkeys(text for text in texts if text.strip()))
@@ -148,7 +148,7 @@ def _joined(document: Any) -> Any:
     if not isinstance(document, dict):
         return _plain(document)
     text = document.get("text", document.get("content", document.get("contents")))
-    return whole(document.get("title"), text) if isinstance(text, str) else text
+    return whole(document.get("title") or "", text) if isinstance(text, str) else text
 
 
 def _first(value: dict[str, Any], keys: tuple[str, ...], origin: str) -> Any:

@@ -45,7 +45,7 @@ def convert(folder: str, part: str, stories: str = "") -> Iterator[dict]:
         if question and first:
             questions.setdefault(document, []).append((question, first, second))
     if stories:
-        texts = ((document, _story(stories, document)) for document in questions)
+        texts = ([document, _story(stories, document)] for document in questions)
     else:
         table = os.path.join("third_party", "wikipedia", "summaries.csv")
         texts = _rows(folder, table, part, ("document_id", "summary"))
@@ -66,7 +66,7 @@ def convert(folder: str, part: str, stories: str = "") -> Iterator[dict]:
         raise UserError(f"{stories or folder}: no document of the set {part} with questions")
 
 
-def _rows(folder: str, name: str, part: str, columns: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+def _rows(folder: str, name: str, part: str, columns: tuple[str, ...]) -> Iterator[list[str]]:
     """Columns of the rows of one set."""
     path = os.path.join(folder, name)
     csv.field_size_limit(2**30)  # summaries are longer than csv's own limit
@@ -77,7 +77,7 @@ def _rows(folder: str, name: str, part: str, columns: tuple[str, ...]) -> Iterat
                 raise UserError(f"{path}: has no column {min(missing)}; is this NarrativeQA's?")
             for row in reader:
                 if row["set"] == part:
-                    yield tuple(row[column] or "" for column in columns)
+                    yield [row[column] or "" for column in columns]
     except (OSError, UnicodeDecodeError, csv.Error) as e:
         raise UserError(f"{path}: cannot be read ({getattr(e, 'strerror', '') or e})") from e
 

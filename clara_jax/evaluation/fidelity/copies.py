@@ -50,7 +50,7 @@ def swapped(text: str, other: str, rng: np.random.Generator) -> str | None:
     """
     if _MADE_UP.fullmatch(text):
         place = rng.choice([m.start(1) for m in re.finditer(r" is (\w+) \.", text)])
-        value = re.match(r"\w+", text[place:])[0]
+        value = re.findall(r"\w+", text[place:])[0]
         new = str(rng.choice([v for v in _VALUES.get(value, ()) if v != value] or [""]))
         # Where the place was the subject's, which has two words, no value stood there.
         return text[:place] + new + text[place + len(value) :] if new else None

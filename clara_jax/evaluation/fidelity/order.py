@@ -61,7 +61,8 @@ def shuffled(
     if not asked:
         return {}
     documents = [each[0] for each in asked for _ in each[2]]  # a question's, drawn together
-    questions, accepted = ([text for each in asked for text in each[i]] for i in (2, 3))
+    questions = [text for each in asked for text in each[2]]
+    accepted = [texts for each in asked for texts in each[3]]
     found = (pieces or Pieces()).each("sentences shuffled", asked, partial(_answers, model, trees))
     answers = [[text for piece in found for text in piece["answers"][i]] for i in range(2)]
     right = [metrics.values(texts, accepted)["cover_exact_match"] for texts in answers]
@@ -87,9 +88,7 @@ def shuffled(
     return out
 
 
-def _answers(
-    model: Model, trees: Trees, asked: Sequence[tuple[str, str, Sequence[str], Any]]
-) -> Piece:
+def _answers(model: Model, trees: Trees, asked: Sequence[tuple[str, str, Any, Any]]) -> Piece:
     """A piece of `shuffled`: the answers from the documents, and from the copies."""
     questions = [question for each in asked for question in each[2]]
     given = [_read(model, trees, [each[i] for each in asked for _ in each[2]]) for i in range(2)]

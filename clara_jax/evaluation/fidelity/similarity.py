@@ -25,6 +25,7 @@ from clara_jax.evaluation.fidelity import copies
 from clara_jax.evaluation.fidelity.pieces import Pieces
 from clara_jax.evaluation.journal import Piece
 from clara_jax.evaluation.results import share
+from clara_jax.evaluation.statistics import Values
 from clara_jax.inference import rank
 from clara_jax.inference.encode import compress
 from clara_jax.models.clara import Trees
@@ -150,7 +151,7 @@ def human_scores(
     }
 
 
-def spearman(ours: Sequence[float], theirs: Sequence[float]) -> float:
+def spearman(ours: Values, theirs: Values) -> float:
     """Spearman's rank correlation, equal values having their mean rank; 0 if all are equal."""
     if len(set(ours)) == 1 or len(set(theirs)) == 1:
         return 0.0
@@ -189,9 +190,10 @@ def read_pairs(name: str, count: int) -> list[Pair]:
 
 
 def _pair(value: dict[str, Any], origin: str) -> Pair:
-    first, second, score = (
+    parts: list[Any] = [
         next((value[k] for k in keys if k in value), None) for keys in (_FIRST, _SECOND, _SCORE)
-    )
+    ]
+    first, second, score = parts
     numeric = isinstance(score, int | float | np.number) and np.isfinite(score)
     if not all(isinstance(t, str) and t.strip() for t in (first, second)) or not numeric:
         raise UserError(

@@ -1,6 +1,6 @@
 """Fidelity's numbers as Markdown tables, each with its 95 % interval over documents."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from clara_jax.evaluation.fidelity import facts
@@ -159,7 +159,7 @@ def _human_scores(runs: Runs) -> str:
 
 
 def _cells(
-    means: Mapping[str, float], intervals: Mapping[str, Sequence[float]], keys: Sequence[str]
+    means: Mapping[str, float], intervals: Mapping[str, Sequence[float]], keys: Iterable[str]
 ) -> list[str]:
     return [_mean(means[key], intervals[key]) if key in means else "" for key in keys]
 

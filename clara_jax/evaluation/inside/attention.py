@@ -92,7 +92,8 @@ def weights(
         variables = {"params": params, **({} if lora is None else {"lora": lora})}
         inputs = ((x_BTD, None), number, *rotary, mask_BTS, segments_BT)
         catch = {"capture_intermediates": lambda part, _: part.name in caught}
-        ((x_BTD, _), _), kept = module.apply(variables, *inputs, **catch, mutable=["intermediates"])
+        out: Any = module.apply(variables, *inputs, **catch, mutable=["intermediates"])
+        ((x_BTD, _), _), kept = out
         q, k = (kept["intermediates"]["attention"][name]["__call__"][0] for name in caught)
         q, k = (y.reshape(*tokens_BT.shape, -1) for y in (q, k))
         seen_BHTS = layer_weights(config, q, k, rotary, mask_BTS)
@@ -104,7 +105,8 @@ def weights(
     parts = trees["base"]["layers"], adapter, jnp.arange(config.n_layers)
     x_BTD, seen_LBMS = jax.lax.scan(layer, x_BTD, parts)
     norm = RMSNorm(config.norm_eps, config.held_dtype)
-    return seen_LBMS.mean(0), norm.apply({"params": trees["base"]["norm"]}, x_BTD)
+    last_BTD: Any = norm.apply({"params": trees["base"]["norm"]}, x_BTD)
+    return seen_LBMS.mean(0), last_BTD
 
 
 def measure(model: Model, trees: Trees, given: Given) -> dict[str, Any]:
@@ -194,7 +196,7 @@ def draw(result: dict[str, Any]) -> Any:
     )
     title = f"average over {result['documents']} documents{of}"
     values = np.array(average["weights"])
-    heat_map(axes[0], values, names, average["labels"], title=title, numbers="")
+    image = heat_map(axes[0], values, names, average["labels"], title=title, numbers="")
     most = float(seen.max())
     for n, ax in enumerate(axes[1:]):
         part = seen[:, n * _LINE : (n + 1) * _LINE]

@@ -7,7 +7,7 @@ what that slot *suffices* for.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -80,6 +80,7 @@ def _ablate(
     """All choices of slots of a batch in one program, [C, B] each; see `scores`."""
 
     def one(kept_M: jax.Array) -> tuple[jax.Array, jax.Array]:
+        assert batch.vectors_BSD is not None  # each prompt has a document
         vectors_BMD = jnp.where(kept_M[None, :, None], batch.vectors_BSD, mean_MD[None])
         replaced = batch.replace(vectors_BSD=vectors_BMD)
         return asking.log_probabilities(decoder, trees, replaced, places_BA, targets_BA)
@@ -96,7 +97,7 @@ def measure(model: Model, trees: Trees, given: Given) -> dict[str, Any]:
     needs_nM = nats_nC[:, :1] - nats_nC[:, 2 : 2 + M]
     gains_nM = nats_nC[:, 2 + M :] - nats_nC[:, 1:2]
 
-    def panel(columns: dict[str, Sequence[int]]) -> dict[str, Any]:
+    def panel(columns: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         columns = {name: list(rows) for name, rows in columns.items() if len(rows)}
         return {
             "columns": list(columns),
@@ -132,7 +133,7 @@ def measure(model: Model, trees: Trees, given: Given) -> dict[str, Any]:
             "no slot": share(right_nC[:, 1]),
             "one slot taken away": share(right_nC[:, 2 : 2 + M].mean(1)),
             "one slot alone": share(right_nC[:, 2 + M :].mean(1)),
-            "its best slot alone": share(right_nC[:, 2 + M :].any(1)),
+            "its best slot alone": share(right_nC[:, 2 + M :].max(1)),
         },
         "concentration": share(specific),
         "concentration_if_even": 1 / M,

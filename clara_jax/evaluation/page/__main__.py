@@ -24,6 +24,10 @@ from clara_jax.plotting import pyplot
 from clara_jax.text import markdown
 
 
+def _table(part: markdown.Table) -> str:
+    return markdown.table(*part)
+
+
 def render(template: str, title: str, sections: Sequence[Section], **others: str) -> str:
     """The page of a template beside this file, page.html.jinja or page.md.jinja."""
     environment = jinja2.Environment(
@@ -33,7 +37,7 @@ def render(template: str, title: str, sections: Sequence[Section], **others: str
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"line": markdown.line, "table": lambda part: markdown.table(*part)}
+    environment.filters.update(line=markdown.line, table=_table)
     return environment.get_template(template).render(title=title, sections=sections, **others)
 
 

@@ -45,7 +45,7 @@ class Series:
 
     label: str  # in the legend
     points: Sequence[tuple[float, float]]  # (x, y), in the order in which they are joined
-    ends: Sequence[tuple[float, float]] = ()  # (low, high) of the interval of each point, or empty
+    ends: Sequence[Sequence[float]] = ()  # (low, high) of the interval of each point, or empty
     marks: bool = False  # whether points are marked
     look: int | None = None  # number of its colour, dashes and marks; None: its place in the chart
 

@@ -267,7 +267,9 @@ def _environment(runs: Sequence[Run]) -> list[str | Table]:
     told = {run.label: run.result.get("environment", {}) for run in runs}
     names = list(dict.fromkeys(name for each in told.values() for name in each))
     unknown = [label for label, each in told.items() if not each]
-    parts = [f"Not recorded by the evaluation of {', '.join(unknown)}."] if unknown else []
+    parts: list[str | Table] = (
+        [f"Not recorded by the evaluation of {', '.join(unknown)}."] if unknown else []
+    )
     rows = [[name, *(each.get(name, "") for each in told.values())] for name in names]
     return [*parts, Table(["", *told], rows, words=True)] if rows else parts
 

@@ -24,7 +24,7 @@ _TABLES = pathlib.Path(__file__).with_name("tables.tsv")
 
 
 @functools.cache
-def tables() -> dict[str, Rows]:
+def tables() -> Mapping[str, Rows]:
     """Numbers as printed by table and by what a row is of, the first two columns of tables.tsv."""
     found: dict[str, dict[tuple[str, ...], Sequence[float]]] = {}
     for line in _TABLES.read_text(encoding="utf-8").splitlines():

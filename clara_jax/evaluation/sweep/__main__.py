@@ -55,11 +55,12 @@ def carry_out(planned: Sequence[Planned], output: str) -> int:
     for run in planned:
         recorded(run, output)  # damaged, it is told before any work
     for run in planned:
-        if (record := recorded(run, output)) and record["status"] == "done":
+        if (recorded(run, output) or {}).get("status") == "done":
             print(f"{run.name}: done already", file=sys.stderr)
             continue
         print(f"{run.name}: {', '.join(s.workdir for s in run.stages)}", file=sys.stderr)
-        record, begun = {"name": run.name, "key": run.key}, time.monotonic()
+        begun = time.monotonic()
+        record: Record = {"name": run.name, "key": run.key}
         try:
             for stage in run.stages:
                 if stage.workdir in failed:
@@ -94,8 +95,10 @@ def _trained(stage: Stage, failed: dict[str, str]) -> int:
 def _numbers(stage: Stage) -> Record:
     """Of the evaluation just written: means and intervals of the model itself."""
     path = newest_path(stage.workdir)
+    assert path is not None  # it was just written
     found = evaluated.read(stage.workdir, path, "")
-    means = {name: predictions.mean(found.lines, found.own, name) for name in found.values}
+    every = ((name, predictions.mean(found.lines, found.own, name)) for name in found.values)
+    means = {name: mean for name, mean in every if mean is not None}
     return {
         "workdir": stage.workdir,
         "evaluation": os.path.basename(path),
@@ -184,7 +187,7 @@ def table(
         comparable: whether ours compare with them.
         source: of these numbers.
     """
-    records = [{**_row(run, output), "at": dict(run.at)} for run in planned]
+    records: list[Record] = [{**_row(run, output), "at": dict(run.at)} for run in planned]
     test_against_base(planned, records)
     known = {name for record in records for name in record.get("metrics", {})}
     shown = [name for name in METRICS if name in known]

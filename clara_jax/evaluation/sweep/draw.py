@@ -87,7 +87,8 @@ def _curves(axis: str, points: Mapping[float, Record], base: float | None) -> An
     for ax, (title, lines) in zip(axes[0], has.items(), strict=True):
         ticks_at(ax, x, log)
         for number, metric in enumerate(lines):
-            shown = [points[at] | {"x": at} for at in x if metric in points[at]["metrics"]]
+            has_it = [at for at in x if metric in points[at]["metrics"]]
+            shown: list[Record] = [{**points[at], "x": at} for at in has_it]
             line = [(record["x"], record["metrics"][metric]) for record in shown]
             ends = [record["intervals"][metric] for record in shown]
             style = {"color": COLOURS[number], "marker": _MARKERS[number]}

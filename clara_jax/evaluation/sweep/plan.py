@@ -7,10 +7,11 @@ whose options, and those of the stages before it, are the same is trained once.
 import dataclasses
 import fnmatch
 import functools
-import importlib.util
 import itertools
 import json
 import os
+import runpy
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -139,7 +140,9 @@ def expand(sweep: Sweep, folder: str, output: str, options: Options | None = Non
         name = ",".join(f"{axis}={label}" for axis, label in place.items()) or "base"
         chosen = {k: v for axis, label in place.items() for k, v in sweep.axes[axis][label].items()}
         run = _plan(name, {**common, **chosen}, bases, output)
-        at = {axis: _number(label) if axis in numeric else label for axis, label in place.items()}
+        at: dict[str, float | str] = {
+            axis: float(label) if axis in numeric else label for axis, label in place.items()
+        }
         if not place:
             at = {a: float(v) for a, o in numeric.items() if (v := _value(run, o)) is not None}
         planned[name] = dataclasses.replace(run, at=at)
@@ -230,6 +233,7 @@ def _plan(
         frozen = config_lib.freeze(config)
         key = _key(frozen, key)
         stages.append(Stage(frozen, os.path.join(output, "runs", f"{stage}-{key}")))
+    # pyrefly: ignore[unbound-name]  # there is a stage
     _set_all(config, options, (EVALUATION,), name)
     evaluated = config_lib.freeze(config)
     basis = [key, dataclasses.asdict(evaluated.eval)]
@@ -280,10 +284,7 @@ def _config(folder: str, name: str) -> ml_collections.ConfigDict:
 
 def _module(path: str) -> Any:
     try:
-        spec = importlib.util.spec_from_file_location("clara_jax_sweep", path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
+        return types.SimpleNamespace(**runpy.run_path(path, run_name="clara_jax_sweep"))
     except FileNotFoundError as e:
         raise UserError(f"{path}: no such file") from e
     except Exception as e:  # config files are Python
