@@ -4,7 +4,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import TextIO
 
 _REDRAW, _PRINT = 0.2, 10.0  # seconds between updates on a terminal and elsewhere
@@ -63,7 +63,7 @@ def _clock(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def doing(what: str, stream: TextIO | None = None, every: float = _PRINT) -> Iterator[None]:
+def doing(what: str, stream: TextIO | None = None, every: float = _PRINT) -> Generator[None]:
     """Says every ten seconds that work of unknown length goes on, such as compiling.
 
     Args:
