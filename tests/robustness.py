@@ -5,7 +5,7 @@
 Each input is given to a command of its own process. Right is one line on standard error and exit
 code 2, or an end as if nothing were wrong: with the same answer, or with a warning. Wrong are
 tracebacks, signals, exit code 70, more than SECONDS or BYTES, files that are gone or changed
-afterwards and files that are left behind. All of it takes about an hour; tests/test_robustness.py
+afterwards and files that are left behind. All of it takes two hours; tests/test_robustness.py
 runs some.
 """
 
@@ -158,7 +158,7 @@ def build(folder: pathlib.Path) -> None:
 def options() -> Iterator[Case]:
     """Every option at values of no sense, or of too much."""
     for name, one in config_lib.OPTIONS.items():
-        values = ["-1", "0", "1000000000", "x", "nan", "", "[1", "a" * 100_000]
+        values = ["-1", "0", "1000000000", "x", "a" * 100_000]
         for value in values:
             huge = value == "1000000000" and name in ENDLESS
             if not huge and not (isinstance(one.default, str) and value.lstrip("-").isdigit()):
@@ -183,7 +183,7 @@ def _folder(path: pathlib.Path) -> None:
     path.mkdir()
 
 
-DAMAGES: dict[str, Callable[[pathlib.Path], None]] = {
+DAMAGES: dict[str, Callable[[pathlib.Path], None]] = {  # for every command that reads a file
     "emptied": lambda path: path.write_bytes(b""),
     "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
     "gone": pathlib.Path.unlink,
@@ -191,20 +191,25 @@ DAMAGES: dict[str, Callable[[pathlib.Path], None]] = {
     "noise": lambda path: path.write_bytes(hashlib.sha256(path.name.encode()).digest() * 9),
     "deep": lambda path: path.write_text("[" * 100_000),
     "not UTF-8": lambda path: path.write_bytes(b"\xff\xfe" + path.read_bytes()),
-    **{f"flipped at {i}/{FLIPS}": flip(i / FLIPS) for i in range(FLIPS)},
 }
+# For the first command that reads a file.
+FLIPPED = {f"flipped at {i}/{FLIPS}": flip(i / FLIPS) for i in range(FLIPS)}
 
 
 def files(world: pathlib.Path) -> Iterator[Case]:
-    """Every file that a command reads, damaged in every way."""
+    """Every file that a command reads, damaged in every way; of checkpoints the newest."""
+    seen = set()
     for command, names in READS.items():
         for name in names:
             top = world / name
             for path in sorted(p for p in (top.rglob("*") if top.is_dir() else [top])):
-                if path.is_dir() or path.stat().st_size == 0 or path.suffix == ".lock":
-                    continue
                 inner = path.relative_to(world)
-                for kind, damage in DAMAGES.items():
+                nothing = path.is_dir() or path.stat().st_size == 0 or path.suffix == ".lock"
+                if nothing or "checkpoints/1" in str(inner):
+                    continue
+                damages = DAMAGES if inner in seen else DAMAGES | FLIPPED
+                seen.add(inner)
+                for kind, damage in damages.items():
                     title = f"{command}, {inner} {kind}"
                     makes = MAKES.get(command, "")
                     yield Case(title, COMMANDS[command], inner, damage, makes)
