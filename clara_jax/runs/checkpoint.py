@@ -7,6 +7,7 @@ A local checkpoint is on disk, with checksums, before it gets its name, and so b
 is deleted. If the newest is damaged all the same, the one before it is read.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -170,13 +171,24 @@ def _from_newest(
     steps = _steps(workdir)
     for step in steps:
         folder = f"{files.absolute(workdir)}/checkpoints/{step}"
-        problem = checksums.damage(folder, among)
+        problem = checksums.damage(folder, among) or _bottomless(folder)
         if problem and step == steps[-1]:
             raise UserError(
                 f"{folder}: damaged ({problem}), and there is no other; put a copy back, or remove "
                 "it to begin again"
             )
         yield step, problem and f"{folder}: damaged ({problem})"
+
+
+def _bottomless(folder: str) -> str:
+    """Says so if the metadata cannot be parsed at all; Orbax does without what is no JSON."""
+    try:
+        json.loads(files.read(f"{folder}/{_ORBAX[0]}"))
+    except RecursionError:
+        return f"{_ORBAX[0]} is nested too deeply"
+    except (OSError, ValueError):
+        pass
+    return ""
 
 
 def _steps(workdir: str) -> list[int]:

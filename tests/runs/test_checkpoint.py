@@ -76,6 +76,13 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path, caplo
     assert restored(tmp_path) == (3, 3.0, 1.5, 3)
 
 
+def test_metadata_without_end_are_damage(tmp_path, caplog):
+    saved(tmp_path, (1, 2))
+    (tmp_path / "checkpoints/2/_CHECKPOINT_METADATA").write_text("[" * 100_000)
+    assert restored(tmp_path)[0] == 1
+    assert "_CHECKPOINT_METADATA is nested too deeply" in caplog.text
+
+
 def test_where_all_are_damaged_nothing_begins_again_by_itself(tmp_path):
     saved(tmp_path, (1,))
     flip(tmp_path / "checkpoints/1/memory")
