@@ -54,6 +54,11 @@ flags.DEFINE_string("store", None, "Folder of documents compressed once (--mode=
 flags.DEFINE_string("delete", None, "Ids of documents, with commas, or a file of ids, one a line.")
 flags.DEFINE_bool("compact", None, "Write a store again without what was deleted.")
 flags.DEFINE_bool("verify", None, "Read all files of a store, and look for damage.")
+flags.DEFINE_string(
+    "fit",
+    None,
+    "Questions with their documents, .jsonl or a BEIR folder[:split], to fit search to.",
+)
 flags.DEFINE_string("base", None, "The base model, if it is not where the run found it.")
 flags.DEFINE_string("question", None, "What to ask. Without it, standard input is read.")
 flags.DEFINE_integer(
@@ -71,7 +76,7 @@ flags.DEFINE_integer(
 _PROGRAMS = ["train", "prefill", "decode", "compress", "search"]
 flags.DEFINE_enum("program", None, _PROGRAMS, "What to compile.")
 
-_PATHS = {"workdir", "documents", "base", "source", "output", "store"}
+_PATHS = {"workdir", "documents", "base", "source", "output", "store", "fit"}
 
 
 CONFIGS = pathlib.Path(__file__).parent / "configs"

@@ -25,7 +25,7 @@ def ranking(scores: Sequence[float] | np.ndarray) -> list[int]:
     return order_N[scores_N[order_N] > -np.inf].tolist()
 
 
-def recall_at(ranked: Sequence[int], gold: Sequence[int], k: int) -> float:
+def recall_at(ranked: Sequence[object], gold: Sequence[object], k: int) -> float:
     """Share of the gold documents among the first k.
 
     Args:
@@ -42,7 +42,7 @@ def recall_at(ranked: Sequence[int], gold: Sequence[int], k: int) -> float:
     return len(wanted & set(ranked[:k])) / len(wanted)
 
 
-def reciprocal_rank(ranked: Sequence[int], gold: Sequence[int]) -> float:
+def reciprocal_rank(ranked: Sequence[object], gold: Sequence[object]) -> float:
     """1 over the rank, from 1, of the first gold document; 0 if none is ranked.
 
     Raises:
@@ -52,7 +52,7 @@ def reciprocal_rank(ranked: Sequence[int], gold: Sequence[int]) -> float:
     return next((1 / rank for rank, n in enumerate(ranked, 1) if n in wanted), 0.0)
 
 
-def ndcg_at(ranked: Sequence[int], gold: Sequence[int], k: int) -> float:
+def ndcg_at(ranked: Sequence[object], gold: Sequence[object], k: int) -> float:
     """Normalised discounted cumulative gain of the first k, gold documents having gain 1.
 
     Args:
@@ -72,7 +72,7 @@ def ndcg_at(ranked: Sequence[int], gold: Sequence[int], k: int) -> float:
 
 
 def values(
-    rankings: Sequence[Sequence[int]], golds: Sequence[Sequence[int]], ks: Sequence[int] = KS
+    rankings: Sequence[Sequence[object]], golds: Sequence[Sequence[object]], ks: Sequence[int] = KS
 ) -> dict[str, list[float]]:
     """`recall@k` for every k, `mrr` and `ndcg@K` for the largest, of the questions that name golds.
 
@@ -99,7 +99,7 @@ def values(
     )
 
 
-def _wanted(gold: Sequence[int]) -> set[int]:
+def _wanted(gold: Sequence[object]) -> set[object]:
     if not len(gold):
         raise ValueError("no gold document: nothing can be found")
     return set(gold)

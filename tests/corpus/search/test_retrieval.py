@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clara_jax.corpus.search.retrieval import ranking, recall_at, reciprocal_rank, values
 from clara_jax.corpus.search.words import bm25_scores
 from clara_jax.evaluation.results import means
-from clara_jax.evaluation.retrieval import ranking, recall_at, reciprocal_rank, values
 
 
 def test_ranking_by_hand():
