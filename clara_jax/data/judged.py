@@ -5,27 +5,27 @@
 FOLDER[:split]    queries.jsonl and qrels/split.tsv; its corpus.jsonl is for --documents
 """
 
-import csv
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from clara_jax import files
 from clara_jax.data import records
 from clara_jax.errors import UserError, reason
 
-_SPLIT = "dev"  # alphas are not fitted on what a test reports
+_SPLIT = "dev"  # no alpha is fitted on what a test reports
 
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """A question and the documents that should be found for it, by their ids or their texts."""
+    """A question and the documents that should be found for it."""
 
-    id: str
+    id: str  # of the question
     question: str
-    ids: tuple[str, ...] = ()
-    texts: tuple[str, ...] = ()
+    # how good each document is, from 1, by its id, or by the digest of its text
+    gold: Mapping[str | bytes, int]
 
 
 def read(name: str) -> tuple[list[Judged], str]:
@@ -34,12 +34,12 @@ def read(name: str) -> tuple[list[Judged], str]:
     Raises:
         UserError: it cannot be read, or holds no such question.
     """
-    folder, _, split = name.rpartition(":") if not os.path.exists(name) else (name, "", "")
+    folder, _, split = (name, "", "") if os.path.exists(name) else name.rpartition(":")
     paths, judged = [name], _lines(name)
     if os.path.isdir(folder):
         paths = [os.path.join(folder, "queries.jsonl"), _qrels(folder, split or _SPLIT)]
         judged = _beir(*paths)
-    found = [each for each in judged if each.ids or each.texts]
+    found = [each for each in judged if each.gold]
     if not found:
         raise UserError(f"{name}: no question names its documents, by pos_index, ids or qrels")
     digest = hashlib.blake2b(digest_size=16)
@@ -50,31 +50,33 @@ def read(name: str) -> tuple[list[Judged], str]:
 
 def _lines(path: str) -> Iterator[Judged]:
     for number, (value, origin) in enumerate(records.lines(path)):
-        question, ids = _text(value, "question", origin), value.get("ids", [])
-        texts, gold = value.get("docs", []), value.get("pos_index", [])
-        try:
-            texts = tuple(texts[place] for place in gold if place >= 0)
-        except (TypeError, IndexError, KeyError) as e:
-            raise UserError(f"{origin}: pos_index must list positions in docs, not {gold!r}") from e
-        if not isinstance(ids, list) or not all(isinstance(x, str) for x in (*ids, *texts)):
-            raise UserError(f"{origin}: ids and docs must be lists of texts")
-        yield Judged(str(value.get("id", number)), question, tuple(ids), texts)
+        question, names = _text(value, "question", origin), value.get("ids", [])
+        texts, places = value.get("docs", []), value.get("pos_index", [])
+        for key, values, kind in (
+            ("ids", names, str),
+            ("docs", texts, str),
+            ("pos_index", places, int),
+        ):
+            if not isinstance(values, list) or not all(isinstance(x, kind) for x in values):
+                raise UserError(f"{origin}: {key} must be a list, not {values!a:.40}")
+        if not all(0 <= place < len(texts) for place in places):
+            raise UserError(f"{origin}: pos_index must list positions in docs, not {places}")
+        gold = [*names, *(records.digest(texts[place]) for place in places)]
+        yield Judged(str(value.get("id", number)), question, dict.fromkeys(gold, 1))
 
 
 def _beir(queries: str, qrels: str) -> Iterator[Judged]:
-    relevant: dict[str, list[str]] = {}
+    golds: dict[str, dict[str | bytes, int]] = {}
     try:
-        with open(files.local(qrels), encoding="utf-8", newline="") as f:
-            for row in list(csv.reader(f, delimiter="\t"))[1:]:  # the first line names the columns
-                query, document, grade = row
-                if int(grade) > 0:
-                    relevant.setdefault(query, []).append(document)
-    except (ValueError, csv.Error, OSError) as e:
+        for line in files.read(qrels).splitlines()[1:]:  # the first one names the columns
+            query, document, grade = line.split("\t")
+            if int(grade) > 0:
+                golds.setdefault(query, {})[document] = int(grade)
+    except (ValueError, OSError) as e:
         raise UserError(f"{qrels}: not lines of query-id, corpus-id, score ({reason(e)})") from e
     for value, origin in records.lines(queries):
         name = _text(value, "_id", origin)
-        if name in relevant:
-            yield Judged(name, _text(value, "text", origin), tuple(relevant[name]))
+        yield Judged(name, _text(value, "text", origin), golds.get(name, {}))
 
 
 def _qrels(folder: str, split: str) -> str:
@@ -87,7 +89,7 @@ def _qrels(folder: str, split: str) -> str:
     return path
 
 
-def _text(value: dict, key: str, origin: str) -> str:
+def _text(value: dict[str, Any], key: str, origin: str) -> str:
     text = value.get(key)
     if not isinstance(text, str) or not text.strip() or not records.is_unicode(text):
         raise UserError(f"{origin}: {key} must be a text, not {text!a:.40}")

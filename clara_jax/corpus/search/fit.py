@@ -1,6 +1,6 @@
 """The alpha that finds most documents first, fitted for a store and a model (combine.py)."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from clara_jax import config as config_lib
 from clara_jax.corpus.search import combine, retrieval
 from clara_jax.corpus.search.search import Search
 from clara_jax.corpus.store import Store
-from clara_jax.data import judged, records
+from clara_jax.data import judged
 from clara_jax.data.judged import Judged
 from clara_jax.errors import UserError
 from clara_jax.inference.encode import encode_query
@@ -45,27 +45,30 @@ def fit(
     if options.by == "keys":
         raise UserError("config.search.by=keys has no BM25 to combine: nothing is to be fitted")
     given, digest = judged.read(questions)
-    golds = [(one, gold) for one, gold in zip(given, _golds(store, given), strict=True) if gold]
-    if not golds:
+    known = [(one, gold) for one, gold in zip(given, golds(store, given), strict=True) if gold]
+    if not known:
         raise UserError(f"{questions}: names no document of {store.path}")
     search = Search(store, options, model.mesh, model.config.select.score)
-    queries = encode_query(model, trees, [one.question for one, _ in golds])
+    queries = encode_query(model, trees, [one.question for one, _ in known])
+    random = np.random.default_rng(0)
     rankings: dict[float, list[list[str]]] = {alpha: [] for alpha in combine.ALPHAS}
-    for query_MD, (one, _) in zip(queries, golds, strict=True):
+    for query_MD, (one, _) in zip(queries, known, strict=True):
         ((own, trained_C),) = search.scored(query_MD[None], [one.question])
-        parents = np.array(store.take(own.rows, ["parent"])["parent"].to_pylist(), object)
+        parents_C = np.array(store.take(own.rows, ["parent"])["parent"].to_pylist(), object)
+        drawn_C = random.permutation(len(parents_C))  # in what order equal ones stand is chance
         for alpha, ranked in rankings.items():
-            order_C = combine.order(combine.combined(trained_C, own.words_C, alpha))
-            ranked.append(list(dict.fromkeys(parents[order_C])))  # the best piece counts
+            scores_C = combine.combined(trained_C, own.words_C, alpha)[drawn_C]
+            documents_C = parents_C[drawn_C[combine.order(scores_C)]]
+            ranked.append(list(dict.fromkeys(documents_C)))  # of pieces the best counts
     metrics = {}
     for alpha, ranked in rankings.items():
-        values = retrieval.values(ranked, [gold for _, gold in golds], ks=(1,))
+        values = retrieval.values(ranked, [gold for _, gold in known], ks=(1,))
         metrics[alpha] = {name: float(np.mean(values[name])) for name in ("recall@1", "mrr")}
     alpha = max(metrics, key=lambda a: (*metrics[a].values(), -a))  # of equal ones, words
     info = {
         "alpha": alpha,
-        "questions": len(golds),
-        "left_out": len(given) - len(golds),
+        "questions": len(known),
+        "left_out": len(given) - len(known),
         "digest": digest,
         "rows": store.rows,
         "model": combine.scored_by(model, trees),
@@ -88,21 +91,17 @@ def show(info: dict[str, Any]) -> str:
     )
 
 
-def _golds(store: Store, given: Sequence[Judged]) -> list[list[str]]:
-    """Ids of the documents of each question that the store has."""
-    ids = {name for one in given for name in one.ids}
-    digests = {records.digest(text) for one in given for text in one.texts}
-    there = _parents(store, "parent", ids) | _parents(store, "digest", digests)
-    named = [(*one.ids, *map(records.digest, one.texts)) for one in given]
-    return [[there[name] for name in names if name in there] for names in named]
-
-
-def _parents(store: Store, column: str, values: Collection[Any]) -> dict[Any, str]:
-    """Ids of the documents that have one of some values in a column, by the value."""
-    parents = {}
-    for number in range(len(store.parts)):
-        table = store.table(number)
-        wanted = pyarrow.array(list(values), table[column].type)
-        some = table.filter(pyarrow.compute.is_in(table[column], wanted))
-        parents |= dict(zip(some[column].to_pylist(), some["parent"].to_pylist(), strict=True))
-    return parents
+def golds(store: Store, questions: Sequence[Judged]) -> list[dict[Any, int]]:
+    """How good documents are for each question, by the ids of those that the store has."""
+    there: dict[Any, str] = {}
+    for kind, column in ((str, "parent"), (bytes, "digest")):
+        names = [name for one in questions for name in one.gold if isinstance(name, kind)]
+        for number in range(len(store.parts)):
+            table = store.table(number)
+            wanted = pyarrow.array(names, table[column].type)
+            some = table.filter(pyarrow.compute.is_in(table[column], wanted))
+            there |= dict(zip(some[column].to_pylist(), some["parent"].to_pylist(), strict=True))
+    return [
+        {there[name]: grade for name, grade in one.gold.items() if name in there}
+        for one in questions
+    ]
