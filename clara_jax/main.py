@@ -8,6 +8,8 @@
     compress  --mode=compress --store=… --workdir=… --documents=… [--base=…] [--config=…]
               [--fit=QUESTIONS], or --store=… --workdir=… --fit=QUESTIONS, --store=… --delete=IDS,
               --store=… --compact, --store=… --verify
+    search    --mode=search --store=… --workdir=… --questions=… [--output=RUN.trec] [--base=…]
+              [--config=…], metrics and a TREC run
     serve     --mode=serve --store=… --workdir=… [--base=…] [--config=configs/serve.py]
     import    --mode=import --source=… --base=… --workdir=…, a checkpoint of the PyTorch release
     export    --mode=export --workdir=… --format=… --output=… [--base=…] [--store=…]
@@ -48,6 +50,14 @@ MODES = {
         "store",
         "workdir documents base config delete compact verify fit",
         groups="store search",
+        defaults="serve",
+    ),
+    "search": Mode(
+        "corpus.search.run",
+        "run",
+        "store workdir questions",
+        "base config output",
+        groups="search",
         defaults="serve",
     ),
     "serve": Mode(

@@ -14,7 +14,7 @@ import pytest
 from clara_jax import checksums
 from clara_jax.config import Config, Search, Store
 from clara_jax.corpus import compress, format, write
-from clara_jax.corpus.search import fit, retrieval
+from clara_jax.corpus.search import fit, retrieval, run
 from clara_jax.corpus.search.combine import DEFAULT, with_alpha
 from clara_jax.corpus.search.search import of_model
 from clara_jax.corpus.store import open_store
@@ -160,6 +160,29 @@ def test_an_alpha_of_other_things_is_told(fitted, workdir, file, caplog):
     place.write_text(checksums.dumps(info).replace('"alpha"', '"beta"', 1))
     assert with_alpha(Search(), opened, *made).alpha == DEFAULT
     assert "differs from its checksum); 0.3 is used; fit it again" in caplog.text
+
+
+def test_a_beir_folder_and_its_run(workdir, tmp_path, capsys):
+    folder, store, output = tmp_path / "set", str(tmp_path / "store"), tmp_path / "run.trec"
+    (folder / "qrels").mkdir(parents=True)
+    documents = [{"_id": f"d{i}", "title": "", "text": text} for i, text in enumerate(TEXTS)]
+    queries = [{"_id": f"q{i}", "text": " ".join(TEXTS[i].split()[:4])} for i in range(5)]
+    for name, values in (("corpus", documents), ("queries", queries)):
+        lines = "".join(json.dumps(value) + "\n" for value in values)
+        (folder / f"{name}.jsonl").write_text(lines)
+    rows = "".join(f"q{i}\td{i}\t1\n" for i in range(5))
+    (folder / "qrels/test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{rows}")
+    compress.run(store, workdir, str(folder), fit=f"{folder}:test")
+    assert "fitted on 5 questions (0 left out)" in capsys.readouterr().out
+    run.run(store, workdir, f"{folder}:test", output=str(output))
+    told, metrics = capsys.readouterr().out.splitlines()
+    assert told.startswith("5 questions, keys: ") and "| BM25, alpha " in told
+    lines = [line.split() for line in output.read_text().splitlines()]
+    assert {(line[1], line[5]) for line in lines} == {("Q0", "clara")} and len(lines) == 5 * 40
+    ranks = [int(line[3]) for line in lines if line[0][1:] == line[2][1:]]
+    assert [float(line[4]) for line in lines] == [1 / int(line[3]) for line in lines]
+    assert f" mrr {np.mean(1 / np.array(ranks)):.4f} ndcg@10 " in metrics
+    assert metrics.startswith(f"recall@1 {np.mean(np.array(ranks) == 1):.4f} recall@5 ")
 
 
 def test_what_cannot_be_fitted(fitted, workdir, file, tmp_path):
