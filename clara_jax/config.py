@@ -334,8 +334,8 @@ class Search:
     # numbers of a document's key, principal components of its memory
     key: int = option(512, SIZE)
     candidates: int = option(200, SIZE)  # documents of a question that are scored exactly
-    # share of the trained score in the ranking of candidates, the rest is BM25's: 0, BM25 alone, to
-    # 1; -1: as fitted for the store (`--mode=compress --fit`), else 0.3, which leans on words
+    # share of the trained score in the ranking of candidates, from 0, by BM25 alone, to 1; -1: as
+    # fitted for the store (`--mode=compress --fit`), else 0.3, which leans on words
     alpha: float = option(-1.0, ALPHA)
     rescore: bool = True  # both scores order the candidates; else they keep their order
     # 2: search again with the question and the best document's text
