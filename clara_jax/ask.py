@@ -10,7 +10,7 @@ from clara_jax import api
 from clara_jax.api import Answer, Clara
 from clara_jax.config import Config
 from clara_jax.corpus.search.build import SearchableStore
-from clara_jax.corpus.search.search import Hit, Search, find
+from clara_jax.corpus.search.search import Hit, Search, find, of_model
 from clara_jax.corpus.store import open_store
 from clara_jax.data.documents import read_documents
 from clara_jax.errors import UserError
@@ -65,11 +65,8 @@ def run(
             return show(clara.ask([question], [memories], **options)[0], texts)
 
     else:
-        model = clara.model
-        opened.check(model, clara.trees)
-        search = Search(
-            opened, (config or model.config).search, model.mesh, model.config.select.score
-        )
+        opened.check(clara.model, clara.trees)
+        search = of_model(opened, clara.model, clara.trees, config.search if config else None)
 
         def answer(question: str) -> str:
             return show_hits(*from_store(clara, search, question, **options), search.store)

@@ -26,6 +26,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "documents and questions": {
         "compress": ("main", "documents into a store"),
         "ask": ("main", "questions, from a store or a file of documents"),
+        "search": ("main", "documents for questions, with metrics and as a TREC run"),
         "serve": ("main", "answers over HTTP from a store"),
     },
     "weights": {

@@ -46,14 +46,24 @@ config_flags.DEFINE_config_file(
 )
 flags.DEFINE_string("workdir", None, "Folder of the run: config, metrics, checkpoints.")
 flags.DEFINE_string("source", None, "Checkpoint to import: a directory or owner/name[/subfolder].")
-flags.DEFINE_string("output", None, "Folder that is made.")
+flags.DEFINE_string("output", None, "Folder that is made, or a run's file.")
 _FORMATS = ["release", "peft", "merged", "native", "faiss"]
 flags.DEFINE_enum("format", None, _FORMATS, "What to export to. faiss: search keys of a --store.")
-flags.DEFINE_string("documents", None, "Documents: .jsonl, .parquet, or paragraphs of text.")
+flags.DEFINE_string(
+    "documents", None, "Documents: .jsonl, .parquet, a BEIR folder, or paragraphs of text."
+)
 flags.DEFINE_string("store", None, "Folder of documents compressed once (--mode=compress).")
 flags.DEFINE_string("delete", None, "Ids of documents, with commas, or a file of ids, one a line.")
 flags.DEFINE_bool("compact", None, "Write a store again without what was deleted.")
 flags.DEFINE_bool("verify", None, "Read all files of a store, and look for damage.")
+flags.DEFINE_string(
+    "fit",
+    None,
+    "Questions with their documents, .jsonl or a BEIR folder[:split], to fit search to.",
+)
+flags.DEFINE_string(
+    "questions", None, "Questions to search for, with their documents, in the forms of --fit."
+)
 flags.DEFINE_string("base", None, "The base model, if it is not where the run found it.")
 flags.DEFINE_string("question", None, "What to ask. Without it, standard input is read.")
 flags.DEFINE_integer(
@@ -71,7 +81,7 @@ flags.DEFINE_integer(
 _PROGRAMS = ["train", "prefill", "decode", "compress", "search"]
 flags.DEFINE_enum("program", None, _PROGRAMS, "What to compile.")
 
-_PATHS = {"workdir", "documents", "base", "source", "output", "store"}
+_PATHS = {"workdir", "documents", "base", "source", "output", "store", "fit", "questions"}
 
 
 CONFIGS = pathlib.Path(__file__).parent / "configs"

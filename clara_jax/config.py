@@ -15,6 +15,7 @@ import ml_collections
 
 from clara_jax import files
 from clara_jax.config_checks import (
+    ALPHA,
     AT_LEAST_1,
     BELOW_1,
     DAY,
@@ -333,7 +334,10 @@ class Search:
     # numbers of a document's key, principal components of its memory
     key: int = option(512, SIZE)
     candidates: int = option(200, SIZE)  # documents of a question that are scored exactly
-    rescore: bool = True  # the trained score decides; else candidates keep their order
+    # share of the trained score in the ranking of candidates, from 0, by BM25 alone, to 1; -1: as
+    # fitted for the store (`--mode=compress --fit`), else 0.3, which leans on words
+    alpha: float = option(-1.0, ALPHA)
+    rescore: bool = True  # both scores order the candidates; else they keep their order
     # 2: search again with the question and the best document's text
     hops: int = option(1, ONE_OR_TWO)
 

@@ -40,6 +40,7 @@ SHARE = Allowed(lambda x: 0 <= x <= 1, "must be from 0 to 1")
 # Beyond these bounds float32 would be zero or infinite somewhere.
 SCALE = Allowed(lambda x: 1e-6 <= x <= 1e6, "must be from 1e-6 to 1e6")
 SCALE_OR_0 = Allowed(lambda x: x == 0 or 1e-6 <= x <= 1e6, "must be 0, or from 1e-6 to 1e6")
+ALPHA = Allowed(lambda x: x == -1 or 0 <= x <= 1, "must be from 0 to 1, or -1")
 SEED = Allowed(lambda x: 0 <= x < 2**32, "must be from 0 to 2**32 - 1")
 PORT = Allowed(lambda x: 0 <= x < 2**16, f"must be from 0 to {2**16 - 1}")  # 0 is a free one
 PRESET = Allowed(lambda x: x in PRESETS, f"is not one of {', '.join(PRESETS)}", tuple(PRESETS))

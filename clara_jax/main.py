@@ -5,8 +5,11 @@
     ask       --mode=ask --workdir=… --documents=… | --store=… [--config=…] [--question=…]
               [--base=…] [--rate=…] [--top_k=…] [--max_new_tokens=…] [--temperature=…]
               [--top_p=…]
-    compress  --mode=compress --store=… --workdir=… --documents=… [--base=…] [--config=…], or
-              --store=… --delete=IDS, --store=… --compact, --store=… --verify
+    compress  --mode=compress --store=… --workdir=… --documents=… [--base=…] [--config=…]
+              [--fit=QUESTIONS], or --store=… --workdir=… --fit=QUESTIONS, --store=… --delete=IDS,
+              --store=… --compact, --store=… --verify
+    search    --mode=search --store=… --workdir=… --questions=… [--output=RUN.trec] [--base=…]
+              [--config=…], metrics and a TREC run
     serve     --mode=serve --store=… --workdir=… [--base=…] [--config=configs/serve.py]
     import    --mode=import --source=… --base=… --workdir=…, a checkpoint of the PyTorch release
     export    --mode=export --workdir=… --format=… --output=… [--base=…] [--store=…]
@@ -45,8 +48,16 @@ MODES = {
         "corpus.compress",
         "run",
         "store",
-        "workdir documents base config delete compact verify",
-        groups="store",
+        "workdir documents base config delete compact verify fit",
+        groups="store search",
+        defaults="serve",
+    ),
+    "search": Mode(
+        "corpus.search.run",
+        "run",
+        "store workdir questions",
+        "base config output",
+        groups="search",
         defaults="serve",
     ),
     "serve": Mode(

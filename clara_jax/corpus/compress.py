@@ -6,6 +6,9 @@ that the same command resumes after a kill, and appends when the file has grown.
 is deleted. In one command: first deleted, then added, then compacted. Documents whose part is
 damaged are compressed again; --verify looks for damage in memories as well, which takes a pass over
 all files of the store.
+
+--fit finds how the trained score and BM25 are best combined in a search (search/fit.py), on
+questions whose documents are known; with --documents or at any later time.
 """
 
 from absl import logging
@@ -13,11 +16,15 @@ from absl import logging
 from clara_jax import distributed, files
 from clara_jax.config import Config
 from clara_jax.corpus import format, write
-from clara_jax.corpus.store import Store
+from clara_jax.corpus.search import fit as fit_lib
+from clara_jax.corpus.store import Store, open_store
+from clara_jax.data import judged
 from clara_jax.data.documents import stream
 from clara_jax.errors import UserError
+from clara_jax.models.clara import Trees
 from clara_jax.progress import Progress
 from clara_jax.runs.load import load_setup
+from clara_jax.runs.setup import Model
 
 
 def run(
@@ -27,8 +34,8 @@ def run(
     base: str | None = None,
     config: Config | None = None,
     delete: str | None = None,
-    compact: bool | None = None,
-    verify: bool | None = None,
+    fit: str | None = None,
+    **tasks: bool,
 ) -> int:
     """Changes a store and prints what it then holds.
 
@@ -37,10 +44,10 @@ def run(
         workdir: of the run whose model compresses.
         documents: file for `documents.stream`.
         base: the base model, as for `api.load`.
-        config: its group `store` counts.
+        config: its groups `store` and, for `fit`, `search` count.
         delete: ids of documents, or a file of them.
-        compact: whether to compact.
-        verify: whether to read all files that are there.
+        fit: questions for `search.fit`.
+        **tasks: `compact`, and `verify`, which reads all files that are there.
 
     Returns:
         The exit code, 0.
@@ -48,26 +55,34 @@ def run(
     Raises:
         UserError: nothing is to be done, or model, documents or store cannot be used.
     """
-    if documents is None and delete is None and not (compact or verify):
+    compact, verify = (tasks.get(name, False) for name in ("compact", "verify"))
+    by_model = documents is not None or fit is not None
+    if not by_model and delete is None and not (compact or verify):
         raise UserError(
-            "--mode=compress needs --documents (with --workdir), --delete, --compact or --verify"
+            "--mode=compress needs --documents or --fit (with --workdir), --delete, --compact or "
+            "--verify"
         )
-    if (documents is None) != (workdir is None):
-        raise UserError("--mode=compress needs both --workdir and --documents to add documents")
-    if documents is None and (base is not None or config is not None):
-        raise UserError("--base and --config are for --documents; leave them out")
+    if by_model != (workdir is not None):
+        raise UserError("--mode=compress needs both --workdir and --documents, or --fit")
+    if not by_model and (base is not None or config is not None):
+        raise UserError("--base and --config are for --documents and --fit; leave them out")
+    if fit is not None:
+        judged.read(fit)  # so that its mistakes are reported before hours of work
     if documents is not None and (files.path(store) / format.MANIFEST).exists():
-        write.repair(store, bool(verify))
+        write.repair(store, verify)
     elif verify:
         write.check(store)
     if delete is not None:
         write.delete(store, _ids(delete), again=bool(compact))
-    if documents is not None and workdir is not None:
-        _add(store, workdir, documents, base, config)
+    new = _new(store, documents) if documents is not None else 0
+    made = load_setup(workdir, base) if workdir is not None else None
+    if documents is not None and made is not None:
+        _add(store, made, documents, new, config)
     if compact:
         write.compact(store)
+    fitted = _fit(store, made, fit, config) if fit is not None and made is not None else ""
     if distributed.is_first():
-        print(show(Store(store)))
+        print(show(Store(store)) + fitted)
     return 0
 
 
@@ -86,14 +101,18 @@ def show(store: Store) -> str:
     )
 
 
-def _add(store: str, workdir: str, documents: str, base: str | None, config: Config | None) -> None:
-    # A first pass over the file, so that its mistakes are reported before hours of work.
+def _new(store: str, documents: str) -> int:
+    """A first pass over the documents, so that mistakes are reported before hours of work."""
     is_there = (files.path(store) / format.MANIFEST).exists()
     known = write.known(Store(store)) if is_there else {}
     new = sum(1 for _ in write.unknown(known, stream(documents)))
     logging.info("%s: %d documents are new", documents, new)
-    del known
-    model, trees = load_setup(workdir, base)
+    return new
+
+
+def _add(
+    store: str, made: tuple[Model, Trees], documents: str, new: int, config: Config | None
+) -> None:
     progress, done = Progress(new, "compressing"), 0
 
     def report(finished: int) -> None:
@@ -102,8 +121,16 @@ def _add(store: str, workdir: str, documents: str, base: str | None, config: Con
         if distributed.is_first():
             progress.update(done)
 
-    write.add(store, model, trees, stream(documents), (config or Config()).store, report)
+    write.add(store, *made, stream(documents), (config or Config()).store, report)
     progress.close()
+
+
+def _fit(store: str, made: tuple[Model, Trees], questions: str, config: Config | None) -> str:
+    opened = open_store(store)
+    opened.check(*made)
+    return "\n" + fit_lib.show(
+        fit_lib.fit(opened, *made, questions, (config or made[0].config).search)
+    )
 
 
 def _ids(given: str) -> list[str]:

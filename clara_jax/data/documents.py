@@ -53,13 +53,15 @@ def stream(path: str | os.PathLike[str]) -> Iterator[Document]:
     In a file `.jsonl` or `.ndjson` a line is what `of_value` takes; a file `.json` is one such
     object, a list of them or of texts, or lines. A file `.parquet`, `.csv` or `.tsv` has columns of
     the same names. Any other file but those of _REFUSED is plain text, whose paragraphs are the
-    documents.
+    documents. In a folder, that of a BEIR set, corpus.jsonl is read.
 
     Raises:
         UserError: the file cannot be read, is not UTF-8, has a line that is none of these, or holds
             no document.
     """
     path = os.fspath(path)
+    if os.path.isdir(path):
+        path = os.path.join(path, "corpus.jsonl")
     kind = os.path.splitext(path)[1].lower()
     empty = True
     if kind in _REFUSED:

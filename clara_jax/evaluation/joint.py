@@ -1,7 +1,7 @@
 """Which of a question's candidates are found, and how it is answered from them.
 
-Candidates are ranked by the query reasoner and by BM25. Under each condition the prompt is the same
-but for what stands for the documents:
+Candidates are ranked by the query reasoner, by BM25, and by both together as a search in a store
+ranks them. Under each condition the prompt is the same but for what stands for the documents:
 
     reasoner     memories of the reasoner's first k, read by the trained generator: the model itself
     bm25         memories of BM25's first k
@@ -11,6 +11,7 @@ but for what stands for the documents:
     no_document_trained  nothing, read by the trained generator: how much is only form
     all          memories of all documents, as the instruct stage gives them to the generator
     reasoner_text  the text of the reasoner's first k, read by the plain base
+    reasoner+words  memories of the first k by both scores together (corpus/search/combine.py)
     constant     the same answer to every question, the one that most of them accept; no model
 
 Those with gold documents take place if all questions name theirs. `config.eval.conditions` names
@@ -24,13 +25,13 @@ from typing import Any
 
 import numpy as np
 
-from clara_jax.corpus.search import words
+from clara_jax.corpus.search import combine, retrieval, words
 from clara_jax.corpus.store import open_store
 from clara_jax.data import sources
 from clara_jax.data.prompts import FRAME
 from clara_jax.data.records import QaRecord, digest
 from clara_jax.errors import UserError
-from clara_jax.evaluation import asking, driver, metrics, results, retrieval
+from clara_jax.evaluation import asking, driver, metrics, results
 from clara_jax.evaluation.answer_losses import Labelled
 from clara_jax.evaluation.driver import Condition, Example, Result
 from clara_jax.evaluation.journal import Journal
@@ -49,6 +50,7 @@ CONDITIONS = {
     "no_document_trained": Condition("none", "text", "generator"),
     "all": Condition("all", "memory", "generator", default=False),
     "reasoner_text": Condition("reasoner", "text", None, default=False),
+    "reasoner+words": Condition("reasoner+words", "memory", "generator", default=False),
 }
 CONSTANT = "constant"
 SHOWN = 300  # characters of a chosen document that are kept for people
@@ -92,6 +94,10 @@ def evaluate(
         ],
         "bm25": words.bm25_scores(questions, [r.choice for r in records]),
     }
+    store = open_store(options.store) if options.store else None
+    alpha = combine.with_alpha(model.config.search, store, model, trees).alpha
+    pairs = zip(scores["reasoner"], scores["bm25"], strict=True)
+    scores["reasoner+words"] = [combine.combined(*pair, alpha) for pair in pairs]
     ranked = {name: [retrieval.ranking(row) for row in rows] for name, rows in scores.items()}
     golds = [r.gold for r in records]
     # A document set for each question, by the name that a condition gives it.

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clara_jax import files
+from clara_jax.corpus.search import retrieval
 from clara_jax.errors import UserError
-from clara_jax.evaluation import metrics, retrieval, statistics
+from clara_jax.evaluation import metrics, statistics
 
 Line = dict[str, Any]
 OWN = ("reasoner", "memory")  # conditions that are the model itself, as asked and as in scp

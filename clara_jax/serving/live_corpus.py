@@ -9,7 +9,7 @@ import numpy as np
 from clara_jax.config import Config
 from clara_jax.corpus import write
 from clara_jax.corpus.format import Damaged
-from clara_jax.corpus.search.search import Hit, Search
+from clara_jax.corpus.search.search import Hit, of_model
 from clara_jax.corpus.store import StoredDocument, open_store
 from clara_jax.inference import rank
 from clara_jax.inference.encode import encode_query
@@ -43,7 +43,7 @@ class LiveCorpus:
         self._options = dataclasses.replace(config.store, batch=TOGETHER, bucket=BUCKET)
         store = open_store(path)
         store.check(model, trees)
-        self._search = Search(store, config.search, model.mesh, model.config.select.score)
+        self._search = of_model(store, model, trees, config.search)
 
     @property
     def path(self) -> str:
@@ -62,7 +62,7 @@ class LiveCorpus:
         while count < 2 * most:
             memories = np.zeros((count, M, D), np.float32)
             score = self._model.config.select.score
-            rank.best(rank.scores(memories[0], memories, score), MOST)
+            rank.scores(memories[0], memories, score)
             count *= 2
 
     def find(

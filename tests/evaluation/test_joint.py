@@ -11,6 +11,8 @@ from clara_jax import api
 from clara_jax import config as config_lib
 from clara_jax.config import Config, Data, Eval, Memory, Mesh, Model, Prompts, Select
 from clara_jax.corpus import write
+from clara_jax.corpus.search.combine import combined
+from clara_jax.corpus.search.retrieval import ranking, values
 from clara_jax.corpus.search.words import bm25_scores
 from clara_jax.data.facts import FactsQuestions
 from clara_jax.data.tokenizer import load_tokenizer
@@ -18,7 +20,6 @@ from clara_jax.errors import UserError
 from clara_jax.evaluation import candidates, compare, driver, joint, metrics, results
 from clara_jax.evaluation.journal import Journal
 from clara_jax.evaluation.results import means
-from clara_jax.evaluation.retrieval import ranking, values
 from clara_jax.inference import answers as answers_lib
 from clara_jax.inference import encode
 from clara_jax.runs import setup as setup_lib
@@ -76,6 +77,8 @@ def test_rankings_are_scored(setup, result):
     assert result["retrieval"]["bm25"] == means(values(list(map(ranking, scores)), golds))
     ours = api.Clara(*setup).rank([r.question for r in records], [r.documents for r in records])
     assert result["retrieval"]["reasoner"] == means(values(list(map(ranking, ours)), golds))
+    both = [combined(*pair, 0.3) for pair in zip(ours, scores, strict=True)]  # the default
+    assert result["retrieval"]["reasoner+words"] == means(values(list(map(ranking, both)), golds))
 
 
 def test_what_lexical_overlap_cannot_tell():

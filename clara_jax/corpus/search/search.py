@@ -1,17 +1,17 @@
 """Search in a store: candidates by keys and by words, re-scored exactly, in one hop or two.
 
-    search = Search(open_store("store"), config.search, model.mesh, config.select.score)
+    search = of_model(open_store("store"), model, trees, config.search)
     find(model, trees, search, ["who wrote it ?"], top_k=5)  # [[Hit(row=17, score=0.83), …]]
 
 Candidates are the documents whose keys (keys.py) are nearest to the question's, those that share
 its words (words.py), or both lists fused by reciprocal ranks. The trained score, of all numbers of
-their memories, then decides; with `config.search.rescore=False` it is only reported, as a small
-model may rank worse than words do.
+their memories, and BM25 together then decide (combine.py); candidates by keys alone have no BM25.
+With `config.search.rescore=False` candidates keep their order. A hit tells its trained score.
 """
 
 import collections
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,11 +20,12 @@ from jax.sharding import Mesh
 
 from clara_jax import config as config_lib
 from clara_jax import sharding
-from clara_jax.corpus.search import build
+from clara_jax.corpus.search import build, combine
 from clara_jax.corpus.search.build import SearchableStore
 from clara_jax.corpus.search.keys import Basis
 from clara_jax.corpus.search.nearest import Nearest
-from clara_jax.corpus.search.words import Words
+from clara_jax.corpus.search.words import Words, best
+from clara_jax.corpus.store import Store
 from clara_jax.inference import rank
 from clara_jax.inference.encode import encode_query
 from clara_jax.models.clara import Trees
@@ -40,6 +41,19 @@ class Hit:
     row: int
     score: float
     by: str  # keys, bm25 or both
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+    """Rows that may answer a question, the likeliest first."""
+
+    by: dict[int, str]  # what found each row: keys, bm25 or both
+    words_C: np.ndarray | None  # BM25 of each; None where words are not searched
+
+    @property
+    def rows(self) -> list[int]:
+        """The rows."""
+        return list(self.by)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +73,7 @@ class Search:
     Args:
         store: an open `store.Store`. Keys and BM25 that it does not hold are computed and kept
             there.
-        options: `config.search`.
+        options: `config.search`; an alpha of -1 is the default one (see `of_model`).
         mesh: devices for the keys; None: all of this process.
         score: `config.select.score` of the model.
 
@@ -75,6 +89,7 @@ class Search:
         score: str = "cosine",
     ):
         self.options, self._score = options, score
+        self._alpha = options.alpha if options.alpha >= 0 else combine.DEFAULT
         whole = config_lib.Mesh(data=1, fsdp=-1, tensor=1)
         self._mesh = sharding.make_mesh(whole, jax.local_devices()) if mesh is None else mesh
         self._snapshot = self._open(store)
@@ -88,7 +103,8 @@ class Search:
         """What is searched by, and the recall of keys as it was measured when they were made."""
         info = self._snapshot.info
         keys = "" if info is None else f"keys: {build.describe(info)}"
-        return " | ".join(filter(None, (keys, "BM25" if self._snapshot.words else "")))
+        words = f"BM25, alpha {self._alpha:.2f}" if self._snapshot.words else ""
+        return " | ".join(filter(None, (keys, words)))
 
     def candidates(self, queries_nMD: np.ndarray, questions: Sequence[str]) -> np.ndarray:
         """Rows int [n, C] of documents to score, the likeliest first; -1 where there are fewer.
@@ -99,9 +115,16 @@ class Search:
         """
         candidates = self._candidates(self._snapshot, queries_nMD, questions)
         rows_nC = np.full((len(questions), self.options.candidates), -1)
-        for rows_C, by in zip(rows_nC, candidates, strict=True):
-            rows_C[: len(by)] = list(by)
+        for rows_C, own in zip(rows_nC, candidates, strict=True):
+            rows_C[: len(own.by)] = own.rows
         return rows_nC
+
+    def scored(
+        self, queries_nMD: np.ndarray, questions: Sequence[str]
+    ) -> list[tuple[Candidates, np.ndarray]]:
+        """Candidates of each question, and their trained scores [C]; arguments as there."""
+        candidates = self._candidates(self._snapshot, queries_nMD, questions)
+        return list(self._scored(self._snapshot, queries_nMD, candidates))
 
     def search(
         self,
@@ -110,7 +133,7 @@ class Search:
         top_k: int,
         encode: Callable[[list[str]], np.ndarray] | None = None,
     ) -> list[list[Hit]]:
-        """The `top_k` candidates of each question that the trained score likes best.
+        """The `top_k` candidates of each question that are best by both scores together.
 
         Without `config.search.rescore` the first `top_k` candidates, with their trained scores.
         With `config.search.hops=2` the second question is the first one and the text of its best
@@ -172,37 +195,51 @@ class Search:
 
     def _candidates(
         self, snapshot: _Snapshot, queries_nMD: np.ndarray, questions: Sequence[str]
-    ) -> list[dict[int, str]]:
-        """Rows of each question's candidates, the likeliest first, and what they were found by."""
-        lists, most = {}, self.options.candidates
+    ) -> list[Candidates]:
+        candidates, most, keys_nC = [], self.options.candidates, None
         if snapshot.nearest is not None:
-            lists["keys"] = snapshot.nearest.search(queries_nMD, most)
-        if snapshot.words is not None:
-            lists["bm25"] = snapshot.words.search(questions, most, snapshot.alive_R)
-        return [
-            fused({by: rows_nC[i] for by, rows_nC in lists.items()}, most)
-            for i in range(len(questions))
-        ]
+            keys_nC = snapshot.nearest.search(queries_nMD, most)
+        for i, question in enumerate(questions):
+            lists, words_R = {}, None
+            if keys_nC is not None:
+                lists["keys"] = keys_nC[i]
+            if snapshot.words is not None:
+                words_R = snapshot.words.scores(question)
+                lists["bm25"] = best(words_R, most, snapshot.alive_R)
+            by = fused(lists, most)
+            candidates.append(Candidates(by, None if words_R is None else words_R[list(by)]))
+        return candidates
+
+    def _scored(
+        self, snapshot: _Snapshot, queries_nMD: np.ndarray, candidates: Sequence[Candidates]
+    ) -> Iterator[tuple[Candidates, np.ndarray]]:
+        """Each question's candidates with their trained scores [C]."""
+        rows = sorted(set().union(*(own.by for own in candidates)))  # shared ones are read once
+        place = {row: i for i, row in enumerate(rows)}
+        memories_UMD = snapshot.store.memories(rows)
+        for query_MD, own in zip(queries_nMD, candidates, strict=True):
+            memories_CMD = memories_UMD[[place[row] for row in own.rows]]
+            is_none = not own.by
+            yield own, np.empty(0) if is_none else rank.scores(query_MD, memories_CMD, self._score)
 
     def _best(
         self, snapshot: _Snapshot, queries_nMD: np.ndarray, questions: Sequence[str], top_k: int
     ) -> list[list[Hit]]:
         candidates = self._candidates(snapshot, queries_nMD, questions)
-        if not self.options.rescore:
-            candidates = [dict(list(by.items())[:top_k]) for by in candidates]
-        rows = sorted(set().union(*candidates))  # a document of several questions is read once
-        place = {row: i for i, row in enumerate(rows)}
-        memories_UMD = snapshot.store.memories(rows)
-        best = []
-        for query_MD, by in zip(queries_nMD, candidates, strict=True):
-            own, hits = list(by), []
-            if own:
-                memories_CMD = memories_UMD[[place[row] for row in own]]
-                scores_C = rank.scores(query_MD, memories_CMD, self._score)
-                chosen = rank.best(scores_C, top_k) if self.options.rescore else range(len(own))
-                hits = [Hit(own[i], float(scores_C[i]), by[own[i]]) for i in chosen]
-            best.append(hits)
-        return best
+        if not self.options.rescore:  # and none but these is read
+            candidates = [
+                Candidates(dict(list(own.by.items())[:top_k]), None) for own in candidates
+            ]
+        hits = []
+        for own, scores_C in self._scored(snapshot, queries_nMD, candidates):
+            order_C = range(len(scores_C))
+            if self.options.rescore:
+                order_C = combine.order(combine.combined(scores_C, own.words_C, self._alpha))
+            rows = own.rows
+            hits.append(
+                [Hit(rows[i], float(scores_C[i]), own.by[rows[i]]) for i in order_C[:top_k]]
+            )
+        return hits
 
 
 def _both(first: Sequence[Hit], second: Sequence[Hit], top_k: int) -> list[Hit]:
@@ -226,6 +263,21 @@ def fused(lists: dict[str, Sequence[int]], most: int) -> dict[int, str]:
             total[row] += 1 / (_RRF + 1 + place)
             by[row] = "both" if row in by else name
     return {row: by[row] for row in sorted(total, key=lambda row: (-total[row], row))[:most]}
+
+
+def of_model(
+    store: Store, model: Model, trees: Trees, options: config_lib.Search | None = None
+) -> Search:
+    """Search in a store that a model made, by the alpha that was fitted for it.
+
+    Args:
+        store: the store.
+        model: the model.
+        trees: its weights.
+        options: `config.search`; None: the model's own.
+    """
+    options = combine.with_alpha(options or model.config.search, store, model, trees)
+    return Search(store, options, model.mesh, model.config.select.score)
 
 
 def find(

@@ -98,19 +98,6 @@ class Words:
         other._added, other._rows = added, row
         return other
 
-    def search(self, questions: Sequence[str], k: int, alive_R: np.ndarray) -> np.ndarray:
-        """Rows int [n, k] of the best documents, the best first, -1 where fewer share a word."""
-        best_nk = np.full((len(questions), k), -1)
-        for best_k, question in zip(best_nk, questions, strict=True):
-            scores_R = np.where(alive_R, self.scores(question), 0)
-            rows = np.flatnonzero(scores_R)
-            if len(rows) > k:  # equal ones at the end are sorted too
-                least = -np.partition(-scores_R[rows], k - 1)[k - 1]
-                rows = rows[scores_R[rows] >= least]
-            best = rows[np.argsort(-scores_R[rows], kind="stable")][:k]
-            best_k[: len(best)] = best
-        return best_nk
-
     def scores(self, question: str) -> np.ndarray:
         """BM25 float32 [rows]; a word that the question repeats counts as often."""
         scores_R = np.zeros(self._rows, np.float32)
@@ -162,6 +149,15 @@ class Words:
             return cls(index, content["documents"], content["mean"]), content["info"]
         except DAMAGED:
             return None
+
+
+def best(scores_R: np.ndarray, k: int, alive_R: np.ndarray) -> np.ndarray:
+    """Rows of the k largest scores above 0, the best first, equal ones in order."""
+    rows = np.flatnonzero(alive_R & (scores_R > 0))
+    if len(rows) > k:  # equal ones at the end are sorted too
+        least = -np.partition(-scores_R[rows], k - 1)[k - 1]
+        rows = rows[scores_R[rows] >= least]
+    return rows[np.argsort(-scores_R[rows], kind="stable")][:k]
 
 
 def _copy(source: epath.Path, target: epath.Path) -> None:

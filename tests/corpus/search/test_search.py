@@ -11,8 +11,10 @@ from clara_jax import config as config_lib
 from clara_jax.config import Mesh
 from clara_jax.corpus.format import StorePart
 from clara_jax.corpus.search import build
+from clara_jax.corpus.search.combine import combined
 from clara_jax.corpus.search.keys import all_scores
 from clara_jax.corpus.search.search import Hit, Search, fused
+from clara_jax.corpus.search.words import Words
 from clara_jax.errors import UserError
 from clara_jax.sharding import make_mesh
 
@@ -146,7 +148,7 @@ def test_refresh(make, queries, by):
 
 
 def test_compacting_is_noticed(make, queries):
-    search = Search(make(), dataclasses.replace(KEYS, by="fused"), ONE)
+    search = Search(make(), dataclasses.replace(KEYS, by="fused", alpha=1), ONE)
     compacted = make()  # as many rows, but others
     compacted.parts = (part(0, 50), part(1, 40, fed=1))
     compacted._memories = compacted._memories[::-1].copy()
@@ -184,6 +186,37 @@ def test_candidates_keep_their_order_on_request(make, queries):
     for hits, rows_C, scores_R, order_R in zip(found, rows_nC, scores, order, strict=True):
         assert [hit.row for hit in hits] == rows_C[:4].tolist() != order_R[:4].tolist()
         np.testing.assert_allclose([h.score for h in hits], scores_R[rows_C[:4]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0, 0.3, 1])
+def test_both_scores_order_the_candidates(make, queries, alpha):
+    """At the ends exactly one of them does."""
+    store, questions = make(), ["river comet number7", "opera number80", "nothing"]
+    options = dataclasses.replace(KEYS, by="fused", candidates=30, alpha=alpha)
+    search = Search(store, options, ONE)
+    found = search.search(queries, questions, 12)
+    trained = best(store, queries)[0]
+    index = Words.build(store._texts)
+    for n, hits in enumerate(found):
+        rows = [row for row in search.candidates(queries, questions)[n].tolist() if row >= 0]
+        words = index.scores(questions[n])
+        both = combined(trained[n, rows], words[rows], alpha)
+        assert [hit.row for hit in hits] == [rows[i] for i in np.argsort(-both, kind="stable")][:12]
+        np.testing.assert_allclose([h.score for h in hits], trained[n, [h.row for h in hits]], 1e-5)
+        scores = {0: words, 1: trained[n]}.get(alpha)
+        if scores is not None:
+            by_one = sorted(rows, key=lambda row: -scores[row])  # stable, as candidates stand
+            assert [hit.row for hit in hits] == by_one[:12]
+
+
+def test_an_alpha_of_zero_is_the_ranking_by_words(make, queries):
+    questions = ["river comet number7", "opera number80", "castle senate number3"]
+    ranked = {}
+    for name, changes in {"alpha": {"alpha": 0}, "kept": {"rescore": False}}.items():
+        options = dataclasses.replace(KEYS, by="bm25", **changes)
+        found = Search(make(), options, ONE).search(queries, questions, 20)
+        ranked[name] = [[hit.row for hit in hits] for hits in found]
+    assert ranked["alpha"] == ranked["kept"]
 
 
 def test_reciprocal_ranks_by_hand():

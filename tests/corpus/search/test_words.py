@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from clara_jax.corpus.search.words import Words
+from clara_jax.corpus.search.words import Words, best
 
 RNG = np.random.default_rng(0)
 VOCABULARY = [f"w{i}" for i in range(40)]
@@ -15,13 +15,12 @@ ALL = np.ones(90, bool)
 def test_search_is_the_order_of_scores():
     words = Words.build(TEXTS)
     scores = words.scores("w3 w17, W3 nothing")
-    found = words.search(["w3 w17, W3 nothing", "", "unknown"], 12, ALL)
     order = sorted(np.flatnonzero(scores > 0), key=lambda row: (-scores[row], row))[:12]
-    assert found[0].tolist()[: len(order)] == order
-    assert (found[1:] == -1).all()
+    assert best(scores, 12, ALL).tolist() == order
+    assert not len(best(words.scores(""), 12, ALL)) + len(best(words.scores("unknown"), 12, ALL))
     alive = ALL.copy()
     alive[order[0]] = False
-    assert words.search(["w3 w17 w3"], 12, alive)[0, 0] == order[1]
+    assert best(words.scores("w3 w17 w3"), 12, alive)[0] == order[1]
 
 
 def test_added_documents():
@@ -32,7 +31,7 @@ def test_added_documents():
     anew = Words.build([*TEXTS[:89], "brandnew word"])
     for question in ("w3 w5 w9", "w1", "brandnew"):
         np.testing.assert_allclose(words.scores(question), anew.scores(question), rtol=0.2)
-    assert words.search(["brandnew"], 3, ALL)[0].tolist() == [89, -1, -1]
+    assert best(words.scores("brandnew"), 3, ALL).tolist() == [89]
 
 
 def test_when_to_build_anew():
@@ -54,7 +53,7 @@ def test_saved_and_read_back(tmp_path, texts):
 
 
 @pytest.mark.parametrize(
-    ("question", "best", "texts"),
+    ("question", "expected", "texts"),
     [
         ("北京在哪里？", 1, ["东京是日本的首都。", "北京是中国的首都。", "巴黎是法国的首都。"]),
         ("寺", 1, ["大阪城", "京都の寺 Kyoto"]),
@@ -66,6 +65,5 @@ def test_saved_and_read_back(tmp_path, texts):
         ("ＴＯＫＹＯ", 1, ["Kyoto", "Tokyo"]),
     ],
 )
-def test_scripts_without_blanks_and_other_forms(question, best, texts):
-    found = Words.build(texts).search([question], 3, np.ones(len(texts), bool))
-    assert found[0, 0] == best
+def test_scripts_without_blanks_and_other_forms(question, expected, texts):
+    assert Words.build(texts).scores(question).argmax() == expected

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clara_jax.corpus.search.retrieval import ranking, recall_at, reciprocal_rank, values
 from clara_jax.corpus.search.words import bm25_scores
 from clara_jax.evaluation.results import means
-from clara_jax.evaluation.retrieval import ranking, recall_at, reciprocal_rank, values
 
 
 def test_ranking_by_hand():
@@ -70,6 +70,31 @@ def test_means_are_over_questions_with_gold():
     assert values([[0]], [[]]) == {} == values([], [])
     with pytest.raises(ValueError):
         values(rankings, golds[:2])
+
+
+def test_metrics_are_those_of_trec_eval():
+    pytrec_eval = pytest.importorskip("pytrec_eval")
+    rng = np.random.default_rng(0)
+    names = [f"d{n}" for n in range(40)]
+    rankings = [[str(name) for name in rng.permutation(names)[:25]] for _ in range(30)]
+    golds = [{str(n): int(rng.integers(1, 4)) for n in rng.choice(names, size, replace=False)}
+             for size in rng.integers(1, 15, 30)]  # fmt: skip
+    runs = {f"q{i}": {n: 1 / r for r, n in enumerate(own, 1)} for i, own in enumerate(rankings)}
+    judged = {f"q{i}": gold for i, gold in enumerate(golds)}
+    theirs = {"recall@1": "recall_1", "recall@10": "recall_10", "mrr": "recip_rank",
+              "ndcg@10": "ndcg_cut_10"}  # fmt: skip
+    scored = pytrec_eval.RelevanceEvaluator(judged, set(theirs.values())).evaluate(runs)
+    found = values(rankings, golds, (1, 10))
+    for ours, name in theirs.items():
+        np.testing.assert_allclose(found[ours], [scored[f"q{i}"][name] for i in range(30)], 1e-6)
+
+
+def test_gains_count_in_ndcg():
+    """By hand, as trec_eval has it: the gain by itself, not as an exponent."""
+    gains = {"a": 1, "b": 3}
+    best = 3 + 1 / math.log2(3)
+    assert values([["a", "x", "b"]], [gains], (3,))["ndcg@3"] == [(1 + 3 / 2) / best]
+    assert values([["a", "x", "b"]], [gains], (1,))["ndcg@1"] == [1 / 3]
 
 
 def formula(question, document, documents):

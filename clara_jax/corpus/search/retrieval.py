@@ -1,6 +1,6 @@
 """How well candidates are ranked."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -25,7 +25,7 @@ def ranking(scores: Sequence[float] | np.ndarray) -> list[int]:
     return order_N[scores_N[order_N] > -np.inf].tolist()
 
 
-def recall_at(ranked: Sequence[int], gold: Sequence[int], k: int) -> float:
+def recall_at(ranked: Sequence[object], gold: Collection[object], k: int) -> float:
     """Share of the gold documents among the first k.
 
     Args:
@@ -42,7 +42,7 @@ def recall_at(ranked: Sequence[int], gold: Sequence[int], k: int) -> float:
     return len(wanted & set(ranked[:k])) / len(wanted)
 
 
-def reciprocal_rank(ranked: Sequence[int], gold: Sequence[int]) -> float:
+def reciprocal_rank(ranked: Sequence[object], gold: Collection[object]) -> float:
     """1 over the rank, from 1, of the first gold document; 0 if none is ranked.
 
     Raises:
@@ -52,12 +52,12 @@ def reciprocal_rank(ranked: Sequence[int], gold: Sequence[int]) -> float:
     return next((1 / rank for rank, n in enumerate(ranked, 1) if n in wanted), 0.0)
 
 
-def ndcg_at(ranked: Sequence[int], gold: Sequence[int], k: int) -> float:
-    """Normalised discounted cumulative gain of the first k, gold documents having gain 1.
+def ndcg_at(ranked: Sequence[object], gold: Collection[object], k: int) -> float:
+    """Normalised discounted cumulative gain of the first k.
 
     Args:
         ranked: documents, best first.
-        gold: documents that should be found; repeated ones count once.
+        gold: documents that should be found, of gain 1; repeated ones count once. Or their gains.
         k: at least 1.
 
     Raises:
@@ -65,14 +65,17 @@ def ndcg_at(ranked: Sequence[int], gold: Sequence[int], k: int) -> float:
     """
     if k < 1:
         raise ValueError(f"k={k} must be at least 1")
-    wanted = _wanted(gold)
+    gains = gold if isinstance(gold, Mapping) else dict.fromkeys(_wanted(gold), 1)
     discounts = 1 / np.log2(np.arange(2, k + 2))
-    hits = np.array([n in wanted for n in ranked[:k]], bool)
-    return float(discounts[: len(hits)][hits].sum() / discounts[: len(wanted)].sum())
+    best = sorted(gains.values(), reverse=True)[:k]
+    hits = [gains.get(n, 0) for n in ranked[:k]]
+    return float(discounts[: len(hits)] @ hits / (discounts[: len(best)] @ best))
 
 
 def values(
-    rankings: Sequence[Sequence[int]], golds: Sequence[Sequence[int]], ks: Sequence[int] = KS
+    rankings: Sequence[Sequence[object]],
+    golds: Sequence[Collection[object]],
+    ks: Sequence[int] = KS,
 ) -> dict[str, list[float]]:
     """`recall@k` for every k, `mrr` and `ndcg@K` for the largest, of the questions that name golds.
 
@@ -99,7 +102,7 @@ def values(
     )
 
 
-def _wanted(gold: Sequence[int]) -> set[int]:
+def _wanted(gold: Collection[object]) -> set[object]:
     if not len(gold):
         raise ValueError("no gold document: nothing can be found")
     return set(gold)
