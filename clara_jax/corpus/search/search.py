@@ -196,11 +196,11 @@ class Search:
         self, snapshot: _Snapshot, queries_nMD: np.ndarray, questions: Sequence[str]
     ) -> list[Candidates]:
         candidates, most = [], self.options.candidates
-        if snapshot.nearest is not None:
-            keys_nC = snapshot.nearest.search(queries_nMD, most)
+        nearest = snapshot.nearest
+        keys_nC = None if nearest is None else nearest.search(queries_nMD, most)
         for i, question in enumerate(questions):
             lists, words_R = {}, None
-            if snapshot.nearest is not None:
+            if keys_nC is not None:
                 lists["keys"] = keys_nC[i]
             if snapshot.words is not None:
                 words_R = snapshot.words.scores(question)
