@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from absl import logging
+from etils import epath
 
 from clara_jax import checksums, files
 from clara_jax import config as config_lib
@@ -50,7 +51,7 @@ def order(scores_C: np.ndarray) -> np.ndarray:
     return np.argsort(-scores_C, kind="stable")
 
 
-def path(store: str) -> Any:
+def path(store: str) -> epath.Path:
     """The file of a store's alpha."""
     return files.path(store) / "search" / FILE
 

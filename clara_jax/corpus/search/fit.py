@@ -9,6 +9,7 @@ import pyarrow.compute
 
 from clara_jax import checksums, distributed, files
 from clara_jax import config as config_lib
+from clara_jax.corpus import format
 from clara_jax.corpus.search import combine, retrieval
 from clara_jax.corpus.search.search import Search
 from clara_jax.corpus.store import Store
@@ -75,8 +76,9 @@ def fit(
         "metrics": [{"alpha": alpha, **means} for alpha, means in metrics.items()],
     }
     if distributed.is_first():
-        combine.path(store.path).parent.mkdir(parents=True, exist_ok=True)
-        files.write(combine.path(store.path), checksums.dumps(info))
+        with format.writing(store.path):
+            combine.path(store.path).parent.mkdir(parents=True, exist_ok=True)
+            files.write(combine.path(store.path), checksums.dumps(info))
     return info
 
 

@@ -196,9 +196,9 @@ class Search:
     def _candidates(
         self, snapshot: _Snapshot, queries_nMD: np.ndarray, questions: Sequence[str]
     ) -> list[Candidates]:
-        candidates, most, keys_nC = [], self.options.candidates, None
-        if snapshot.nearest is not None:
-            keys_nC = snapshot.nearest.search(queries_nMD, most)
+        candidates, most = [], self.options.candidates
+        nearest = snapshot.nearest
+        keys_nC = None if nearest is None else nearest.search(queries_nMD, most)
         for i, question in enumerate(questions):
             lists, words_R = {}, None
             if keys_nC is not None:
