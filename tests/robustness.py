@@ -1,6 +1,6 @@
 """Malformed inputs, made by rules: every option with wrong values, every file damaged.
 
-    python -m tests.robustness [--only=TEXT] [--every=N] [--output=FILE]
+    python -m tests.robustness [--only=TEXT] [--case=NAME ...] [--every=N] [--output=FILE]
 
 Each input is given to a command of its own process. Right is one line on standard error and exit
 code 2, or an end as if nothing were wrong: with the same answer, or with a warning. Wrong are
@@ -21,11 +21,10 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
 
 from clara_jax import config as config_lib
 from clara_jax import main
@@ -265,16 +264,13 @@ def cases(world: pathlib.Path) -> list[Case]:
     return [*options(), *files(world)]
 
 
-def expectations(world: pathlib.Path) -> dict[str, Outcome]:
-    """What the commands that answer do where nothing is damaged, by their arguments."""
+def expectations(world: pathlib.Path, chosen: Iterable[Case]) -> dict[str, Outcome]:
+    """What the commands of cases that answer do where nothing is damaged, by their arguments."""
+    asked = {json.dumps(case.arguments): case.arguments for case in chosen if case.damage}
     with tempfile.TemporaryDirectory() as parent:
         copy = pathlib.Path(parent) / "world"
         shutil.copytree(world, copy)
-        return {
-            json.dumps(COMMANDS[name]): run(COMMANDS[name], copy)
-            for name in COMMANDS
-            if name.startswith("ask")
-        }
+        return {key: run(each, copy) for key, each in asked.items() if ASK[0] in each}
 
 
 def start() -> None:
@@ -290,6 +286,7 @@ def all_of_it() -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="cases whose name has this text")
+    parser.add_argument("--case", action="append", default=[], help="of this name, and no others")
     parser.add_argument("--every", type=int, default=1, help="one case of so many")
     parser.add_argument("--output", default="", help="JSON file of what is wrong")
     args = parser.parse_args()
@@ -298,8 +295,10 @@ def all_of_it() -> int:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{folder}/cache")
         world = pathlib.Path(folder) / "built"
         build(world)
-        expected = expectations(world)
-        chosen = [case for case in cases(world) if args.only in case.name][:: args.every]
+        every = {case.name: case for case in cases(world)}
+        names = args.case or [name for name in every if args.only in name][:: args.every]
+        chosen = [every[name] for name in names]
+        expected = expectations(world, chosen)
         faults, begun = {}, time.monotonic()
         for number, case in enumerate(chosen, 1):
             if what := wrong(case, world, expected.get(json.dumps(case.arguments))):
@@ -309,7 +308,7 @@ def all_of_it() -> int:
                 took = time.monotonic() - begun
                 print(f"{number}/{len(chosen)}, {took:.0f} s, {len(faults)} wrong", flush=True)
     if args.output:
-        text = json.dumps({"cases": len(chosen), "wrong": faults}, indent=1)
+        text = json.dumps({"all": len(every), "cases": len(chosen), "wrong": faults}, indent=1)
         pathlib.Path(args.output).write_text(text)
     print(table(["cases", "wrong"], [[str(len(chosen)), str(len(faults))]]))
     return int(bool(faults))
