@@ -15,7 +15,7 @@ SAMPLE = [
     "--config.data.rate=-1",
     "--config.optim.learning_rate=x",
     "--config.data.records=100000 letters",
-    "verify, store/manifest.json flipped at 7/20",
+    "verify, store/manifest.json noise",
     "verify, store/parts/00000/documents.arrow a folder",
     "ask of an export, native/config.json deep",
     "evaluate, records.jsonl cut",
