@@ -16,6 +16,7 @@ def here(monkeypatch):
     monkeypatch.setattr(efficiency, "alone", lambda function, *args: function(*args))
 
 
+@pytest.mark.slow
 def test_rows_of_a_tiny_model(here, tmp_path, capsys, monkeypatch):
     read = []
     batches = efficiency.generate.prompt_batches

@@ -52,6 +52,7 @@ def test_memory_does_not_hold_a_parameter_twice(checkpoint, monkeypatch, param_d
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.slow
 def test_importing_a_release_does_not_read_the_base(checkpoint, tmp_path):
     releasing.write_tokenizer(checkpoint, MODEL.vocab_size)
     releasing.write_release(tmp_path / "source", checkpoint, MODEL)
