@@ -56,6 +56,8 @@ flags.DEFINE_string("store", None, "Folder of documents compressed once (--mode=
 flags.DEFINE_string("delete", None, "Ids of documents, with commas, or a file of ids, one a line.")
 flags.DEFINE_bool("compact", None, "Write a store again without what was deleted.")
 flags.DEFINE_bool("verify", None, "Read all files of a store, and look for damage.")
+flags.DEFINE_string("shard", None, "Share of the documents, i/n with i from 0: one worker's of n.")
+flags.DEFINE_string("join", None, "Stores to make a new one of, with commas between.")
 flags.DEFINE_string(
     "fit",
     None,

@@ -6,8 +6,9 @@
               [--base=…] [--rate=…] [--top_k=…] [--max_new_tokens=…] [--temperature=…]
               [--top_p=…]
     compress  --mode=compress --store=… --workdir=… --documents=… [--base=…] [--config=…]
-              [--fit=QUESTIONS], or --store=… --workdir=… --fit=QUESTIONS, --store=… --delete=IDS,
-              --store=… --compact, --store=… --verify
+              [--fit=QUESTIONS] [--shard=i/n], or --store=… --workdir=… --fit=QUESTIONS,
+              --store=… --delete=IDS, --store=… --compact, --store=… --verify,
+              --store=… --join=STORE,STORE,…
     search    --mode=search --store=… --workdir=… --questions=… [--output=RUN.trec] [--base=…]
               [--config=…], metrics and a TREC run
     serve     --mode=serve --store=… --workdir=… [--base=…] [--config=configs/serve.py]
@@ -48,7 +49,7 @@ MODES = {
         "corpus.compress",
         "run",
         "store",
-        "workdir documents base config delete compact verify fit",
+        "workdir documents base config delete compact verify fit shard join",
         groups="store search",
         defaults="serve",
     ),

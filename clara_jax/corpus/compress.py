@@ -7,19 +7,26 @@ is deleted. In one command: first deleted, then added, then compacted. Documents
 damaged are compressed again; --verify looks for damage in memories as well, which takes a pass over
 all files of the store.
 
+--shard=i/n takes the i-th of n shares of the documents, which depends on their ids alone: n workers
+with a store each do every document once, and --join makes one store of theirs (join.py).
+
 --fit finds how the trained score and BM25 are best combined in a search (search/fit.py), on
 questions whose documents are known; with --documents or at any later time.
 """
+
+from collections.abc import Iterator
+from typing import Any
 
 from absl import logging
 
 from clara_jax import distributed, files
 from clara_jax.config import Config
 from clara_jax.corpus import format, write
+from clara_jax.corpus import join as join_lib
 from clara_jax.corpus.search import fit as fit_lib
 from clara_jax.corpus.store import Store, open_store
-from clara_jax.data import judged
-from clara_jax.data.documents import stream
+from clara_jax.data import judged, records
+from clara_jax.data.documents import Document, stream
 from clara_jax.errors import UserError
 from clara_jax.models.clara import Trees
 from clara_jax.progress import Progress
@@ -35,7 +42,8 @@ def run(
     config: Config | None = None,
     delete: str | None = None,
     fit: str | None = None,
-    **tasks: bool,
+    shard: str | None = None,
+    **tasks: Any,
 ) -> int:
     """Changes a store and prints what it then holds.
 
@@ -47,7 +55,9 @@ def run(
         config: its groups `store` and, for `fit`, `search` count.
         delete: ids of documents, or a file of them.
         fit: questions for `search.fit`.
-        **tasks: `compact`, and `verify`, which reads all files that are there.
+        shard: `i/n`, to take a share of the documents; i is from 0.
+        **tasks: `compact`, `verify`, which reads all files that are there, and `join`, the stores
+            that this one is made of, with commas between.
 
     Returns:
         The exit code, 0.
@@ -55,29 +65,34 @@ def run(
     Raises:
         UserError: nothing is to be done, or model, documents or store cannot be used.
     """
-    compact, verify = (tasks.get(name, False) for name in ("compact", "verify"))
+    compact, verify, join = (tasks.get(name) for name in ("compact", "verify", "join"))
     by_model = documents is not None or fit is not None
-    if not by_model and delete is None and not (compact or verify):
+    if not by_model and delete is None and not (compact or verify or join):
         raise UserError(
-            "--mode=compress needs --documents or --fit (with --workdir), --delete, --compact or "
-            "--verify"
+            "--mode=compress needs --documents or --fit (with --workdir), --delete, --compact, "
+            "--verify or --join"
         )
     if by_model != (workdir is not None):
         raise UserError("--mode=compress needs both --workdir and --documents, or --fit")
     if not by_model and (base is not None or config is not None):
         raise UserError("--base and --config are for --documents and --fit; leave them out")
+    if shard is not None and documents is None:
+        raise UserError("--shard is a share of --documents; name them too")
+    share = _share(shard or "0/1")
     if fit is not None:
         judged.read(fit)  # so that its mistakes are reported before hours of work
+    if join is not None:
+        join_lib.join(store, [name.strip() for name in join.split(",") if name.strip()])
     if documents is not None and (files.path(store) / format.MANIFEST).exists():
-        write.repair(store, verify)
+        write.repair(store, bool(verify))
     elif verify:
         write.check(store)
     if delete is not None:
         write.delete(store, _ids(delete), again=bool(compact))
-    new = _new(store, documents) if documents is not None else 0
+    new = _new(store, documents, share) if documents is not None else 0
     made = load_setup(workdir, base) if workdir is not None else None
     if documents is not None and made is not None:
-        _add(store, made, documents, new, config)
+        _add(store, made, _of(share, documents), new, config)
     if compact:
         write.compact(store)
     fitted = _fit(store, made, fit, config) if fit is not None and made is not None else ""
@@ -101,17 +116,37 @@ def show(store: Store) -> str:
     )
 
 
-def _new(store: str, documents: str) -> int:
+def _share(given: str) -> tuple[int, int]:
+    """Number of a share, and of how many it is one."""
+    number, _, count = given.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise UserError(f"--shard={given}: give i/n with i from 0 to n - 1, as 0/4")
+    return int(number), int(count)
+
+
+def _of(share: tuple[int, int], documents: str) -> Iterator[Document]:
+    """Documents of a share; all of the same id are of the same one, wherever they stand."""
+    number, count = share
+    for document in stream(documents):
+        if int.from_bytes(records.digest(document.id)) % count == number:
+            yield document
+
+
+def _new(store: str, documents: str, share: tuple[int, int]) -> int:
     """A first pass over the documents, so that mistakes are reported before hours of work."""
     is_there = (files.path(store) / format.MANIFEST).exists()
     known = write.known(Store(store)) if is_there else {}
-    new = sum(1 for _ in write.unknown(known, stream(documents)))
+    new = sum(1 for _ in write.unknown(known, _of(share, documents)))
     logging.info("%s: %d documents are new", documents, new)
     return new
 
 
 def _add(
-    store: str, made: tuple[Model, Trees], documents: str, new: int, config: Config | None
+    store: str,
+    made: tuple[Model, Trees],
+    documents: Iterator[Document],
+    new: int,
+    config: Config | None,
 ) -> None:
     progress, done = Progress(new, "compressing"), 0
 
@@ -121,7 +156,7 @@ def _add(
         if distributed.is_first():
             progress.update(done)
 
-    write.add(store, *made, stream(documents), (config or Config()).store, report)
+    write.add(store, *made, documents, (config or Config()).store, report)
     progress.close()
 
 

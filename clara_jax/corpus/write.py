@@ -122,7 +122,7 @@ def repair(path: str | os.PathLike[str], verify: bool = False) -> None:
                 for name in gone:
                     logging.warning("%s: its documents are compressed again", problems[name])
                 numbered = manifest.numbered
-                while _name(numbered - 1) in gone:  # so that the store becomes what it was
+                while part_name(numbered - 1) in gone:  # so that the store becomes what it was
                     numbered -= 1
                 left = format.without(manifest, gone)
                 with locks.alone(path):
@@ -234,7 +234,7 @@ class _Writer:
     def write(self, rows: Sequence[NewRow]) -> None:
         """Compresses rows and begins to write them as a part."""
         number = _next_number(self._manifest) + (self._written is not None)
-        part = format.part_of(_name(number), table := _table(rows))
+        part = format.part_of(part_name(number), table := _table(rows))
         arrays, writes, size = None, [], self._manifest.part
         for start in range(0, len(rows), size):  # one of these, unless a document is very long
             window = rows[start : start + size]
@@ -308,7 +308,7 @@ def _compacted(store: Store) -> Iterator[StorePart]:
             yield run[0][0]  # small, and alone
         elif run:
             for rows in _grouped(_by_document(store, run), manifest.part):
-                yield _copied(store, _name(number), rows)
+                yield _copied(store, part_name(number), rows)
                 number += 1
         run = []
         if part is not None:
@@ -356,7 +356,8 @@ def _table(rows: Sequence[NewRow]) -> pyarrow.Table:
     return pyarrow.Table.from_pydict(columns, format.SCHEMA)
 
 
-def _name(number: int) -> str:
+def part_name(number: int) -> str:
+    """Of a part's folder."""
     return f"{number:05d}"
 
 
