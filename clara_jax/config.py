@@ -310,6 +310,9 @@ class Serve:
     max_new_tokens: int = option(128, SIZE)  # most tokens of an answer
     cached: int = option(1024, SIZE)  # documents whose memories stay on the device
     body: int = option(2**20, AT_LEAST_1)  # most bytes of a request
+    docs: bool = False  # also /docs and /openapi.json
+    # of pages that may ask, with commas, such as https://example.com; empty: the server's own
+    origins: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,10 +6,23 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
+from starlette.exceptions import HTTPException
+
 from clara_jax.serving.asking import LiveReply, status_of
 from clara_jax.serving.guard import error_body
 
 MODEL = {"id": "clara", "object": "model", "created": 0, "owned_by": "clara_jax"}
+
+
+async def named(name: str) -> dict[str, Any]:
+    """OpenAI's entry of a model.
+
+    Raises:
+        HTTPException: it is not this one.
+    """
+    if name != MODEL["id"]:
+        raise HTTPException(404, f"there is no such model; this server has {MODEL['id']}")
+    return MODEL
 
 
 def completion(reply: LiveReply, model: str) -> dict[str, Any]:

@@ -22,6 +22,11 @@ def error_body(message: str, kind: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "code": None, "param": None}}
 
 
+def origins(options: Serve) -> list[str]:
+    """Of the pages of other sites that may ask."""
+    return [name.strip().rstrip("/") for name in options.origins.split(",") if name.strip()]
+
+
 class Guard:
     """ASGI middleware.
 
@@ -41,6 +46,7 @@ class Guard:
     def __init__(self, app: Any, metrics: Metrics, token: str | None, options: Serve):
         self._app, self._metrics, self._token, self._body = app, metrics, token, options.body
         self._local = options.host in _LOCAL
+        self._origins = origins(options)
         self.draining = False
         self.most = 4 * (options.queue + options.slots) + 100
         self.active: list[Any] = []
@@ -100,7 +106,8 @@ class Guard:
             return None
         # Without a token a browser would let the page of any site change the store.
         origin = headers.get(b"origin")
-        if self._token is None and origin and origin.partition(b"://")[2] != headers.get(b"host"):
+        own = not origin or origin.partition(b"://")[2] == headers.get(b"host")
+        if self._token is None and not own and origin.decode("latin-1") not in self._origins:
             return 403, "the page of another site may not ask this server"
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         has_body = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers

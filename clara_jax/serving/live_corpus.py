@@ -9,8 +9,10 @@ import numpy as np
 from clara_jax.config import Config
 from clara_jax.corpus import write
 from clara_jax.corpus.format import Damaged
+from clara_jax.corpus.search.keys import Basis
 from clara_jax.corpus.search.search import Hit, of_model
 from clara_jax.corpus.store import StoredDocument, open_store
+from clara_jax.errors import UserError
 from clara_jax.inference import rank
 from clara_jax.inference.encode import encode_query
 from clara_jax.inference.generate import BUCKET
@@ -64,6 +66,27 @@ class LiveCorpus:
             score = self._model.config.select.score
             rank.scores(memories[0], memories, score)
             count *= 2
+        if self._search.basis is not None:  # of embeddings
+            self._search.basis.queries(np.zeros((TOGETHER, M, D), np.float32))
+
+    @property
+    def basis(self) -> Basis:
+        """Of the search keys.
+
+        Raises:
+            UserError: the store is searched by words alone.
+        """
+        if self._search.basis is None:
+            raise UserError("config.search.by=bm25: there are no search keys; set keys or both")
+        return self._search.basis
+
+    def rows(self, ids: Sequence[str]) -> list[int]:
+        """Rows of documents, each with all of its pieces.
+
+        Raises:
+            UserError: there is no document of that id.
+        """
+        return self._search.store.find(ids)
 
     def find(
         self, queries_nMD: np.ndarray, questions: Sequence[str], top_k: int

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from clara_jax.errors import UserError
 from clara_jax.inference.encode import Compressed
-from clara_jax.serving import chat, schemas
+from clara_jax.serving import chat, embedding, schemas
 from clara_jax.serving.asking import STATUS, LiveReply, status_of, until_done
 from clara_jax.serving.guard import Guard, error_body
 from clara_jax.serving.queueing import Full
@@ -54,13 +54,14 @@ def make_app(service: Service, token: str | None = None) -> tuple[FastAPI, Guard
     """
     app = FastAPI(
         title="clara_jax",
-        docs_url=None,
         redoc_url=None,
+        openapi_url="/openapi.json" if service.options.docs else None,  # without it no /docs
         responses={status: {"description": text} for status, text in _ERRORS.items()},
         exception_handlers={
             RequestValidationError: _invalid,
             HTTPException: _not_served,
             **dict.fromkeys(STATUS, _failed),
+            Exception: _broken,
         },
     )
     guard = Guard(app, service.metrics, token, service.options)
@@ -120,6 +121,9 @@ def make_app(service: Service, token: str | None = None) -> tuple[FastAPI, Guard
         """OpenAI's list of models: this one."""
         return {"object": "list", "data": [chat.MODEL]}
 
+    app.get("/v1/models/{name:path}")(chat.named)
+    embedding.add_routes(app, service)
+
     @app.post("/v1/compress")
     async def compress(body: schemas.Compress, request: Request) -> schemas.Compressed:
         """Memories of texts."""
@@ -168,6 +172,10 @@ async def _not_served(request: Request, error: HTTPException) -> JSONResponse:
 async def _failed(request: Request, error: Exception) -> JSONResponse:
     headers = {"Retry-After": str(error.after)} if isinstance(error, Full) else None
     return _refused(status_of(error), str(error), headers)
+
+
+async def _broken(request: Request, error: Exception) -> JSONResponse:
+    return _refused(500, "the server failed; its log says why")
 
 
 def _refused(status: int, message: str, headers: Any = None) -> JSONResponse:

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import uvicorn
 from absl import logging
+from starlette.middleware.cors import CORSMiddleware
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from clara_jax import config as config_lib
@@ -24,7 +25,7 @@ from clara_jax.config import Config, Serve
 from clara_jax.corpus import locks
 from clara_jax.errors import UserError
 from clara_jax.runs.load import load_setup
-from clara_jax.serving.guard import Guard
+from clara_jax.serving.guard import Guard, origins
 from clara_jax.serving.live_corpus import LiveCorpus
 from clara_jax.serving.routes import make_app
 from clara_jax.serving.service import Service
@@ -128,10 +129,15 @@ class Server(uvicorn.Server):
         app, self.guard = make_app(service, token)
         app.router.lifespan_context = self._lifespan
         options = service.options
+        served: Any = self.guard
+        if allowed := origins(options):  # around the guard: browsers must read its refusals too
+            served = CORSMiddleware(
+                served, allow_origins=allowed, allow_methods=["*"], allow_headers=["*"]
+            )
         make_connection: Any = functools.partial(_Connection, self._wires, self.guard)
         super().__init__(
             uvicorn.Config(
-                self.guard,
+                served,
                 host=options.host,
                 port=options.port,
                 http=make_connection,

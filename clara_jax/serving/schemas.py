@@ -183,6 +183,7 @@ class StreamOptions(BaseModel):
 
 # Fields of OpenAI's that would change the answer and are not served, and values that would not.
 _NOT_SERVED: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
@@ -214,7 +215,6 @@ class Chat(BaseModel):
     stop: Few[Stop] = Field([], max_length=MOST_STOPS)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    n: Literal[1] | None = 1
     rate: int | None = _RATE  # ours
 
     @model_validator(mode="before")

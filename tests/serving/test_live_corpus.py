@@ -10,7 +10,7 @@ from clara_jax.corpus import write
 from clara_jax.corpus.format import Damaged
 from clara_jax.errors import UserError
 from clara_jax.inference.encode import encode_query
-from clara_jax.serving.live_corpus import LiveCorpus
+from clara_jax.serving.live_corpus import TOGETHER, LiveCorpus
 from clara_jax.serving.metrics import Metrics
 
 
@@ -28,7 +28,9 @@ def test_a_store_is_searched_added_to_and_deleted_from(setup, texts, tmp_path, h
     metrics = Metrics()
     metrics.warmed_up()
     assert corpus.find(query, [question], 3)[0] == before
+    corpus.basis.queries(np.repeat(query, TOGETHER, 0))
     assert len(before) == 3 and len(corpus) == 6 and metrics.compilations() == 0
+    assert corpus.rows(["d2", "d1"]) == [2, 1]
     corpus.add([{"id": "new", "title": "", "text": question}])
     corpus.add([{"id": "new", "title": "", "text": question}])  # there already
     hit = corpus.find(query, [question], 1)[0][0]

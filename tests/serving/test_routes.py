@@ -114,7 +114,7 @@ def test_the_openai_client(http):
         ("/v1/compress", {"documents": ["a"] * 65}, 422, "documents"),
         ("/v1/documents", {"documents": [{"id": "", "text": "a"}]}, 422, "id"),
         ("/v1/chat/completions", {"messages": []}, 422, "messages"),
-        ("/v1/chat/completions", {"messages": [{"role": "user"}], "n": 2}, 422, "n: Input"),
+        ("/v1/chat/completions", {"messages": [{"role": "user"}], "n": 2}, 422, "n is not served"),
         ("/v1/nothing", {}, 404, ""),
     ],
 )  # fmt: skip

@@ -63,6 +63,9 @@ class SearchableStore(Protocol):
     def documents(self, rows: Sequence[int]) -> list[StoredDocument]:
         """What rows hold."""
 
+    def find(self, ids: Sequence[str]) -> list[int]:
+        """Rows of documents, each with all of its pieces."""
+
 
 def not_empty(store: SearchableStore) -> None:
     """Raises a UserError for a store without documents."""

@@ -99,6 +99,12 @@ class Search:
         """The store that is searched."""
         return self._snapshot.store
 
+    @property
+    def basis(self) -> Basis | None:
+        """Of the keys; None where they are not searched."""
+        nearest = self._snapshot.nearest
+        return None if nearest is None else nearest.basis
+
     def describe(self) -> str:
         """What is searched by, and the recall of keys as it was measured when they were made."""
         info = self._snapshot.info
