@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from annotated_types import Ge, Len, Lt
 from fastapi import FastAPI, Request
 from pydantic import BaseModel, Field, StrictInt
 
@@ -28,8 +27,15 @@ MOST = 256  # texts or documents of one request
 _AT_ONCE = 8  # documents of one question: a shape of `rank.scores` that every store compiles
 
 # Of a length that bounds the mistakes to report.
-Ids = Annotated[list[Annotated[StrictInt, Ge(0), Lt(2**31)]], Len(1, 2048)]
-Inputs = Text | Ids | Annotated[list[Text], Len(1, MOST)] | Annotated[list[Ids], Len(1, MOST)]
+Ids = Annotated[
+    list[Annotated[StrictInt, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=2048)
+]
+Inputs = (
+    Text
+    | Ids
+    | Annotated[list[Text], Field(min_length=1, max_length=MOST)]
+    | Annotated[list[Ids], Field(min_length=1, max_length=MOST)]
+)
 
 
 class Embed(BaseModel):
