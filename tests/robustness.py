@@ -21,14 +21,14 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO
 
 os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
 
 from clara_jax import config as config_lib
-from clara_jax import main
 from clara_jax.data.facts import FactsSource
+from clara_jax.main import main as clara
 from clara_jax.text.markdown import table
 
 SECONDS, BYTES = 60, 4 << 30
@@ -111,7 +111,7 @@ def _run(arguments: list[str], folder: pathlib.Path, files: tuple[IO[bytes], IO[
         sys.argv, code = argv, 70
         os.chdir(folder)
         try:
-            code = main.main(argv)
+            code = clara(argv)
         except SystemExit as e:
             code = e.code if isinstance(e.code, int) else 1
         finally:
@@ -282,14 +282,14 @@ def start() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def all_of_it() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="cases whose name has this text")
     parser.add_argument("--case", action="append", default=[], help="of this name, and no others")
     parser.add_argument("--every", type=int, default=1, help="one case of so many")
     parser.add_argument("--output", default="", help="JSON file of what is wrong")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     start()
     with tempfile.TemporaryDirectory() as folder:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{folder}/cache")
@@ -315,4 +315,4 @@ def all_of_it() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(all_of_it())
+    sys.exit(main())
