@@ -65,7 +65,8 @@ def run(
     Raises:
         UserError: nothing is to be done, or model, documents or store cannot be used.
     """
-    compact, verify, join = (tasks.get(name) for name in ("compact", "verify", "join"))
+    compact, verify = (bool(tasks.get(name)) for name in ("compact", "verify"))
+    join = tasks.get("join")
     by_model = documents is not None or fit is not None
     if not by_model and delete is None and not (compact or verify or join):
         raise UserError(

@@ -101,6 +101,19 @@ def test_parquet_and_text_give_the_same_as_lines(workdir, file, tmp_path):
     assert content(tmp_path / "a") == content(tmp_path / "b")
 
 
+def test_shares_of_workers_are_joined_and_searched(workdir, tmp_path, capsys):
+    file, joined = written(tmp_path / "d.jsonl", TEXTS[:9]), str(tmp_path / "joined")
+    stores = [str(tmp_path / f"s{i}") for i in range(2)]
+    for i, store in enumerate(stores):
+        compress.run(store, workdir, file, shard=f"{i}/2")
+    compress.run(joined, join=",".join(stores))
+    assert f"{joined}: 9 documents, 2 parts" in capsys.readouterr().out
+    made = load_setup(workdir)
+    searched = of_model(open_store(joined), *made, Search())
+    [hits] = searched.search(encode_query(*made, TEXTS[:1]), TEXTS[:1], 9)
+    assert sorted(hit.row for hit in hits) == list(range(9))
+
+
 # --- An alpha of the search ----------------------------------------------------------------------
 
 
