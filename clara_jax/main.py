@@ -110,16 +110,16 @@ def run() -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     argv = sys.argv if argv is None else argv
+    named = next((a.partition("=")[2] for a in argv if a.startswith("--mode=")), "")
     if {"--help", "-h", "-help"} & set(argv):
-        named = next((a.partition("=")[2] for a in argv if a.startswith("--mode=")), None)
         if named in MODES:
             print(command_line.help_of(named, MODES[named]))
         else:
             print(__doc__ + "\n" + flags.FLAGS.module_help(command_line))
         return 0
     command_line.start_log()
-    named = next((a.partition("=")[2] for a in argv if a.startswith("--mode=")), "train")
-    command_line.parse(command_line.with_file(argv, MODES[named]) if named in MODES else argv)
+    mode = MODES.get(named or "train")
+    command_line.parse(argv if mode is None else command_line.with_file(argv, mode))
     return run()
 
 

@@ -64,7 +64,7 @@ def _clock(seconds: float) -> str:
 
 @contextlib.contextmanager
 def doing(what: str, stream: TextIO | None = None, every: float = _PRINT) -> Generator[None]:
-    """Says every ten seconds that work of unknown length goes on, such as compiling.
+    """Says every ten seconds that work of unknown length continues, such as compiling.
 
     Args:
         what: its name.

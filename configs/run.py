@@ -1,6 +1,6 @@
 """The options of a run, as its workdir keeps them: configs/run.py:runs/scp.
 
-For a run that goes on, or is evaluated, with some of them changed; this file is what counts where
+For a run that continues, or is evaluated, with some of them changed; this file is what counts where
 options are given without a --config:
 
     --mode=evaluate --workdir=runs/scp --config.eval.records=50

@@ -124,8 +124,8 @@ def _time(compiled: Any, program: Program, target: chips.Target) -> dict[str, An
 
 def _needed(message: str) -> int:
     """Bytes that the compiler's message says are too many, or 0; "temporaries" hold arguments."""
-    told = re.search(r"RESOURCE_EXHAUSTED.*temporaries \(([\d.]+)([KMGT]?)\)", message, re.DOTALL)
-    return int(float(told[1]) * 2 ** (10 * " KMGT".index(told[2] or " "))) if told else 0
+    match = re.search(r"RESOURCE_EXHAUSTED.*temporaries \(([\d.]+)([KMGT]?)\)", message, re.DOTALL)
+    return int(float(match[1]) * 2 ** (10 * " KMGT".index(match[2] or " "))) if match else 0
 
 
 def _limit(target: chips.Target) -> int | None:

@@ -83,7 +83,7 @@ def run(
     if fit is not None:
         judged.read(fit)  # so that its mistakes are reported before hours of work
     if join is not None:
-        join_lib.join(store, [name.strip() for name in join.split(",") if name.strip()])
+        join_lib.join(store, records.names_of(join))
     if documents is not None and (files.path(store) / format.MANIFEST).exists():
         write.repair(store, bool(verify))
     elif verify:

@@ -39,13 +39,13 @@ def read(name: str) -> tuple[list[Judged], str]:
     if os.path.isdir(folder):
         paths = [os.path.join(folder, "queries.jsonl"), _qrels(folder, split or _SPLIT)]
         judged = _beir(*paths)
-    found = [each for each in judged if each.gold]
-    if not found:
+    useful = [each for each in judged if each.gold]
+    if not useful:
         raise UserError(f"{name}: no question names its documents, by pos_index, ids or qrels")
     digest = hashlib.blake2b(digest_size=16)
     for path in paths:
         digest.update(files.path(path).read_bytes())
-    return found, digest.hexdigest()
+    return useful, digest.hexdigest()
 
 
 def _lines(path: str) -> Iterator[Judged]:

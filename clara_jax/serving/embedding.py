@@ -148,9 +148,7 @@ def _stored(
     service: Service, ids: dict[int, str], score: Callable[[np.ndarray], list[float]]
 ) -> list[tuple[float, int, dict[str, str]]]:
     """Score, index and contents of stored documents; of a long one, those of its best piece."""
-    rows = (
-        list(dict.fromkeys(service.corpus.rows(list(dict.fromkeys(ids.values()))))) if ids else []
-    )
+    rows = list(dict.fromkeys(service.corpus.rows(list(ids.values())))) if ids else []
     best: dict[str, tuple[float, dict[str, str]]] = {}
     for start in range(0, len(rows), _AT_ONCE):
         part = rows[start : start + _AT_ONCE]

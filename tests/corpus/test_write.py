@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from clara_jax import config
-from clara_jax.config import Data
 from clara_jax.corpus import compress, format, locks, pieces
 from clara_jax.corpus import write as write_lib
 from clara_jax.corpus.store import open_store
@@ -20,11 +19,6 @@ TEXTS = [FactsSource(20, seed=4)[i].document for i in range(20)]
 DOCUMENTS = [{"id": f"d{i}", "text": text} for i, text in enumerate(TEXTS)]
 DOCUMENTS[6] = {"id": "d6", "title": "T", "text": " . ".join(TEXTS[6:9])}  # two pieces or three
 OPTIONS = config.Store(part=4, batch=4)
-
-
-@pytest.fixture(scope="module")
-def setup(random_setup):
-    return random_setup(Data(document_length=40, rate=10), 5)
 
 
 @pytest.fixture(scope="module")

@@ -46,11 +46,6 @@ def combined(trained_C: np.ndarray, words_C: np.ndarray | None, alpha: float) ->
     return alpha * _share(trained_C, -1) + (1 - alpha) * _share(words_C, 0)
 
 
-def order(scores_C: np.ndarray) -> np.ndarray:
-    """Positions of scores, the largest first, equal ones as they stand."""
-    return np.argsort(-scores_C, kind="stable")
-
-
 def path(store: str) -> epath.Path:
     """The file of a store's alpha."""
     return files.path(store) / "search" / FILE

@@ -59,7 +59,7 @@ def fit(
         drawn_C = random.permutation(len(parents_C))  # in what order equal ones stand is chance
         for alpha, ranked in rankings.items():
             scores_C = combine.combined(trained_C, own.words_C, alpha)[drawn_C]
-            documents_C = parents_C[drawn_C[combine.order(scores_C)]]
+            documents_C = parents_C[drawn_C[retrieval.order(scores_C)]]
             ranked.append(list(dict.fromkeys(documents_C)))  # of pieces the best counts
     metrics = {}
     for alpha, ranked in rankings.items():

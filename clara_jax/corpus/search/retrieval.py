@@ -7,6 +7,11 @@ import numpy as np
 KS = (1, 3, 5)
 
 
+def order(scores_N: np.ndarray) -> np.ndarray:
+    """Positions of scores, the largest first, equal ones as they stand."""
+    return np.argsort(-scores_N, kind="stable")
+
+
 def ranking(scores: Sequence[float] | np.ndarray) -> list[int]:
     """Indices of the candidates, best first, ties in order.
 
@@ -21,7 +26,7 @@ def ranking(scores: Sequence[float] | np.ndarray) -> list[int]:
         raise ValueError(f"scores of shape {scores_N.shape} are no vector")
     if np.isnan(scores_N).any():
         raise ValueError(f"the score of candidate {np.isnan(scores_N).argmax()} is NaN")
-    order_N = np.argsort(-scores_N, kind="stable")
+    order_N = order(scores_N)
     return order_N[scores_N[order_N] > -np.inf].tolist()
 
 

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from clara_jax import config as config_lib
 from clara_jax import sharding
-from clara_jax.corpus.search import build, combine
+from clara_jax.corpus.search import build, combine, retrieval
 from clara_jax.corpus.search.build import SearchableStore
 from clara_jax.corpus.search.keys import Basis
 from clara_jax.corpus.search.nearest import Nearest
@@ -240,7 +240,7 @@ class Search:
         for own, scores_C in self._scored(snapshot, queries_nMD, candidates):
             order_C = range(len(scores_C))
             if self.options.rescore:
-                order_C = combine.order(combine.combined(scores_C, own.words_C, self._alpha))
+                order_C = retrieval.order(combine.combined(scores_C, own.words_C, self._alpha))
             rows = own.rows
             hits.append(
                 [Hit(rows[i], float(scores_C[i]), own.by[rows[i]]) for i in order_C[:top_k]]

@@ -21,6 +21,7 @@ import regex
 from etils import epath
 
 from clara_jax import checksums, files
+from clara_jax.corpus.search import retrieval
 
 # What reading a file raises that is cut or is another one.
 DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, RecursionError, zipfile.BadZipFile)
@@ -157,7 +158,7 @@ def best(scores_R: np.ndarray, k: int, alive_R: np.ndarray) -> np.ndarray:
     if len(rows) > k:  # equal ones at the end are sorted too
         least = -np.partition(-scores_R[rows], k - 1)[k - 1]
         rows = rows[scores_R[rows] >= least]
-    return rows[np.argsort(-scores_R[rows], kind="stable")][:k]
+    return rows[retrieval.order(scores_R[rows])][:k]
 
 
 def _copy(source: epath.Path, target: epath.Path) -> None:

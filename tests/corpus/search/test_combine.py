@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from clara_jax.corpus.search.combine import ALPHAS, combined, order
+from clara_jax.corpus.search.combine import ALPHAS, combined
+from clara_jax.corpus.search.retrieval import order
 
 
 def test_by_hand():
